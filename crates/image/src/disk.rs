@@ -1,0 +1,112 @@
+//! Random access: the bytes of a file on one side, the disk that a guest sees on the other.
+//!
+//! [`ReadAt`] and [`WriteAt`] are what a format reads and writes: a file, a block device, ranges
+//! of an HTTP object, memory. [`Disk`] is what a format gives: the guest's bytes.
+//!
+//! # What caller and implementor of [`Disk`] may rely on
+//!
+//! * The caller never asks beyond [`Disk::virtual_size`]; an implementor that is asked anyway
+//!   answers with [`crate::ErrorKind::OutOfRange`] and changes nothing.
+//! * Offsets and lengths are in bytes and need no alignment. An empty read or write succeeds.
+//! * Reads and writes may come from several threads at once. Overlapping writes from two threads
+//!   leave one or the other's bytes in each sector, as a real disk would.
+//! * What was never written reads as zeros.
+//! * After [`WriteDisk::flush`] returns, everything that was written before it was called survives
+//!   a power cut. Before that, nothing is promised.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::Error;
+
+/// Bytes at known places, of a known length.
+pub trait ReadAt: Send + Sync {
+    /// The length in bytes.
+    fn len(&self) -> u64;
+
+    /// True if there are no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buf` from `offset`. Fails with [`io::ErrorKind::UnexpectedEof`] where the bytes end
+    /// before `buf` is full.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// A place that can be written at any offset.
+pub trait WriteAt: Send + Sync {
+    /// Writes the whole of `data` at `offset`, growing the file where it must.
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes `len` bytes at `offset` read as zeros, without storing them where that is possible.
+    fn zero_at(&self, len: u64, offset: u64) -> io::Result<()>;
+
+    /// Makes everything written so far durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A run of bytes of a disk that are alike: stored, or known to be zero without reading them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes from the asked offset to the end of the run; at least 1.
+    pub len: u64,
+    /// The run reads as zeros.
+    pub zero: bool,
+}
+
+/// A guest's disk, whatever stores it. See the module's text for the rules.
+pub trait Disk: Send + Sync {
+    /// The size that the guest sees, in bytes.
+    fn virtual_size(&self) -> u64;
+
+    /// Fills `buf` with the guest's bytes from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error>;
+
+    /// The run that begins at `offset`, which is less than the virtual size. The answer may be
+    /// shorter than the run really is, never longer.
+    fn extent_at(&self, offset: u64) -> Result<Extent, Error>;
+
+    /// The writing half, if this disk has one.
+    fn writer(&self) -> Option<&dyn WriteDisk> {
+        None
+    }
+}
+
+/// The writing half of a [`Disk`].
+pub trait WriteDisk: Disk {
+    /// Stores `data` at `offset`.
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error>;
+
+    /// Makes `len` bytes at `offset` read as zeros. With `discard` the space is given back where
+    /// the storage can.
+    fn zero_at(&self, len: u64, offset: u64, discard: bool) -> Result<(), Error>;
+
+    /// Makes everything written so far durable.
+    fn flush(&self) -> Result<(), Error>;
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(buf, offset)
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn len(&self) -> u64 {
+        Self::len(self) as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let bytes = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..)?.get(..buf.len()))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+}

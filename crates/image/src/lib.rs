@@ -1,0 +1,27 @@
+//! Disk formats, read from random access and from a forward-only stream, and written.
+//!
+//! Everything here works on bytes that nobody vouches for. A parser checks every size, offset and
+//! count against the file and against a named limit before it uses it; nothing that an image
+//! names (a backing file, an external data file) is ever opened; memory does not grow with the
+//! image.
+//!
+//! The crate has two narrow waists:
+//!
+//! * **bytes in**: [`ReadAt`], or a stream that is pushed into [`stream::Decoder`];
+//! * **pieces out**: [`Piece`]s of the guest's disk, which go to a [`Sink`].
+//!
+//! A format lives in its own module and is known here only by name. There is no network, no
+//! async, no `unsafe`, and no opening of files in this crate.
+
+mod disk;
+mod error;
+mod piece;
+pub mod qcow2;
+pub mod raw;
+mod sniff;
+pub mod stream;
+
+pub use disk::{Disk, Extent, ReadAt, WriteAt, WriteDisk};
+pub use error::{Error, ErrorKind};
+pub use piece::{Body, Piece, Sink};
+pub use sniff::{Format, HEAD_LEN, sniff};

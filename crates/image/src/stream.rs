@@ -1,0 +1,1 @@
+//! Push decoding of a forward-only stream.

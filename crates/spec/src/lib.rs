@@ -1,0 +1,27 @@
+//! The words of the domain, as plain data: what is imported, into what, how large, how verified,
+//! which machine runs it and under which strategy.
+//!
+//! Every other crate speaks in these types. They are checked when they are made, so that holding
+//! one means that it is valid. Nothing here reads a file, the network, the clock or the
+//! environment, and nothing here is a wire format: manifests, JSON output and command-line flags
+//! are turned into these types at the edge.
+
+mod digest;
+mod explain;
+mod name;
+mod request;
+mod size;
+mod source;
+mod url;
+mod vm;
+
+pub use digest::{Algorithm, Digest, ParseDigestError, Verified, Verifier, VerifyError};
+pub use explain::{Class, Explain, exit_code};
+pub use name::{ParseNameError, VolumeName};
+pub use request::{ImportRequest, OutputFormat, ParseOutputFormatError, Target};
+pub use size::{ByteSize, ParseSizeError};
+pub use source::{ParseSourceError, Source};
+pub use url::{ParseUrlError, SafeUrl};
+pub use vm::{
+    EngineChoice, GuestEnd, ParseEngineError, ParseRunStrategyError, RunStrategy, VmDisk, VmSpec,
+};

@@ -1,0 +1,69 @@
+//! An import, as the user asks for it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::{ByteSize, Digest, Source, VolumeName};
+
+/// Everything that decides an import. `import::plan` turns it, with what a probe of the source
+/// found, into a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportRequest {
+    /// Where the bytes come from.
+    pub source: Source,
+    /// Where the disk goes.
+    pub target: Target,
+    /// The size that the volume shall have; the image's virtual size if absent. Never smaller.
+    pub size: Option<ByteSize>,
+    /// The largest virtual size that is accepted.
+    pub max_size: Option<ByteSize>,
+    /// The digest of the source's bytes as sent.
+    pub checksum: Option<Digest>,
+    /// How the disk is stored.
+    pub output_format: OutputFormat,
+}
+
+/// Where an imported disk goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A named volume of the store.
+    Volume(VolumeName),
+    /// A file that does not exist yet, or a block device.
+    Path(PathBuf),
+}
+
+/// How a disk is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutputFormat {
+    /// The guest's bytes as they are, with holes where there are zeros.
+    Raw,
+    /// qcow2 version 3, uncompressed.
+    Qcow2,
+}
+
+/// The text names no output format.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown output format `{0}`; expected raw or qcow2")]
+pub struct ParseOutputFormatError(String);
+
+impl OutputFormat {
+    /// The name, as `--output-format` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl FromStr for OutputFormat {
+    type Err = ParseOutputFormatError;
+
+    fn from_str(text: &str) -> Result<Self, ParseOutputFormatError> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(ParseOutputFormatError(text.to_owned())),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Sizes in bytes, written as Kubernetes quantities. Not for rates, times or CPU shares.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A number of bytes.
+///
+/// Parses what Kubernetes accepts as a quantity (`resource.Quantity`): a plain number of bytes, a
+/// decimal suffix (`k M G T P E`), a binary suffix (`Ki Mi Gi Ti Pi Ei`) or a decimal exponent
+/// (`1e9`). A fraction is allowed where the result is rounded up to whole bytes, as Kubernetes does.
+/// Displays with the largest binary suffix that is exact, so that it parses back to the same value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ByteSize(u64);
+
+/// Why a text is not a size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseSizeError {
+    /// There is no number at the start.
+    #[error("expected a number with an optional suffix such as `10Gi`, got `{0}`")]
+    NotANumber(String),
+    /// The suffix is not one of Kubernetes'.
+    #[error(
+        "unknown suffix `{suffix}` in `{text}`; expected one of Ki, Mi, Gi, Ti, Pi, Ei, k, M, G, T, P, E"
+    )]
+    Suffix {
+        /// The part behind the number.
+        suffix: String,
+        /// The whole text.
+        text: String,
+    },
+    /// The value does not fit 63 bits, the largest file size.
+    #[error("`{0}` is larger than 2^63 - 1 bytes")]
+    TooLarge(String),
+    /// Sizes of milli-bytes and the like make no sense.
+    #[error("`{0}` is negative")]
+    Negative(String),
+}
+
+const SUFFIXES: [(&str, u128); 13] = [
+    ("", 1),
+    ("k", 1000),
+    ("M", 1000_u128.pow(2)),
+    ("G", 1000_u128.pow(3)),
+    ("T", 1000_u128.pow(4)),
+    ("P", 1000_u128.pow(5)),
+    ("E", 1000_u128.pow(6)),
+    ("Ki", 1 << 10),
+    ("Mi", 1 << 20),
+    ("Gi", 1 << 30),
+    ("Ti", 1 << 40),
+    ("Pi", 1 << 50),
+    ("Ei", 1 << 60),
+];
+
+/// Largest number of fraction digits that are looked at; more would overflow the arithmetic.
+const FRACTION_DIGITS_MAX: usize = 12;
+
+impl ByteSize {
+    /// Wraps a number of bytes.
+    pub const fn from_bytes(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// Wraps a number of MiB. Saturates at the largest size.
+    pub const fn from_mib(mib: u64) -> Self {
+        Self(mib.saturating_mul(1 << 20))
+    }
+
+    /// The number of bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = ParseSizeError;
+
+    fn from_str(text: &str) -> Result<Self, ParseSizeError> {
+        if text.starts_with('-') {
+            return Err(ParseSizeError::Negative(text.to_owned()));
+        }
+        let digits = text.strip_prefix('+').unwrap_or(text);
+        let end = digits.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(digits.len());
+        let (number, suffix) = digits.split_at(end);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let not_a_number = || ParseSizeError::NotANumber(text.to_owned());
+        let too_large = || ParseSizeError::TooLarge(text.to_owned());
+        if (whole.is_empty() && fraction.is_empty())
+            || fraction.contains('.')
+            || fraction.len() > FRACTION_DIGITS_MAX
+        {
+            return Err(not_a_number());
+        }
+        let unit = unit(suffix, text)?;
+        let scale = 10_u128.pow(fraction.len() as u32);
+        let mantissa: u128 = format!("{whole}{fraction}").parse().map_err(|_| too_large())?;
+        let bytes = mantissa.checked_mul(unit).ok_or_else(too_large)?.div_ceil(scale);
+        u64::try_from(bytes).ok().filter(|b| *b <= i64::MAX as u64).map(Self).ok_or_else(too_large)
+    }
+}
+
+/// The factor that a suffix stands for: one of [`SUFFIXES`], or `e` with a decimal exponent.
+fn unit(suffix: &str, text: &str) -> Result<u128, ParseSizeError> {
+    if let Some((_, factor)) = SUFFIXES.iter().find(|(name, _)| *name == suffix) {
+        return Ok(*factor);
+    }
+    let exponent = suffix.strip_prefix(['e', 'E']).map(str::parse::<u32>);
+    match exponent {
+        Some(Ok(exponent)) => {
+            10_u128.checked_pow(exponent).ok_or_else(|| ParseSizeError::TooLarge(text.to_owned()))
+        }
+        _ => Err(ParseSizeError::Suffix { suffix: suffix.to_owned(), text: text.to_owned() }),
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = SUFFIXES[7..]
+            .iter()
+            .rev()
+            .find(|(_, factor)| u128::from(self.0) >= *factor && u128::from(self.0) % factor == 0);
+        match exact {
+            Some((suffix, factor)) => write!(f, "{}{suffix}", u128::from(self.0) / factor),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_kubernetes_reads() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1024", 1024),
+            ("10Gi", 10 << 30),
+            ("1.5Gi", 3 << 29),
+            (".5Ki", 512),
+            ("1k", 1000),
+            ("1e3", 1000),
+            ("1E", 1_000_000_000_000_000_000),
+            ("+2Mi", 2 << 20),
+            ("0.1Ki", 103),
+            ("9223372036854775807", i64::MAX as u64),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_size() {
+        for (text, message) in [
+            ("", "expected a number with an optional suffix such as `10Gi`, got ``"),
+            ("Gi", "expected a number with an optional suffix such as `10Gi`, got `Gi`"),
+            ("1.2.3", "expected a number with an optional suffix such as `10Gi`, got `1.2.3`"),
+            ("-1Gi", "`-1Gi` is negative"),
+            ("8Ei", "`8Ei` is larger than 2^63 - 1 bytes"),
+            ("1e99", "`1e99` is larger than 2^63 - 1 bytes"),
+        ] {
+            assert_eq!(text.parse::<ByteSize>().map_err(|e| e.to_string()), Err(message.into()));
+        }
+        assert!(matches!("10GB".parse::<ByteSize>(), Err(ParseSizeError::Suffix { .. })));
+    }
+
+    #[test]
+    fn display_parses_back() {
+        for bytes in [0, 1, 1023, 1024, 1025, 3 << 29, 2 << 30, i64::MAX as u64] {
+            assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+        }
+        assert_eq!(ByteSize(2 << 30).to_string(), "2Gi");
+    }
+}

@@ -1,0 +1,167 @@
+//! A virtual machine, as the user asks for it, and how its guest ended.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::ByteSize;
+
+/// What one run of a virtual machine needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// The name in messages and in the process list.
+    pub name: String,
+    /// Virtual CPUs.
+    pub cpus: NonZeroU32,
+    /// Guest memory.
+    pub memory: ByteSize,
+    /// The disks in the order in which the guest sees them. The first one is booted.
+    pub disks: Vec<VmDisk>,
+    /// Text that is appended to the kernel command line; only engines that load the kernel
+    /// themselves can honour it.
+    pub append: Option<String>,
+    /// Which machine runs it.
+    pub engine: EngineChoice,
+    /// When it is started, and when again.
+    pub run_strategy: RunStrategy,
+    /// How long one run of the guest may take before it is killed.
+    pub time_limit: Option<Duration>,
+}
+
+/// One disk of a machine: a virtio-blk device over a raw file, a qcow2 file or a block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmDisk {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// The guest may not write to it.
+    pub read_only: bool,
+}
+
+/// When a virtual machine runs; the words and their meaning are KubeVirt's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RunStrategy {
+    /// Always running: started again whenever it ends.
+    Always,
+    /// Never running.
+    Halted,
+    /// Started and stopped by the user only.
+    Manual,
+    /// Started once and never again, however it ends.
+    Once,
+    /// Started again after a failure, not after the guest powered itself off.
+    RerunOnFailure,
+}
+
+impl RunStrategy {
+    /// Every strategy, in the order of their names.
+    pub const ALL: [Self; 5] =
+        [Self::Always, Self::Halted, Self::Manual, Self::Once, Self::RerunOnFailure];
+
+    /// The name, as manifests spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::Halted => "Halted",
+            Self::Manual => "Manual",
+            Self::Once => "Once",
+            Self::RerunOnFailure => "RerunOnFailure",
+        }
+    }
+}
+
+/// The text names no run strategy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown run strategy `{0}`; expected Always, Halted, Manual, Once or RerunOnFailure")]
+pub struct ParseRunStrategyError(String);
+
+impl FromStr for RunStrategy {
+    type Err = ParseRunStrategyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseRunStrategyError> {
+        let named = Self::ALL.into_iter().find(|strategy| strategy.name() == text);
+        named.ok_or_else(|| ParseRunStrategyError(text.to_owned()))
+    }
+}
+
+/// Which machine runs a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EngineChoice {
+    /// The best that this host can do, with the reason in the status.
+    Auto,
+    /// Our own machine on `/dev/kvm`.
+    Kvm,
+    /// QEMU, with KVM where it works and in software (TCG) elsewhere.
+    Qemu,
+}
+
+/// The text names no engine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown engine `{0}`; expected auto, kvm or qemu")]
+pub struct ParseEngineError(String);
+
+impl FromStr for EngineChoice {
+    type Err = ParseEngineError;
+
+    fn from_str(text: &str) -> Result<Self, ParseEngineError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "qemu" => Ok(Self::Qemu),
+            _ => Err(ParseEngineError(text.to_owned())),
+        }
+    }
+}
+
+/// How one run of a guest ended, whoever ran it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GuestEnd {
+    /// The guest powered itself off (ACPI S5).
+    PowerOff,
+    /// The guest asked for a reset where the machine was told not to restart it in place.
+    Reset,
+    /// The guest's kernel panicked, or the processor shut down (triple fault).
+    Crash,
+    /// The machine's own process failed or was killed from outside.
+    EngineFailed,
+    /// The time limit passed, and the machine was killed for it.
+    TimedOut,
+    /// The user stopped it.
+    Stopped,
+}
+
+impl GuestEnd {
+    /// True for the ends that KubeVirt's phase `Succeeded` stands for.
+    pub const fn is_success(self) -> bool {
+        matches!(self, Self::PowerOff | Self::Reset | Self::Stopped)
+    }
+}
+
+impl fmt::Display for GuestEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PowerOff => "the guest powered itself off",
+            Self::Reset => "the guest reset itself",
+            Self::Crash => "the guest crashed",
+            Self::EngineFailed => "the machine failed",
+            Self::TimedOut => "the time limit passed",
+            Self::Stopped => "stopped by the user",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for strategy in RunStrategy::ALL {
+            assert_eq!(strategy.name().parse(), Ok(strategy));
+        }
+        assert!("always".parse::<RunStrategy>().is_err());
+        assert_eq!("kvm".parse(), Ok(EngineChoice::Kvm));
+        assert!("xen".parse::<EngineChoice>().is_err());
+    }
+}

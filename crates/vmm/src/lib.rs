@@ -1,0 +1,4 @@
+//! The KVM machine.
+
+pub mod bus;
+pub mod interrupt;
