@@ -1,1 +1,28 @@
-//! To be written.
+//! Support for the tests of every other crate: real servers and servers with faults on loopback,
+//! the binary in an environment of its own, disk images with a known pattern, the corpus.
+//!
+//! All of it is blocking and needs no async runtime. What fails here panics with what a reader of
+//! the test log needs, because nothing but tests calls it. Never a dependency of shipped code.
+
+mod cli;
+mod corpus;
+mod fault;
+mod image;
+mod nginx;
+mod skip;
+mod tool;
+
+pub use cli::{Cli, Output};
+pub use corpus::{CorpusEntry, corpus, corpus_entries, workspace_root};
+pub use fault::{FaultServer, Reply, Request};
+pub use image::{pseudo_random, sparse_image};
+pub use nginx::{Nginx, NginxOptions};
+#[doc(hidden)]
+pub use skip::announce;
+pub use skip::require_tool;
+pub use tool::{qemu_img, run, sha256_file};
+
+/// The test directories' common prefix, so that what a killed test leaves behind has a name.
+fn temp_dir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("bootyard-test-").tempdir().expect("a temporary directory")
+}
