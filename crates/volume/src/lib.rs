@@ -1,1 +1,21 @@
-//! To be written.
+//! Bytes at rest: the store of named volumes, and disks that are being written.
+//!
+//! A disk is written into a [`Staged`] target that nobody else sees, and becomes visible under its
+//! name in one step, [`Staged::publish`], which takes the proof that its source was verified. What
+//! ends before that leaves nothing behind, or a left-over that the next attempt takes over.
+//!
+//! This crate knows files, block devices and locks. It knows neither sources nor disk formats
+//! beyond the name that a file's ending carries.
+
+mod device;
+mod error;
+mod fsops;
+mod part;
+mod spill;
+mod staged;
+mod store;
+
+pub use error::{Error, ErrorKind};
+pub use spill::SpillFile;
+pub use staged::{Published, Staged};
+pub use store::{Store, Volume};

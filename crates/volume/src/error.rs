@@ -1,0 +1,109 @@
+//! Why a disk could not be stored or found.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bootyard_spec::{ByteSize, Class, Explain};
+
+/// A failure to store or to find a disk, with the path that it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Error {
+    kind: ErrorKind,
+    path: PathBuf,
+    what: String,
+    hint: Option<String>,
+    source: Option<io::Error>,
+}
+
+/// The kinds of failure that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The target exists.
+    Exists,
+    /// Another process works on the target, or the block device is in use.
+    InUse,
+    /// The file system has no space left.
+    NoSpace,
+    /// The block device is smaller than the disk.
+    TooSmall,
+    /// There is no such volume, or no folder for the file.
+    NotFound,
+    /// The user may not write there.
+    Permission,
+    /// Anything else that the operating system reports.
+    Io,
+}
+
+impl Error {
+    /// The kind of failure.
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The file, folder or device that the failure is about.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn new(kind: ErrorKind, path: &Path, what: impl Into<String>) -> Self {
+        Self { kind, path: path.to_owned(), what: what.into(), hint: None, source: None }
+    }
+
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The failure of an operation on `path`; `what` says in lower case what could not be done.
+    pub(crate) fn io(source: io::Error, path: &Path, what: impl Into<String>) -> Self {
+        let (kind, hint) = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                (ErrorKind::NoSpace, Some(no_space_hint(path)))
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                let folder = path.parent().unwrap_or(path).display();
+                let hint = format!("see who may write there: `ls -ld {folder} {}`", path.display());
+                (ErrorKind::Permission, Some(hint))
+            }
+            _ => (ErrorKind::Io, None),
+        };
+        Self { kind, path: path.to_owned(), what: what.into(), hint, source: Some(source) }
+    }
+
+    pub(crate) fn exists(path: &Path) -> Self {
+        let what = format!("target `{}` exists", path.display());
+        let hint = format!("name another target, or remove it first: `rm {}`", path.display());
+        Self::new(ErrorKind::Exists, path, what).with_hint(hint)
+    }
+
+    /// `free` bytes are there where `needed` are wanted for the disk at `path`.
+    pub(crate) fn no_space(path: &Path, needed: u64, free: u64) -> Self {
+        let what = format!(
+            "no space for `{}`: expected at least {} free, got {}",
+            path.display(),
+            ByteSize::from_bytes(needed),
+            ByteSize::from_bytes(free)
+        );
+        Self::new(ErrorKind::NoSpace, path, what).with_hint(no_space_hint(path))
+    }
+}
+
+fn no_space_hint(path: &Path) -> String {
+    let folder = path.parent().unwrap_or(path).display();
+    format!(
+        "see what is free with `df -h {folder}`; make room there, or store the disk on another \
+         file system with `--to FILE` or BOOTYARD_HOME"
+    )
+}
+
+impl Explain for Error {
+    fn class(&self) -> Class {
+        Class::Target
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
+}

@@ -1,0 +1,68 @@
+//! The few file operations that `std` does not have.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, FallocateFlags, RenameFlags, fallocate, fstatvfs, renameat_with};
+
+/// Block devices zero out, and files punch holes, in units of their sectors or pages; whatever the
+/// sector size is, 4096 bytes are a multiple of it.
+const ZERO_ALIGN: u64 = 4096;
+
+const ZEROS: &[u8; 1 << 20] = &[0; 1 << 20];
+
+/// Makes `len` bytes at `offset` read as zeros: without storing them where the file system or the
+/// device can, else by writing them. The file does not grow.
+pub(crate) fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let end = offset + len;
+    let (first, last) = (offset.next_multiple_of(ZERO_ALIGN), end / ZERO_ALIGN * ZERO_ALIGN);
+    if first >= last {
+        return write_zeros(file, offset, end);
+    }
+    write_zeros(file, offset, first)?;
+    write_zeros(file, last, end)?;
+    let unstored = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let stored = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    if fallocate(file, unstored, first, last - first).is_ok()
+        || fallocate(file, stored, first, last - first).is_ok()
+    {
+        return Ok(());
+    }
+    write_zeros(file, first, last)
+}
+
+fn write_zeros(file: &File, mut offset: u64, end: u64) -> io::Result<()> {
+    while offset < end {
+        let len = (end - offset).min(ZEROS.len() as u64);
+        file.write_all_at(&ZEROS[..len as usize], offset)?;
+        offset += len;
+    }
+    Ok(())
+}
+
+/// Gives `from` the name `to` in one step that fails with [`io::ErrorKind::AlreadyExists`] where
+/// `to` exists, whatever it is.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // NFS and some FUSE file systems cannot; a second name is as atomic there.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs_err::hard_link(from, to)?;
+            fs_err::remove_file(from)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs_err::File::open(folder)?.sync_all()
+}
+
+/// How many bytes an unprivileged user can still store on the file system of `file`.
+pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<u64> {
+    let stat = fstatvfs(file)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,0 +1,196 @@
+//! A disk that is being written and that nobody else sees.
+
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bootyard_image::{Body, Piece, ReadAt, Sink, WriteAt};
+use bootyard_spec::Verified;
+
+use crate::device::Device;
+use crate::fsops;
+use crate::part::{Names, Part};
+use crate::{Error, ErrorKind, SpillFile};
+
+/// Where large temporary files of a block device go: it has no folder of its own, and `/tmp` is
+/// memory on many systems.
+const DEVICE_SPILL_FOLDER: &str = "/var/tmp";
+
+/// A target that is claimed for one disk. Dropped without [`Staged::publish`], it leaves no file;
+/// a block device is left with zeros in its first MiB.
+///
+/// As a [`Sink`] it stores a raw disk: pieces of zeros cost nothing in a file, which has holes
+/// there, and are zeroed out on a block device, which may hold anything. As [`WriteAt`] and
+/// [`ReadAt`] it is the file that a disk format is written into.
+#[derive(Debug)]
+pub struct Staged {
+    /// The final name.
+    path: PathBuf,
+    medium: Medium,
+    /// What was reserved, in bytes.
+    size: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Medium {
+    File(Part),
+    Device(Device),
+}
+
+/// A disk under its final name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// How many bytes of the file system it occupies; `None` for a block device.
+    pub allocated_bytes: Option<u64>,
+}
+
+impl Staged {
+    /// Claims a file that does not exist yet, or a block device that nobody uses.
+    pub fn for_path(path: &Path) -> Result<Self, Error> {
+        match fs_err::metadata(path) {
+            Ok(found) if found.file_type().is_block_device() => {
+                let device = Device::claim(path)?;
+                Ok(Self::new(path.to_owned(), Medium::Device(device)))
+            }
+            Ok(found) if found.is_dir() => {
+                let what = format!("target `{}` is a folder", path.display());
+                let hint =
+                    format!("name a file in it, such as `{}`", path.join("disk.raw").display());
+                Err(Error::new(ErrorKind::Exists, path, what).with_hint(hint))
+            }
+            _ => Self::claim_file(path.to_owned(), Names::of_file(path)?),
+        }
+    }
+
+    pub(crate) fn claim_file(path: PathBuf, names: Names) -> Result<Self, Error> {
+        Ok(Self::new(path, Medium::File(Part::claim(names)?)))
+    }
+
+    const fn new(path: PathBuf, medium: Medium) -> Self {
+        Self { path, medium, size: AtomicU64::new(0) }
+    }
+
+    /// The name under which the disk will be published.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The size of a block device, in bytes; `None` for a file, which has the size that it is
+    /// given.
+    pub const fn capacity(&self) -> Option<u64> {
+        match &self.medium {
+            Medium::File(_) => None,
+            Medium::Device(device) => Some(device.capacity()),
+        }
+    }
+
+    /// Gives the target `size` bytes, all zero in a file. Fails where they can not fit: a block
+    /// device that is too small, or a file system with less than `at_least` bytes free, which is
+    /// how much the caller knows that it will store.
+    pub fn reserve(&self, size: u64, at_least: u64) -> Result<(), Error> {
+        match &self.medium {
+            Medium::Device(device) => device.reserve(size)?,
+            Medium::File(part) => {
+                let free = fsops::free_bytes(&part.file).unwrap_or(u64::MAX);
+                if free < at_least {
+                    return Err(Error::no_space(&self.path, at_least, free));
+                }
+                part.set_len(size)?;
+            }
+        }
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A temporary file on the target's file system.
+    pub fn spill(&self) -> Result<SpillFile, Error> {
+        match &self.medium {
+            Medium::File(part) => SpillFile::create_in(part.folder()),
+            Medium::Device(_) => SpillFile::create_in(Path::new(DEVICE_SPILL_FOLDER)),
+        }
+    }
+
+    /// Makes the disk durable, and then visible under its name in one step. Fails where the name
+    /// was taken meanwhile.
+    pub fn publish(self, _verified: &Verified) -> Result<Published, Error> {
+        let allocated_bytes = match self.medium {
+            Medium::File(part) => Some(part.publish()?),
+            Medium::Device(device) => {
+                device.publish()?;
+                None
+            }
+        };
+        Ok(Published { path: self.path, allocated_bytes })
+    }
+
+    /// Gives a failed write our words, within an [`io::Error`] of the same kind, since that is
+    /// what passes through a decoder.
+    fn cannot_write(&self, error: io::Error, len: u64) -> io::Error {
+        let kind = error.kind();
+        let full = matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let error = match &self.medium {
+            Medium::File(part) if full => {
+                Error::no_space(&self.path, len, fsops::free_bytes(&part.file).unwrap_or(0))
+            }
+            _ => Error::io(error, &self.path, format!("cannot write to `{}`", self.path.display())),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+impl Sink for Staged {
+    fn put(&self, piece: Piece<'_>) -> io::Result<()> {
+        let (len, result) = match (&self.medium, piece.body) {
+            (Medium::File(_), Body::Zero(_)) => return Ok(()),
+            (Medium::File(part), Body::Data(data)) => {
+                (data.len() as u64, part.file.write_all_at(data, piece.offset))
+            }
+            (Medium::Device(device), body) => (0, device.put(body, piece.offset)),
+        };
+        result.map_err(|error| self.cannot_write(error, len))
+    }
+}
+
+impl ReadAt for Staged {
+    fn len(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.medium {
+            Medium::File(part) => part.file.read_exact_at(buf, offset),
+            Medium::Device(device) => device.read(buf, offset),
+        }
+    }
+}
+
+impl WriteAt for Staged {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let result = match &self.medium {
+            Medium::File(part) => part.file.write_all_at(data, offset),
+            Medium::Device(device) => device.put(Body::Data(data), offset),
+        };
+        result.map_err(|error| self.cannot_write(error, data.len() as u64))
+    }
+
+    fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
+        let result = match &self.medium {
+            Medium::File(part) => fsops::zero(&part.file, offset, len),
+            Medium::Device(device) => device.put(Body::Zero(len), offset),
+        };
+        result.map_err(|error| self.cannot_write(error, len))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match &self.medium {
+            Medium::File(part) => part.file.sync_data(),
+            Medium::Device(device) => device.file.sync_data(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! Staging and publishing, on real file systems and loop devices.
+#![expect(clippy::disallowed_methods, reason = "other processes hold locks, mounts and devices")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Command, Stdio};
+
+use bootyard_spec::{Explain, OutputFormat, Verifier, VolumeName};
+use bootyard_testkit::{pseudo_random, require_tool, run};
+use tempfile::TempDir;
+
+use super::*;
+use crate::Store;
+
+fn verified() -> Verified {
+    Verifier::new(None).finish().unwrap()
+}
+
+fn data(offset: u64, bytes: &[u8]) -> Piece<'_> {
+    Piece { offset, body: Body::Data(bytes) }
+}
+
+fn zero(offset: u64, len: u64) -> Piece<'static> {
+    Piece { offset, body: Body::Zero(len) }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let name = |entry: io::Result<fs_err::DirEntry>| entry.unwrap().file_name();
+    let entries = fs_err::read_dir(folder).unwrap().map(name);
+    entries.map(|name| name.into_string().unwrap()).collect()
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, Error>, kind: ErrorKind, message: &str) {
+    let error = result.unwrap_err();
+    assert_eq!((error.kind(), error.to_string()), (kind, message.to_owned()));
+    assert!(error.hint().is_some(), "{error} has no hint");
+}
+
+/// The text with the folder's path for `DIR`.
+fn at(folder: &TempDir, text: &str) -> String {
+    text.replace("DIR", folder.path().to_str().unwrap())
+}
+
+#[test]
+fn a_disk_appears_whole_and_sparse_under_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let staged = Staged::for_path(&path).unwrap();
+    staged.reserve(8 << 20, 0).unwrap();
+    let bytes = pseudo_random(64 << 10, 1);
+    staged.put(zero(0, 1 << 20)).unwrap();
+    staged.put(data(1 << 20, &bytes)).unwrap();
+    assert!(!path.exists());
+    let published = staged.publish(&verified()).unwrap();
+    assert_eq!(published, Published { path: path.clone(), allocated_bytes: Some(64 << 10) });
+    let stored = fs_err::read(&path).unwrap();
+    assert_eq!(stored.len(), 8 << 20);
+    assert!(stored[1 << 20..].starts_with(&bytes));
+    assert_eq!(stored.iter().filter(|byte| **byte != 0).count(), {
+        bytes.iter().filter(|byte| **byte != 0).count()
+    });
+    assert_eq!(names(folder.path()), ["disk.raw"]);
+}
+
+#[test]
+fn what_is_not_published_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let staged = Staged::for_path(&folder.path().join("disk.raw")).unwrap();
+    staged.reserve(1 << 20, 0).unwrap();
+    assert_eq!(names(folder.path()), [".disk.raw.bootyard-part"]);
+    drop(staged);
+    assert!(names(folder.path()).is_empty());
+
+    let store = Store::open(folder.path());
+    let name: VolumeName = "debian".parse().unwrap();
+    drop(store.stage(&name, OutputFormat::Raw).unwrap());
+    assert!(names(&folder.path().join("volumes")).is_empty());
+}
+
+#[test]
+fn an_existing_target_is_refused_at_the_start_and_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let staged = Staged::for_path(&path).unwrap();
+    fs_err::write(&path, "precious").unwrap();
+    let message = at(&folder, "target `DIR/disk.raw` exists");
+    refused(staged.publish(&verified()), ErrorKind::Exists, &message);
+    refused(Staged::for_path(&path), ErrorKind::Exists, &message);
+    assert_eq!(fs_err::read_to_string(&path).unwrap(), "precious");
+    assert_eq!(names(folder.path()), ["disk.raw"]);
+
+    let dangling = folder.path().join("link");
+    fs_err::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+    let message = at(&folder, "target `DIR/link` exists");
+    refused(Staged::for_path(&dangling), ErrorKind::Exists, &message);
+    let message = at(&folder, "target `DIR` is a folder");
+    refused(Staged::for_path(folder.path()), ErrorKind::Exists, &message);
+    let inside = folder.path().join("none/disk.raw");
+    let message = at(&folder, "there is no folder `DIR/none`");
+    refused(Staged::for_path(&inside), ErrorKind::NotFound, &message);
+}
+
+#[test]
+fn a_volume_has_one_disk_whatever_its_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path());
+    let name: VolumeName = "debian".parse().unwrap();
+    refused(store.get(&name), ErrorKind::NotFound, "there is no volume `debian`");
+    assert!(store.list().unwrap().is_empty());
+
+    let staged = store.stage(&name, OutputFormat::Raw).unwrap();
+    let disk = at(&folder, "DIR/volumes/debian/disk.qcow2");
+    refused(
+        store.stage(&name, OutputFormat::Qcow2),
+        ErrorKind::InUse,
+        &format!("another import into `{disk}` is running"),
+    );
+    assert!(store.list().unwrap().is_empty(), "nothing is listed before it is published");
+    staged.publish(&verified()).unwrap();
+    refused(store.stage(&name, OutputFormat::Qcow2), ErrorKind::Exists, "volume `debian` exists");
+    let volume = store.get(&name).unwrap();
+    assert_eq!(volume.path, Path::new(&at(&folder, "DIR/volumes/debian/disk.raw")));
+    assert_eq!((volume.format, store.list().unwrap()), (OutputFormat::Raw, vec![volume]));
+}
+
+#[test]
+fn of_many_that_want_one_name_one_gets_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path());
+    let name: VolumeName = "debian".parse().unwrap();
+    let attempt = |format| {
+        let staged = store.stage(&name, format)?;
+        staged.reserve(4096, 0)?;
+        staged.put(data(0, b"disk")).unwrap();
+        staged.publish(&verified())
+    };
+    let attempt = &attempt;
+    for _ in 0..50 {
+        let formats = [OutputFormat::Raw, OutputFormat::Qcow2].into_iter().cycle().take(4);
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                formats.map(|format| scope.spawn(move || attempt(format))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+        for error in results.into_iter().filter_map(Result::err) {
+            assert!(matches!(error.kind(), ErrorKind::Exists | ErrorKind::InUse), "{error:?}");
+        }
+        let volume = folder.path().join("volumes/debian");
+        assert_eq!(names(&volume).len(), 1, "{:?}", names(&volume));
+        fs_err::remove_dir_all(volume).unwrap();
+    }
+}
+
+#[test]
+fn the_left_over_of_a_dead_process_is_taken_over_and_a_living_one_is_refused() {
+    if !require_tool("flock") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let part = folder.path().join(".disk.raw.bootyard-part");
+    fs_err::write(&part, "left over").unwrap();
+    let mut holder = hold_lock(&part);
+    let message = at(&folder, "another import into `DIR/disk.raw` is running");
+    refused(Staged::for_path(&path), ErrorKind::InUse, &message);
+    assert_eq!(fs_err::read_to_string(&part).unwrap(), "left over");
+
+    holder.stdin.take().unwrap().write_all(b"\n").unwrap();
+    holder.wait().unwrap();
+    let staged = Staged::for_path(&path).unwrap();
+    staged.reserve(4096, 0).unwrap();
+    staged.publish(&verified()).unwrap();
+    assert_eq!(fs_err::read(&path).unwrap(), [0; 4096], "nothing of the left-over remains");
+}
+
+/// A process that holds the lock on `path` until it is sent a line.
+fn hold_lock(path: &Path) -> Child {
+    let mut child = Command::new("flock")
+        .arg(path)
+        .args(["sh", "-c", "echo locked; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "locked\n");
+    child
+}
+
+/// A small ext4 file system of its own, unmounted when dropped.
+struct Mount(TempDir);
+
+impl Mount {
+    fn new() -> Option<Self> {
+        if !["mkfs.ext4", "mount", "umount"].into_iter().all(require_tool) {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (image, point) = (folder.path().join("image"), folder.path().join("mount"));
+        fs_err::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        fs_err::create_dir(&point).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        let status = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point).status();
+        if !status.is_ok_and(|status| status.success()) {
+            bootyard_testkit::announce(format_args!("cannot mount a loop device"));
+            return None;
+        }
+        Some(Self(folder))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("mount")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("-l").arg(self.path()));
+    }
+}
+
+#[test]
+fn a_full_file_system_is_told_with_what_is_needed_and_free() {
+    let Some(mount) = Mount::new() else { return };
+    let path = mount.path().join("disk.raw");
+    let staged = Staged::for_path(&path).unwrap();
+    let error = staged.reserve(1 << 30, 1 << 30).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    let start = format!("no space for `{}`: expected at least 1Gi free, got ", path.display());
+    assert!(error.to_string().starts_with(&start), "{error}");
+    assert!(error.hint().unwrap().contains("`df -h "), "{error:?}");
+
+    staged.reserve(1 << 30, 0).unwrap();
+    let block = pseudo_random(1 << 20, 1);
+    let error = (0..64).find_map(|index| staged.put(data(index << 20, &block)).err()).unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    let error = error.into_inner().unwrap().downcast::<Error>().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    let start = format!("no space for `{}`: expected at least 1Mi free, got ", path.display());
+    assert!(error.to_string().starts_with(&start), "{error}");
+    drop(staged);
+    assert_eq!(names(&mount.path()), ["lost+found"]);
+}
+
+/// A loop device, detached when dropped.
+struct Loop {
+    device: String,
+    image: tempfile::NamedTempFile,
+}
+
+impl Loop {
+    fn new(len: u64, sector: &str) -> Option<Self> {
+        if !require_tool("losetup") {
+            return None;
+        }
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let noise = pseudo_random(len as usize, 9);
+        fs_err::write(image.path(), noise).unwrap();
+        let output = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", sector])
+            .arg(image.path())
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            bootyard_testkit::announce(format_args!("cannot attach a loop device"));
+            return None;
+        }
+        let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        Some(Self { device, image })
+    }
+
+    fn path(&self) -> &Path {
+        Path::new(&self.device)
+    }
+
+    /// What a machine would read after a power cut: the bytes below the device.
+    fn durable(&self) -> Vec<u8> {
+        fs_err::read(self.image.path()).unwrap()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        run(Command::new("losetup").arg("--detach").arg(&self.device));
+    }
+}
+
+#[test]
+fn a_block_device_boots_nothing_until_it_is_published() {
+    for sector in ["512", "4096"] {
+        let Some(device) = Loop::new(8 << 20, sector) else { return };
+        let staged = Staged::for_path(device.path()).unwrap();
+        assert_eq!(staged.capacity(), Some(8 << 20));
+        staged.reserve(8 << 20, 0).unwrap();
+        // A run across the withheld start, holes with odd edges, and odd ends.
+        let disk = {
+            let mut disk = pseudo_random(8 << 20, 2);
+            disk[(2 << 20) + 513..(5 << 20) + 7].fill(0);
+            disk[100..5000].fill(0);
+            disk
+        };
+        staged.put(data(0, &disk[..100])).unwrap();
+        staged.put(zero(100, 4900)).unwrap();
+        staged.put(data(5000, &disk[5000..(2 << 20) + 513])).unwrap();
+        staged.put(data((5 << 20) + 7, &disk[(5 << 20) + 7..])).unwrap();
+        staged.put(zero((2 << 20) + 513, (3 << 20) - 506)).unwrap();
+        staged.sync().unwrap();
+        assert!(device.durable()[..1 << 20].iter().all(|byte| *byte == 0), "{sector}");
+        let mut start = vec![0; 2 << 20];
+        staged.read_exact_at(&mut start, 0).unwrap();
+        assert_eq!(start, disk[..2 << 20], "{sector}: the stage itself shows the whole disk");
+
+        let published = staged.publish(&verified()).unwrap();
+        assert_eq!(published.allocated_bytes, None);
+        assert!(device.durable() == disk, "{sector}");
+    }
+}
+
+#[test]
+fn an_unpublished_block_device_stays_unbootable() {
+    let Some(device) = Loop::new(2 << 20, "512") else { return };
+    let staged = Staged::for_path(device.path()).unwrap();
+    staged.reserve(2 << 20, 0).unwrap();
+    staged.put(data(0, &pseudo_random(2 << 20, 3))).unwrap();
+    drop(staged);
+    assert!(device.durable()[..1 << 20].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_block_device_in_use_or_too_small_is_refused() {
+    let Some(device) = Loop::new(2 << 20, "512") else { return };
+    let shown = device.path().display();
+    let staged = Staged::for_path(device.path()).unwrap();
+    let in_use = format!("block device `{shown}` is in use");
+    refused(Staged::for_path(device.path()), ErrorKind::InUse, &in_use);
+    let too_small = format!("block device `{shown}` is too small: expected at least 3Mi, got 2Mi");
+    refused(staged.reserve(3 << 20, 0), ErrorKind::TooSmall, &too_small);
+    drop(staged);
+    assert!(device.durable() == pseudo_random(2 << 20, 9), "a refused device is untouched");
+
+    if ["mkfs.ext4", "mount", "umount"].into_iter().all(require_tool) {
+        run(Command::new("mkfs.ext4").arg("-q").arg(device.path()));
+        let point = tempfile::tempdir().unwrap();
+        run(Command::new("mount").arg(device.path()).arg(point.path()));
+        let result = Staged::for_path(device.path());
+        run(Command::new("umount").arg(point.path()));
+        refused(result, ErrorKind::InUse, &in_use);
+    }
+}
+
+#[test]
+fn a_spill_file_is_read_back_and_has_no_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let staged = Staged::for_path(&folder.path().join("disk.raw")).unwrap();
+    let spill = staged.spill().unwrap();
+    spill.write_all_at(b"later", 1 << 20).unwrap();
+    spill.zero_at(2, (1 << 20) + 1).unwrap();
+    let mut back = [1; 6];
+    spill.read_exact_at(&mut back, (1 << 20) - 1).unwrap();
+    assert_eq!((&back, spill.len()), (b"\0l\0\0er", (1 << 20) + 5));
+    assert_eq!(names(folder.path()), [".disk.raw.bootyard-part"]);
+}
+
+#[test]
+fn as_a_file_it_is_written_anywhere_and_zeroed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.qcow2");
+    let staged = Staged::for_path(&path).unwrap();
+    staged.reserve(0, 0).unwrap();
+    staged.write_all_at(&pseudo_random(1 << 20, 4), 0).unwrap();
+    staged.zero_at((1 << 20) - 4096, 4096).unwrap();
+    staged.write_all_at(b"end", 4 << 20).unwrap();
+    staged.sync().unwrap();
+    let published = staged.publish(&verified()).unwrap();
+    assert_eq!(published.allocated_bytes, Some(8192));
+    assert_eq!(fs_err::metadata(&path).unwrap().size(), (4 << 20) + 3);
+}
+
+#[test]
+fn a_read_only_file_system_is_told() {
+    let Some(mount) = Mount::new() else { return };
+    run(Command::new("mount").args(["-o", "remount,ro"]).arg(mount.path()));
+    let result = Staged::for_path(&mount.path().join("disk.raw"));
+    refused(result, ErrorKind::Permission, "cannot create the disk");
+}
