@@ -1,0 +1,193 @@
+//! A virtqueue as a device sees it: whole, checked requests come out, answers go in, and the driver
+//! is interrupted when it wants to be. The ring's layout is the `virtio-queue` crate's business.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, Reader, Writer};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Error, Interrupt};
+
+/// Most descriptors of one request. Linux makes indirect tables longer than the ring, so the ring's
+/// size is no limit; this one bounds the memory that a request takes here.
+const DESCRIPTORS_MAX: usize = 4096;
+
+/// Avail ring flag: the driver polls (§2.7.6).
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// A virtqueue that the driver has enabled.
+#[derive(Debug)]
+pub struct Virtqueue {
+    index: u16,
+    queue: Queue,
+    event: EventFd,
+    interrupt: Arc<Interrupt>,
+}
+
+/// One descriptor chain: what the driver sends, and room for the answer.
+pub struct Request<'m> {
+    head: u16,
+    reader: Reader<'m>,
+    writer: Writer<'m>,
+}
+
+impl Virtqueue {
+    /// Takes the addresses that the driver has set up and checks that they lie in `memory`.
+    pub(super) fn new(
+        index: u16,
+        queue: Queue,
+        memory: &GuestMemoryMmap,
+        event: EventFd,
+        interrupt: Arc<Interrupt>,
+    ) -> Result<Self, Error> {
+        if !queue.is_valid(memory) {
+            return Err(Error::Queue { index, source: virtio_queue::Error::FindMemoryRegion });
+        }
+        Ok(Self { index, queue, event, interrupt })
+    }
+
+    /// Its number among the device's virtqueues.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Signalled when the driver has made buffers available.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// The next request, if the driver has one.
+    pub fn next<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Request<'m>>, Error> {
+        let index = self.index;
+        let broken = |source| Error::Queue { index, source };
+        let next = self.queue.iter(memory).map_err(broken)?.next();
+        next.map(|chain| Request::new(index, memory, chain)).transpose()
+    }
+
+    /// Gives `request` back to the driver, and interrupts it if it waits for that. At least the
+    /// first `written` bytes of the room for the answer are filled.
+    pub fn complete(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        written: u32,
+    ) -> Result<(), Error> {
+        self.queue.add_used(memory, head, written).map_err(|source| self.broken(source))?;
+        if self.driver_waits(memory).map_err(|source| self.broken(source))? {
+            self.interrupt.queue(self.index);
+        }
+        Ok(())
+    }
+
+    /// The driver need not ring the doorbell: the device is looking anyway.
+    pub fn disable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<(), Error> {
+        self.queue.disable_notification(memory).map_err(|source| self.broken(source))
+    }
+
+    /// The driver must ring the doorbell from now on. True if it made buffers available before it
+    /// could know.
+    pub fn enable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+        self.queue.enable_notification(memory).map_err(|source| self.broken(source))
+    }
+
+    fn driver_waits(&mut self, memory: &GuestMemoryMmap) -> Result<bool, virtio_queue::Error> {
+        // Has the memory fence that the flag's reading needs, and only knows the event index.
+        if !self.queue.needs_notification(memory)? {
+            return Ok(false);
+        }
+        let flags: u16 = memory
+            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(self.queue.event_idx_enabled() || u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+    }
+
+    fn broken(&self, source: virtio_queue::Error) -> Error {
+        Error::Queue { index: self.index, source }
+    }
+}
+
+impl<'m> Request<'m> {
+    fn new(
+        index: u16,
+        memory: &'m GuestMemoryMmap,
+        chain: DescriptorChain<&'m GuestMemoryMmap>,
+    ) -> Result<Self, Error> {
+        check_chain(chain.clone())?;
+        let broken = |source| Error::Queue { index, source };
+        let head = chain.head_index();
+        let reader = chain.clone().reader(memory).map_err(broken)?;
+        let writer = chain.writer(memory).map_err(broken)?;
+        Ok(Self { head, reader, writer })
+    }
+
+    /// What identifies the request in the rings.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Bytes of the driver that have not been read.
+    pub fn readable(&self) -> usize {
+        self.reader.available_bytes()
+    }
+
+    /// Bytes of room for the answer that have not been written.
+    pub fn writable(&self) -> usize {
+        self.writer.available_bytes()
+    }
+
+    /// Bytes of the answer that have been written.
+    pub fn written(&self) -> u32 {
+        u32::try_from(self.writer.bytes_written()).expect("a chain has less than 2^32 bytes")
+    }
+
+    /// Cuts off the last `len` bytes of the room for the answer.
+    pub fn split_tail(&mut self, len: usize) -> Option<Writer<'m>> {
+        self.writer.split_at(self.writable().checked_sub(len)?).ok()
+    }
+}
+
+impl Read for Request<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buf)
+    }
+}
+
+impl Write for Request<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.writer.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("head", &self.head).finish_non_exhaustive()
+    }
+}
+
+/// The iterator over a chain ends silently where the chain is broken (a loop, a descriptor outside
+/// of its table or of memory), so a chain whose last descriptor names a next one is broken.
+fn check_chain(chain: impl Iterator<Item = Descriptor>) -> Result<(), Error> {
+    let mut last: Option<Descriptor> = None;
+    for (count, descriptor) in chain.enumerate() {
+        if count == DESCRIPTORS_MAX {
+            return Err(Error::Malformed("too many descriptors"));
+        }
+        if last.is_some_and(|last| last.is_write_only()) && !descriptor.is_write_only() {
+            return Err(Error::Malformed("a device-readable descriptor behind a writable one"));
+        }
+        last = Some(descriptor);
+    }
+    match last {
+        None => Err(Error::Malformed("the first descriptor cannot be read")),
+        Some(last) if last.has_next() => Err(Error::Malformed("the descriptor chain is cut off")),
+        Some(_) => Ok(()),
+    }
+}
