@@ -1,1 +1,22 @@
-//! To be written.
+//! A boot loader that runs on the host: it finds kernel, initrd and command line inside a disk and
+//! returns them as plain data, as the firmware and GRUB of a real machine would have loaded them.
+//!
+//! ```text
+//!  Disk ─► partition: GPT, MBR, none ─► fs: ext4 ─► grub: grub.cfg ─► menu ─► BootPlan
+//! ```
+//!
+//! Everything on the disk was written by somebody else's guest. No parser here trusts a size, a
+//! count or a depth: each has a limit with a name, a script runs for a limited number of steps, and
+//! what is not understood inside the entry that boots is an error that names file and line.
+//! Nothing is written, and nothing outside the disk is read. This crate knows no machine: who loads
+//! the kernel, and how, is the caller's affair.
+#![forbid(unsafe_code)]
+
+mod error;
+mod fs;
+mod grub;
+mod partition;
+mod plan;
+
+pub use error::{Error, ErrorKind};
+pub use plan::{BootPlan, Entry, Options, find, list};

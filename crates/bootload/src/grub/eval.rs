@@ -1,0 +1,528 @@
+//! Runs a script, as GRUB would before it shows its menu, and then the entry that is chosen.
+//!
+//! Outside an entry a command that is not known fails quietly, as it would in a GRUB without that
+//! module. Inside the entry that boots, nothing may be skipped that could matter: there an unknown
+//! command is an error.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::script::{self, Action, Block, Command, Part, Text, Word};
+use super::{Files, Line, Place, SearchBy, condition, env};
+use crate::{Error, ErrorKind};
+
+/// Bytes of a script; what `grub-mkconfig` writes has some kilobytes a kernel.
+pub(crate) const CONFIG_MAX: u64 = 1 << 20;
+/// Commands that one disk's scripts may run.
+const STEPS_MAX: u32 = 20_000;
+/// Functions within functions, and blocks within blocks.
+const DEPTH_MAX: u32 = 64;
+/// Scripts that one another may name by `configfile` and `source`.
+const HOPS_MAX: u32 = 4;
+/// Bytes of all words of one command after variables are replaced.
+const WORDS_MAX: usize = 16 << 10;
+/// Variables, functions, and items of the menu, each.
+const NAMES_MAX: usize = 1024;
+
+/// Commands that change nothing that this loader decides: what the screen and the keyboard do, and
+/// modules, which are all there.
+const IGNORED: [&str; 26] = [
+    "background_color",
+    "background_image",
+    "clear",
+    "echo",
+    "export",
+    "gfxmode",
+    "insmod",
+    "keymap",
+    "load_video",
+    "loadfont",
+    "play",
+    "recordfail",
+    "rmmod",
+    "save_env",
+    "savedefault",
+    "serial",
+    "sleep",
+    "terminal_input",
+    "terminal_output",
+    "terminfo",
+    "true",
+    "videoinfo",
+    "videomode",
+    "vbeinfo",
+    "cpuid",
+    "hdparm",
+];
+
+/// One line of the menu.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) title: String,
+    pub(crate) id: Option<String>,
+    pub(crate) submenu: bool,
+    pub(crate) at: Line,
+    body: Block,
+    /// The words of its definition, which its body sees as `$1`, `$2`….
+    words: Vec<String>,
+}
+
+/// A file that an entry loads, with the line that says so.
+#[derive(Debug, Clone)]
+pub(crate) struct Load {
+    pub(crate) place: Place,
+    pub(crate) at: Line,
+}
+
+/// What an entry loads.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Boot {
+    pub(crate) kernel: Option<Load>,
+    pub(crate) cmdline: String,
+    pub(crate) initrds: Vec<Load>,
+}
+
+/// The state of one GRUB.
+pub(crate) struct Grub<'a> {
+    files: &'a dyn Files,
+    variables: HashMap<String, String>,
+    functions: HashMap<String, Function>,
+    arguments: Vec<String>,
+    menu: Vec<Item>,
+    boot: Boot,
+    /// The script that runs, for messages.
+    file: Rc<str>,
+    in_entry: bool,
+    status: bool,
+    steps: u32,
+    hops: u32,
+    depth: u32,
+}
+
+#[derive(Clone)]
+struct Function {
+    body: Block,
+    file: Rc<str>,
+}
+
+impl<'a> Grub<'a> {
+    /// A GRUB whose configuration is the file at `config`.
+    pub(crate) fn new(files: &'a dyn Files, config: &Place) -> Self {
+        let directory = config.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let prefix = format!("({}){directory}", config.device);
+        let features = [
+            "200_final",
+            "all_video_module",
+            "chainloader_bpb",
+            "default_font_path",
+            "menuentry_id",
+            "menuentry_options",
+            "nativedisk_cmd",
+            "ntldr",
+            "platform_search_hint",
+            "timeout_style",
+        ];
+        let mut variables: HashMap<String, String> =
+            features.map(|name| (format!("feature_{name}"), "y".to_owned())).into();
+        let known = [
+            ("root", config.device.as_str()),
+            ("prefix", &prefix),
+            ("config_directory", &prefix),
+            ("grub_platform", "pc"),
+            ("grub_cpu", "i386"),
+        ];
+        variables.extend(known.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        Self {
+            files,
+            variables,
+            functions: HashMap::new(),
+            arguments: Vec::new(),
+            menu: Vec::new(),
+            boot: Boot::default(),
+            file: Rc::from(config.path.as_str()),
+            in_entry: false,
+            status: true,
+            steps: 0,
+            hops: 0,
+            depth: 0,
+        }
+    }
+
+    /// Runs a script and returns the menu that it makes.
+    pub(crate) fn menu(&mut self, text: &str) -> Result<Vec<Item>, Error> {
+        let block = script::parse(text, &self.file)?;
+        self.block(&block)?;
+        Ok(std::mem::take(&mut self.menu))
+    }
+
+    /// The items of a submenu.
+    pub(crate) fn open(&mut self, submenu: &Item) -> Result<Vec<Item>, Error> {
+        self.run_item(submenu)?;
+        Ok(std::mem::take(&mut self.menu))
+    }
+
+    /// Runs an entry and returns what it loads.
+    pub(crate) fn boot(&mut self, entry: &Item) -> Result<Boot, Error> {
+        self.in_entry = true;
+        self.boot = Boot::default();
+        self.variables.insert("chosen".to_owned(), entry.title.clone());
+        self.run_item(entry)?;
+        self.in_entry = false;
+        Ok(std::mem::take(&mut self.boot))
+    }
+
+    /// The value of a variable, empty if it has none.
+    pub(crate) fn variable(&self, name: &str) -> &str {
+        self.variables.get(name).map_or("", String::as_str)
+    }
+
+    fn run_item(&mut self, item: &Item) -> Result<(), Error> {
+        self.file = Rc::clone(&item.at.file);
+        self.arguments = item.words.clone();
+        self.block(&item.body)
+    }
+
+    fn block(&mut self, block: &Block) -> Result<(), Error> {
+        self.depth += 1;
+        for command in block.iter() {
+            self.command(command)?;
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn command(&mut self, command: &Command) -> Result<(), Error> {
+        let at = Line { file: Rc::clone(&self.file), number: command.line };
+        self.step(&at)?;
+        match &command.action {
+            Action::Run(words) => {
+                let words = self.expand(words, &at)?;
+                self.run(&words, &at)
+            }
+            Action::If { arms, otherwise } => {
+                for (condition, body) in arms {
+                    if self.holds(condition)? {
+                        return self.block(body);
+                    }
+                }
+                self.status = true;
+                self.block(otherwise)
+            }
+            Action::For { name, words, body } => {
+                for word in self.expand(words, &at)? {
+                    self.step(&at)?;
+                    self.set(name, word, &at)?;
+                    self.block(body)?;
+                }
+                Ok(())
+            }
+            Action::While { until, condition, body } => {
+                while self.holds(condition)? != *until {
+                    self.step(&at)?;
+                    self.block(body)?;
+                }
+                Ok(())
+            }
+            Action::Function { name, body } => {
+                let function = Function { body: Rc::clone(body), file: Rc::clone(&self.file) };
+                self.functions.insert(name.clone(), function);
+                limit(self.functions.len(), NAMES_MAX, "functions", &at)
+            }
+            Action::Item { submenu, words, body } => self.item(*submenu, words, body, at),
+        }
+    }
+
+    /// Counts a step of the script.
+    fn step(&mut self, at: &Line) -> Result<(), Error> {
+        self.steps += 1;
+        limit(self.steps as usize, STEPS_MAX as usize, "commands", at)?;
+        limit(self.depth as usize, DEPTH_MAX as usize, "blocks within each other", at)
+    }
+
+    fn holds(&mut self, condition: &Block) -> Result<bool, Error> {
+        self.block(condition)?;
+        Ok(self.status)
+    }
+
+    fn item(&mut self, submenu: bool, words: &[Word], body: &Block, at: Line) -> Result<(), Error> {
+        let mut words = self.expand(words, &at)?.into_iter();
+        let (mut title, mut id, mut rest) = (None, None, Vec::new());
+        while let Some(word) = words.next() {
+            match word.split_once('=').map_or((word.as_str(), None), |(a, b)| (a, Some(b))) {
+                ("--id", value) => id = value.map(str::to_owned).or_else(|| words.next()),
+                ("--class" | "--users" | "--hotkey" | "--source", None) => {
+                    words.next();
+                }
+                (option, _) if option.starts_with("--") => {}
+                _ if title.is_none() => title = Some(word),
+                _ => rest.push(word),
+            }
+        }
+        let Some(title) = title else { return Err(at.error("the menu entry has no title")) };
+        rest.insert(0, title.clone());
+        let body = Rc::clone(body);
+        limit(self.menu.len(), NAMES_MAX, "menu entries", &at)?;
+        self.menu.push(Item { title, id, submenu, at, body, words: rest });
+        Ok(())
+    }
+
+    /// Replaces variables, splits what was not quoted at blanks.
+    fn expand(&self, words: &[Word], at: &Line) -> Result<Vec<String>, Error> {
+        let (mut expanded, mut len) = (Vec::new(), 0);
+        for word in words {
+            // A word exists once something quoted, or something that is not blank, was put into it.
+            let mut current: Option<String> = None;
+            for Part { text, quoted } in word {
+                let text = match text {
+                    Text::Literal(text) => text,
+                    Text::Variable(name) => self.value(name),
+                };
+                len += text.len() + 1;
+                limit(len, WORDS_MAX, "bytes in the words of a command", at)?;
+                if *quoted {
+                    current.get_or_insert_default().push_str(text);
+                    continue;
+                }
+                for (index, piece) in text.split(|c: char| c.is_ascii_whitespace()).enumerate() {
+                    if index > 0 {
+                        expanded.extend(current.take());
+                    }
+                    if !piece.is_empty() {
+                        current.get_or_insert_default().push_str(piece);
+                    }
+                }
+            }
+            expanded.extend(current);
+        }
+        Ok(expanded)
+    }
+
+    fn value(&self, name: &str) -> &str {
+        match name {
+            "?" => {
+                if self.status {
+                    "0"
+                } else {
+                    "1"
+                }
+            }
+            _ => match name.parse::<usize>() {
+                Ok(0) => "",
+                Ok(index) => self.arguments.get(index - 1).map_or("", String::as_str),
+                Err(_) => self.variable(name),
+            },
+        }
+    }
+
+    fn set(&mut self, name: &str, value: String, at: &Line) -> Result<(), Error> {
+        self.variables.insert(name.to_owned(), value);
+        limit(self.variables.len(), NAMES_MAX, "variables", at)
+    }
+
+    /// Runs one simple command.
+    fn run(&mut self, words: &[String], at: &Line) -> Result<(), Error> {
+        let Some((name, arguments)) = words.split_first() else { return Ok(()) };
+        if name == "!" {
+            self.run(arguments, at)?;
+            self.status = !self.status;
+            return Ok(());
+        }
+        if let Some(function) = self.functions.get(name).cloned() {
+            return self.call(&function, arguments);
+        }
+        self.status = true;
+        match name.as_str() {
+            "set" => match arguments.first().and_then(|word| word.split_once('=')) {
+                Some((name, value)) => self.set(name, value.to_owned(), at),
+                None => Ok(()),
+            },
+            "unset" => {
+                arguments.iter().for_each(|name| drop(self.variables.remove(name)));
+                Ok(())
+            }
+            "[" | "test" => {
+                let end = arguments.len() - usize::from(name == "[" && !arguments.is_empty());
+                let size = |path: &str| self.size(path);
+                self.status = condition::holds(&arguments[..end], &size, at)?;
+                Ok(())
+            }
+            "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => {
+                self.search(name, arguments, at)
+            }
+            "load_env" => self.load_env(arguments),
+            "configfile" | "normal" | "source" | "." => self.hop(name, arguments, at),
+            "linux" | "linux16" | "linuxefi" => self.linux(arguments, at),
+            "initrd" | "initrd16" | "initrdefi" => self.initrd(arguments, at),
+            "false" => {
+                self.status = false;
+                Ok(())
+            }
+            _ if IGNORED.contains(&name.as_str()) => Ok(()),
+            _ => self.assignment_or_unknown(name, at),
+        }
+    }
+
+    fn assignment_or_unknown(&mut self, word: &str, at: &Line) -> Result<(), Error> {
+        let is_name =
+            |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        match word.split_once('=') {
+            Some((name, value)) if is_name(name) => self.set(name, value.to_owned(), at),
+            _ if self.in_entry => Err(at.error(format_args!("unknown command `{word}`"))),
+            _ => {
+                self.status = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn call(&mut self, function: &Function, arguments: &[String]) -> Result<(), Error> {
+        let arguments = std::mem::replace(&mut self.arguments, arguments.to_vec());
+        let file = std::mem::replace(&mut self.file, Rc::clone(&function.file));
+        self.block(&function.body)?;
+        (self.arguments, self.file) = (arguments, file);
+        Ok(())
+    }
+
+    /// `search --fs-uuid|--label|--file [--set[=NAME]] VALUE`, or `search.fs_uuid VALUE NAME`.
+    fn search(&mut self, command: &str, arguments: &[String], at: &Line) -> Result<(), Error> {
+        let mut by = match command {
+            "search.fs_uuid" => SearchBy::Uuid,
+            "search.fs_label" => SearchBy::Label,
+            _ => SearchBy::File,
+        };
+        let (mut variable, mut values) = (None, Vec::new());
+        let mut words = arguments.iter().map(String::as_str);
+        while let Some(word) = words.next() {
+            match word.split_once('=').map_or((word, None), |(a, b)| (a, Some(b))) {
+                ("--fs-uuid" | "-u", _) => by = SearchBy::Uuid,
+                ("--label" | "--fs-label" | "-l", _) => by = SearchBy::Label,
+                ("--file" | "-f", _) => by = SearchBy::File,
+                ("--set" | "-s", name) => variable = name,
+                ("--hint", None) => drop(words.next()),
+                (option, _) if option.starts_with('-') => {}
+                _ => values.push(word),
+            }
+        }
+        let (name, value) = match *values.as_slice() {
+            [] => {
+                self.status = false;
+                return Ok(());
+            }
+            [value] => (variable.unwrap_or("root"), value),
+            [value, name, ..] if command != "search" => (name, value),
+            // `--set NAME VALUE`
+            [name, value, ..] => (variable.unwrap_or(name), value),
+        };
+        match self.files.search(by, value)? {
+            Some(device) => self.set(name, device, at),
+            None => {
+                self.status = false;
+                Ok(())
+            }
+        }
+    }
+
+    /// `load_env [--file FILE] [NAME…]`.
+    fn load_env(&mut self, arguments: &[String]) -> Result<(), Error> {
+        let mut path = format!("{}/grubenv", self.variable("prefix"));
+        let mut names = Vec::new();
+        let mut words = arguments.iter();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--file" | "-f" => path = words.next().cloned().unwrap_or_default(),
+                option if option.starts_with('-') => {}
+                _ => names.push(word),
+            }
+        }
+        let block = self.read(&path)?;
+        let variables = block.and_then(|block| env::parse(&block));
+        self.status = variables.is_some();
+        for (name, value) in variables.unwrap_or_default().into_iter().take(NAMES_MAX) {
+            if names.is_empty() || names.contains(&&name) {
+                self.variables.insert(name, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// `source FILE` runs another script here; `configfile FILE` starts its own menu.
+    fn hop(&mut self, command: &str, arguments: &[String], at: &Line) -> Result<(), Error> {
+        let Some(path) = arguments.first() else { return Ok(()) };
+        self.hops += 1;
+        limit(self.hops as usize, HOPS_MAX as usize, "scripts that name each other", at)?;
+        let Some(text) = self.read(path)? else {
+            self.status = false;
+            return Ok(());
+        };
+        let file: Rc<str> = Rc::from(self.place(path).path);
+        let block = script::parse(&String::from_utf8_lossy(&text), &file)?;
+        if matches!(command, "configfile" | "normal") {
+            self.menu.clear();
+        }
+        let before = std::mem::replace(&mut self.file, file);
+        self.block(&block)?;
+        self.file = before;
+        Ok(())
+    }
+
+    fn linux(&mut self, arguments: &[String], at: &Line) -> Result<(), Error> {
+        let Some((path, words)) = arguments.split_first() else {
+            return Err(at.error("`linux` names no kernel"));
+        };
+        let words: Vec<String> = words.iter().map(|word| quote_for_kernel(word)).collect();
+        self.boot = Boot {
+            kernel: Some(Load { place: self.place(path), at: at.clone() }),
+            cmdline: words.join(" "),
+            initrds: Vec::new(),
+        };
+        Ok(())
+    }
+
+    fn initrd(&mut self, arguments: &[String], at: &Line) -> Result<(), Error> {
+        let files = arguments.iter().filter(|word| !word.starts_with("--"));
+        let load = |path: &String| Load { place: self.place(path), at: at.clone() };
+        if let Some(path) = arguments.iter().find(|word| word.starts_with("newc:")) {
+            return Err(at.error(format_args!("`{path}` is made by GRUB, which is not supported")));
+        }
+        self.boot.initrds = files.map(load).collect();
+        Ok(())
+    }
+
+    /// Resolves `(device)/path`, or `/path` of the device in `root`.
+    fn place(&self, path: &str) -> Place {
+        let split = path.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+        let (device, path) = split.unwrap_or((self.variable("root"), path));
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        Place { device: device.to_owned(), path: format!("{slash}{path}") }
+    }
+
+    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
+        let place = self.place(path);
+        self.files.size(&place.device, &place.path)
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        let place = self.place(path);
+        self.files.read(&place.device, &place.path, CONFIG_MAX)
+    }
+}
+
+/// Quotes a word as GRUB does when it joins words to a kernel command line.
+fn quote_for_kernel(word: &str) -> String {
+    let mut quoted = String::with_capacity(word.len());
+    for c in word.chars() {
+        if matches!(c, '\\' | '\'' | '"') {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    if word.contains(' ') { format!("\"{quoted}\"") } else { quoted }
+}
+
+fn limit(count: usize, most: usize, what: &str, at: &Line) -> Result<(), Error> {
+    if count > most {
+        let what = format_args!("expected at most {most} {what}");
+        return Err(at.error_of(ErrorKind::TooLarge, what));
+    }
+    Ok(())
+}
