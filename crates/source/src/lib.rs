@@ -1,1 +1,77 @@
-//! To be written.
+//! Bytes from elsewhere: local files and block devices, HTTP and HTTPS.
+//!
+//! [`open`] turns a [`Source`] into an [`Object`]: a forward stream of bytes with the facts that the
+//! other side tells about it (length, validator, whether it serves ranges), and ranged reads where
+//! it does. What breaks on the way is resumed here, so that who reads sees either exactly the
+//! announced bytes or one [`Error`]. A transport is one file; [`Object`] is all that the other
+//! crates see of it.
+//!
+//! Not for what the bytes mean: formats, digests and decompression belong to others.
+
+mod error;
+mod file;
+mod http;
+mod object;
+mod range;
+mod retry;
+mod validator;
+
+use std::time::Duration;
+
+use bootyard_spec::Source;
+
+pub use error::{Error, ErrorKind};
+pub use object::Object;
+pub use validator::Validator;
+
+/// How patiently a source is read. The defaults suit an image server on the internet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How long a connection may take to be made, name look-up and TLS included. Default 10 s.
+    pub connect_timeout: Duration,
+    /// How long a server may send nothing, before its answer or within it. Default 60 s: a mirror
+    /// that fetches the object first needs more than a few seconds.
+    pub stall_timeout: Duration,
+    /// How many requests may be made for one forward stream, or for one ranged read, the first
+    /// included. Default 5; with 1 nothing is retried.
+    pub attempts: u32,
+    /// The pause before the second request; each further one is twice as long. Default 200 ms.
+    pub retry_delay: Duration,
+    /// The `User-Agent` header. Default `bootyard/VERSION`.
+    pub user_agent: String,
+    /// Certificates (PEM) of authorities that are trusted besides the system's. Default none.
+    pub extra_ca: Vec<u8>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            attempts: 5,
+            retry_delay: Duration::from_millis(200),
+            user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")).to_owned(),
+            extra_ca: Vec::new(),
+        }
+    }
+}
+
+/// Opens a source: the file is there, or the server has answered with the object's first bytes on
+/// the way. Needs a tokio runtime with time and I/O, and [`install_crypto_provider`] before.
+///
+/// # Errors
+///
+/// If there is nothing to read, after the retries that [`Options`] allow.
+pub async fn open(source: &Source, options: &Options) -> Result<Object, Error> {
+    match source {
+        Source::File(path) => file::File::open(path).await.map(Object::from),
+        Source::Http(url) => http::Http::open(url.clone(), options).await.map(Object::from),
+    }
+}
+
+/// Chooses the process's TLS implementation. Call it once, first thing in `main`; another call does
+/// nothing.
+pub fn install_crypto_provider() {
+    // It fails only if a provider was chosen before, which then stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

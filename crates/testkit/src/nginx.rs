@@ -34,9 +34,9 @@ pub struct Nginx {
 pub struct NginxOptions {
     /// Answer ranged requests with the whole file and announce no `Accept-Ranges`.
     pub no_ranges: bool,
-    /// User and password that every request needs.
+    /// User and password that every request needs; neither may hold a colon.
     pub basic_auth: Option<(String, String)>,
-    /// Serve HTTPS with a certificate that is its own CA ([`Nginx::ca`]).
+    /// Serve HTTPS with a certificate that only itself vouches for ([`Nginx::ca`]).
     pub tls: bool,
     /// Bytes a second that each connection gets.
     pub bytes_per_second: Option<u64>,
@@ -64,6 +64,10 @@ impl Nginx {
         let dir = dir.as_ref().canonicalize().expect("a folder to serve");
         let prefix = crate::temp_dir();
         if let Some((user, password)) = &options.basic_auth {
+            assert!(
+                !format!("{user}{password}").contains(':'),
+                "nginx's files cannot hold a colon"
+            );
             let line = format!("{user}:{{PLAIN}}{password}\n");
             fs_err::write(prefix.path().join("users"), line).expect("a file of users");
         }
@@ -92,7 +96,7 @@ impl Nginx {
         self.port
     }
 
-    /// The certificate that vouches for a server with TLS, as PEM.
+    /// The certificate to trust for a server with TLS, as PEM.
     pub fn ca(&self) -> PathBuf {
         self.prefix.path().join("cert.pem")
     }
@@ -136,6 +140,7 @@ fn make_certificate(prefix: &Path) {
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
         .args(["-nodes", "-days", "2", "-subj", "/CN=bootyard-test"])
         .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-keyout")
         .arg(prefix.join("key.pem"))
         .arg("-out")

@@ -1,0 +1,328 @@
+//! Why a source could not be read: one error type with a stable kind for every transport.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bootyard_spec::{Class, Explain, SafeUrl};
+
+use crate::Validator;
+use crate::http::REDIRECTS_MAX;
+
+/// A failure to read a source. Shows its path or URL without secrets.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    /// The whole message of this level.
+    what: String,
+    status: Option<u16>,
+    retry_after: Option<Duration>,
+    /// How many requests were made before this was the answer to the caller.
+    attempts: u32,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The kinds of failure that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// There is no such file, or the server has nothing under this URL (404, 410).
+    NotFound,
+    /// Permissions, or the server wants credentials or refuses these (401, 403, 407).
+    Denied,
+    /// Another HTTP status than success.
+    Status,
+    /// The host's name is not known.
+    Resolve,
+    /// Nobody accepts the connection, or not in time.
+    Connect,
+    /// The connection cannot be made secure.
+    Tls,
+    /// Too many redirects, or one to where this version does not go.
+    Redirect,
+    /// The connection closed before all bytes had come.
+    Broken,
+    /// The server sent nothing for too long.
+    Stalled,
+    /// The object is another version than the one that was opened.
+    Changed,
+    /// A ranged read of a source that does not serve ranges.
+    NoRanges,
+    /// The answer contradicts itself or the request.
+    BadAnswer,
+    /// The path names something that has no bytes to read: a directory, a pipe.
+    NotAFile,
+    /// The operating system failed to read.
+    Read,
+    /// The options or this machine's set-up cannot be used.
+    Setup,
+}
+
+/// How far a stream had come when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) received: u64,
+    pub(crate) len: Option<u64>,
+}
+
+/// The innermost cause of a library's error, as text: the layers above it say nothing to a user,
+/// and some repeat the URL with its secrets.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Cause(String);
+
+impl Error {
+    fn new(kind: ErrorKind, what: String) -> Self {
+        let (status, retry_after, source) = (None, None, None);
+        Self(Box::new(Inner { kind, what, status, retry_after, attempts: 1, source }))
+    }
+
+    fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The failure of an operation on a local file.
+    pub(crate) fn file(path: &Path, error: io::Error) -> Self {
+        let shown = path.display();
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                Self::new(ErrorKind::NotFound, format!("`{shown}` does not exist"))
+            }
+            io::ErrorKind::PermissionDenied => {
+                Self::new(ErrorKind::Denied, format!("`{shown}` may not be read"))
+            }
+            _ => Self::new(ErrorKind::Read, format!("cannot read `{shown}`")).because(error),
+        }
+    }
+
+    /// The path names `found`, which is no file: "a directory".
+    pub(crate) fn not_a_file(path: &Path, found: &str) -> Self {
+        let what = format!("`{}` is {found}; expected a file or block device", path.display());
+        Self::new(ErrorKind::NotAFile, what)
+    }
+
+    /// The server answered with this status.
+    pub(crate) fn status(url: &SafeUrl, status: u16, retry_after: Option<Duration>) -> Self {
+        let kind = match status {
+            404 | 410 => ErrorKind::NotFound,
+            401 | 403 | 407 => ErrorKind::Denied,
+            _ => ErrorKind::Status,
+        };
+        let mut error = Self::new(kind, format!("`{url}` answered with HTTP status {status}"));
+        error.0.status = Some(status);
+        error.0.retry_after = retry_after;
+        error
+    }
+
+    /// The HTTP client cannot be made with these options.
+    pub(crate) fn setup(error: &reqwest::Error) -> Self {
+        let what = "cannot set up the HTTP client".to_owned();
+        Self::new(ErrorKind::Setup, what).because(innermost(error))
+    }
+
+    /// A request failed before its answer came.
+    pub(crate) fn request(url: &SafeUrl, error: &reqwest::Error) -> Self {
+        let host = url.expose().host_str().unwrap_or_default();
+        let port = url.expose().port_or_known_default().unwrap_or_default();
+        let (kind, what) = match classify(error) {
+            // The innermost cause of too many redirects is only that.
+            ErrorKind::Redirect if error.is_redirect() => {
+                let what = format!("`{url}` redirects more than {REDIRECTS_MAX} times");
+                return Self::new(ErrorKind::Redirect, what);
+            }
+            kind @ ErrorKind::Redirect => (kind, format!("cannot follow a redirect of `{url}`")),
+            kind @ ErrorKind::Resolve => (kind, format!("cannot find the address of `{url}`")),
+            kind @ ErrorKind::Connect => (kind, format!("cannot connect to `{host}:{port}`")),
+            kind @ ErrorKind::Tls => (kind, format!("no secure connection to `{host}:{port}`")),
+            kind => (kind, format!("`{url}` gave no answer")),
+        };
+        Self::new(kind, what).because(innermost(error))
+    }
+
+    /// Nothing at all came for `limit` after a request.
+    pub(crate) fn no_answer(name: &str, limit: Duration) -> Self {
+        Self::new(ErrorKind::Stalled, format!("`{name}` gave no answer for {limit:?}"))
+    }
+
+    /// The body of an answer broke off. Says why, not of what: [`Error::within`] adds that.
+    pub(crate) fn body(error: &reqwest::Error) -> Self {
+        Self::new(ErrorKind::Broken, innermost(error).0)
+    }
+
+    /// A body ended too early, without anybody calling that an error. As [`Error::body`].
+    pub(crate) fn ended_early() -> Self {
+        Self::new(ErrorKind::Broken, "the end came too early".to_owned())
+    }
+
+    /// Nothing came for `limit` within a body. As [`Error::body`].
+    pub(crate) fn stalled(limit: Duration) -> Self {
+        Self::new(ErrorKind::Stalled, format!("nothing came for {limit:?}"))
+    }
+
+    /// The validator or the length is not the one of the answer that the stream started with.
+    pub(crate) fn changed(name: &str, old: Option<&Validator>, new: Option<&Validator>) -> Self {
+        let shown = |v: Option<&Validator>| v.map_or("none".to_owned(), ToString::to_string);
+        let what = if old == new {
+            format!("`{name}` changed its length while it was read")
+        } else {
+            format!("`{name}` changed while it was read: was {}, is {}", shown(old), shown(new))
+        };
+        Self::new(ErrorKind::Changed, what)
+    }
+
+    /// A ranged request was answered with everything.
+    pub(crate) fn no_ranges(name: &str) -> Self {
+        Self::new(ErrorKind::NoRanges, format!("`{name}` cannot be read in parts"))
+    }
+
+    /// The answer is not one to the question.
+    pub(crate) fn bad_answer(name: &str, expected: &str, got: &str) -> Self {
+        let what = format!("`{name}` answered wrongly: expected {expected}, got {got}");
+        Self::new(ErrorKind::BadAnswer, what)
+    }
+
+    /// The same error after so many requests.
+    pub(crate) fn after(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// The error by which a stream of bytes ended, unless it says by itself that no further byte
+    /// could be right.
+    pub(crate) fn within(self, name: &str, progress: Progress) -> Self {
+        let kind = match self.kind() {
+            ErrorKind::Changed | ErrorKind::BadAnswer => return self,
+            ErrorKind::Stalled => ErrorKind::Stalled,
+            _ => ErrorKind::Broken,
+        };
+        let what = format!("`{name}` broke off: received {progress}");
+        let attempts = self.0.attempts;
+        let cause = self.after(1);
+        Self::new(kind, what).because(cause).after(attempts)
+    }
+
+    /// The kind of failure.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The HTTP status, if an answer with one is the failure.
+    pub fn http_status(&self) -> Option<u16> {
+        self.0.status
+    }
+
+    /// How long the server asked to wait.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+}
+
+/// Sorts a failed request by what the user can do about it.
+fn classify(error: &reqwest::Error) -> ErrorKind {
+    if error.is_redirect() {
+        return ErrorKind::Redirect;
+    }
+    let layers: Vec<&(dyn StdError + 'static)> = layers(error).collect();
+    if layers.iter().any(|layer| layer.is::<rustls::Error>()) {
+        return ErrorKind::Tls;
+    }
+    // The connector's own type for this is private to it; its text is pinned by a test.
+    if layers.iter().any(|layer| layer.to_string() == "dns error") {
+        return ErrorKind::Resolve;
+    }
+    if error.is_connect() {
+        return ErrorKind::Connect;
+    }
+    if error.is_builder() { ErrorKind::Redirect } else { ErrorKind::Broken }
+}
+
+/// The error and what caused it, outermost first. `io::Error::source` skips the error that it
+/// wraps, so that one is looked into.
+fn layers<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&layer| {
+        match layer.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner as &(dyn StdError + 'static)),
+            None => layer.source(),
+        }
+    })
+}
+
+fn innermost(error: &reqwest::Error) -> Cause {
+    Cause(layers(error).last().map(ToString::to_string).unwrap_or_default())
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.len {
+            Some(len) => write!(f, "{} of {len} bytes", self.received),
+            None => write!(f, "{} bytes", self.received),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.what)?;
+        // Of other kinds one is enough, whatever came before.
+        let counts =
+            matches!(self.0.kind, ErrorKind::Broken | ErrorKind::Stalled | ErrorKind::Status);
+        match self.0.attempts {
+            attempts if counts && attempts > 1 => write!(f, " in {attempts} attempts"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+impl Explain for Error {
+    fn class(&self) -> Class {
+        Class::Source
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match (self.0.kind, self.0.status) {
+            (ErrorKind::NotFound, Some(_)) => "check the URL: the server has nothing there",
+            (ErrorKind::NotFound, None) => "check the path",
+            (ErrorKind::Denied, Some(401)) => {
+                "give the user and password in the URL: `https://USER:PASSWORD@HOST/PATH`"
+            }
+            (ErrorKind::Denied, Some(_)) => {
+                "check that these credentials may read it, and that a signed URL has not expired"
+            }
+            (ErrorKind::Denied, None) => "check the permissions of the file and of its folders",
+            (ErrorKind::Status, Some(429 | 500..)) => {
+                "the server is overloaded or in trouble; run the command again later"
+            }
+            (ErrorKind::Resolve, _) => "check the host's name and this machine's DNS",
+            (ErrorKind::Connect, _) => {
+                "check the host and the port, that the server runs, and that no firewall is between"
+            }
+            (ErrorKind::Tls, _) => {
+                "the certificate must be valid for this host, in date, and signed by an authority \
+                 that this machine trusts (Debian: package `ca-certificates`)"
+            }
+            (ErrorKind::Redirect, _) => "give the URL at which the redirects end",
+            (ErrorKind::Broken | ErrorKind::Stalled, _) => "run the command again",
+            (ErrorKind::Changed, _) => "run the command again to read the new version",
+            (ErrorKind::NoRanges | ErrorKind::BadAnswer, _) => {
+                "download it with another tool and give the file's path"
+            }
+            (ErrorKind::NotAFile, _) => "give the path of the image file itself",
+            (ErrorKind::Status | ErrorKind::Read | ErrorKind::Setup, _) => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

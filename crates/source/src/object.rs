@@ -1,0 +1,118 @@
+//! What the other crates see of a source, whichever transport it has.
+
+use bytes::Bytes;
+
+use crate::file::File;
+use crate::http::Http;
+use crate::{Error, Validator};
+
+/// An opened source.
+///
+/// The stream starts at the first byte and goes forward once. Ranged reads are independent of it
+/// and of each other.
+#[derive(Debug)]
+pub struct Object(Transport);
+
+#[derive(Debug)]
+enum Transport {
+    File(File),
+    // Much larger than a file, and there is one of it per import.
+    Http(Box<Http>),
+}
+
+impl From<File> for Object {
+    fn from(file: File) -> Self {
+        Self(Transport::File(file))
+    }
+}
+
+impl From<Http> for Object {
+    fn from(http: Http) -> Self {
+        Self(Transport::Http(Box::new(http)))
+    }
+}
+
+impl Object {
+    /// The length in bytes as announced; `None` if the server did not tell.
+    pub fn len(&self) -> Option<u64> {
+        match &self.0 {
+            Transport::File(file) => Some(file.len()),
+            Transport::Http(http) => http.facts().len,
+        }
+    }
+
+    /// Whether the source announced that it has no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+
+    /// What tells this version of the object from another one.
+    pub fn validator(&self) -> Option<&Validator> {
+        match &self.0 {
+            Transport::File(_) => None,
+            Transport::Http(http) => http.facts().validator.as_ref(),
+        }
+    }
+
+    /// Whether [`Object::read_range`] is worth trying.
+    pub fn accepts_ranges(&self) -> bool {
+        match &self.0 {
+            Transport::File(_) => true,
+            Transport::Http(http) => http.facts().accepts_ranges,
+        }
+    }
+
+    /// The server's `Content-Type`. Only a hint: `text/html` is most often an error page.
+    pub fn content_type(&self) -> Option<&str> {
+        match &self.0 {
+            Transport::File(_) => None,
+            Transport::Http(http) => http.facts().content_type.as_deref(),
+        }
+    }
+
+    /// The path or the URL, without its secrets: for messages.
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Transport::File(file) => file.name().to_owned(),
+            Transport::Http(http) => http.name().to_owned(),
+        }
+    }
+
+    /// How often the stream was asked for again, from its start or from where it broke.
+    pub fn retries(&self) -> u32 {
+        match &self.0 {
+            Transport::File(_) => 0,
+            Transport::Http(http) => http.retries(),
+        }
+    }
+
+    /// The next bytes of the stream, at most a few hundred KiB; `None` at its end, once exactly the
+    /// announced bytes have come. Never empty bytes. After an error the stream is over.
+    ///
+    /// # Errors
+    ///
+    /// If the source breaks off, stalls or changes, and the retries do not help.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        match &mut self.0 {
+            Transport::File(file) => file.next().await,
+            Transport::Http(http) => http.next().await,
+        }
+    }
+
+    /// The bytes from `offset` on: `len` of them, or fewer at the end of the source.
+    ///
+    /// # Errors
+    ///
+    /// If the source serves no ranges ([`ErrorKind::NoRanges`](crate::ErrorKind::NoRanges)), sends
+    /// others than were asked for, or is no longer the version that was opened.
+    pub async fn read_range(&self, offset: u64, len: u64) -> Result<Bytes, Error> {
+        let end = offset.saturating_add(len).min(self.len().unwrap_or(u64::MAX));
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        match &self.0 {
+            Transport::File(file) => file.read_range(offset..end).await,
+            Transport::Http(http) => http.read_range(offset..end).await,
+        }
+    }
+}
