@@ -1,0 +1,27 @@
+//! `cargo xtask bench`: Bootyard beside the tools that one would use instead.
+//!
+//! Both sides run alternately on the same machine in one go, because only the ratio between them
+//! means something: absolute times depend on the machine and on what else it does.
+
+mod import;
+mod measure;
+
+use anyhow::Result;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Import the Debian guest over HTTP, against curl and qemu-img.
+    Import(import::Args),
+}
+
+pub(crate) fn main(args: &Args) -> Result<()> {
+    match &args.what {
+        What::Import(args) => import::main(args),
+    }
+}

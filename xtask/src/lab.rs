@@ -1,0 +1,270 @@
+//! `cargo xtask lab`: a host with a complete `/dev/kvm`, in software.
+//!
+//! QEMU emulates an AMD processor with SVM, on which Debian's cloud kernel and an initial RAM disk
+//! of busybox, the KVM modules and our own binary run one command. It is slow and needs nothing of
+//! the real host: what works there works under a real KVM.
+//!
+//! Three serial ports keep things apart: the kernel's messages go to a log, the command talks on
+//! our terminal, and its exit code comes back by itself.
+
+mod cpio;
+mod modules;
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::setup::{self, Need};
+use crate::{cache, deb, dirs, sh};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Memory of the lab, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 3072)]
+    memory: u32,
+    /// Processors of the lab.
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// The lab is ended by force after so many seconds.
+    #[arg(long, value_name = "SECS", default_value_t = 600)]
+    timeout: u32,
+    /// A raw disk: /dev/vda, /dev/vdb and so on. Written through, or `,ro` behind it.
+    #[arg(long = "disk", value_name = "RAW[,ro]")]
+    disks: Vec<String>,
+    /// A file to put into the lab's root directory.
+    #[arg(long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Build `bootyard` and put it into the lab's PATH.
+    #[arg(long)]
+    bootyard: bool,
+    /// What to run there; a shell, if absent.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+/// What to run in a lab, and on what.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    /// MiB.
+    pub(crate) memory: u32,
+    /// Processors.
+    pub(crate) cpus: u32,
+    /// Seconds until it is ended by force.
+    pub(crate) timeout: u32,
+    /// Raw disks, each with whether it is read-only.
+    pub(crate) disks: Vec<(PathBuf, bool)>,
+    /// Files, and where they lie inside (without the leading slash).
+    pub(crate) files: Vec<(PathBuf, String)>,
+    /// The command; empty for a shell on our terminal.
+    pub(crate) command: Vec<String>,
+    /// Where the logs go: `kernel.log` and `output.log`.
+    pub(crate) logs: PathBuf,
+}
+
+/// Exit code of `timeout` when it had to end its command.
+const TIMED_OUT: i32 = 124;
+
+/// How long QEMU may take to end when asked to, in seconds.
+const GRACE_SECS: &str = "5";
+
+/// The modules whose dependencies are the lab's modules.
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "kvm_amd", "tun"];
+
+/// Changes whenever [`Parts`] are to be fetched anew.
+const RECIPE: &str = "1";
+
+/// The first process of the lab. /lab holds what differs between labs.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/ TERM=vt100
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /tmp
+while read -r module; do insmod "/lib/modules/$module"; done </lab/modules
+ip link set lo up
+tries=0
+until [ "$(ls /sys/block | grep -c '^vd')" -ge "$(cat /lab/disks)" ]; do
+    tries=$((tries + 1))
+    [ $tries -gt 100 ] && echo "lab: disks are missing" && break
+    sleep 0.1
+done
+if [ -s /lab/command ]; then
+    stty -F /dev/ttyS1 raw -echo
+    sh /lab/command </dev/null >/dev/ttyS1 2>&1
+else
+    setsid sh -c 'exec sh </dev/ttyS1 >/dev/ttyS1 2>&1'
+fi
+echo "$?" >/dev/ttyS2
+sync
+poweroff -f
+"#;
+
+pub(crate) fn main(args: &Args) -> ExitCode {
+    match lab(args).and_then(|lab| lab.run()) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => crate::fail(&error),
+    }
+}
+
+fn lab(args: &Args) -> Result<Lab> {
+    setup::ensure_installed(&[Need::Boot])?;
+    let mut files = Vec::new();
+    for path in &args.files {
+        let name = path.file_name().context("a file without a name")?.to_string_lossy();
+        files.push((path.clone(), name.into_owned()));
+    }
+    if args.bootyard {
+        files.push((build_static()?, "bin/bootyard".to_owned()));
+    }
+    let disk = |text: &String| match text.strip_suffix(",ro") {
+        Some(path) => (PathBuf::from(path), true),
+        None => (PathBuf::from(text), false),
+    };
+    Ok(Lab {
+        memory: args.memory,
+        cpus: args.cpus,
+        timeout: args.timeout,
+        disks: args.disks.iter().map(disk).collect(),
+        files,
+        command: args.command.clone(),
+        logs: dirs::target().join("lab/logs"),
+    })
+}
+
+/// Builds `bootyard` as the lab can run it: without shared libraries.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let dir = dirs::target().join("static");
+    let mut cargo = sh::cargo();
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.args(["build", "--release", "--locked", "--package", "bootyard", "--target", TARGET]);
+    sh::run(cargo.arg("--target-dir").arg(&dir))?;
+    Ok(dir.join(TARGET).join("release/bootyard"))
+}
+
+impl Lab {
+    /// Runs the command and gives its exit code.
+    pub(crate) fn run(&self) -> Result<u8> {
+        let parts = Parts::fetch_once()?;
+        fs_err::create_dir_all(&self.logs)?;
+        let work = tempfile::tempdir()?;
+        let initrd = work.path().join("initrd");
+        fs_err::write(&initrd, self.initrd(&parts)?)?;
+        let status = work.path().join("status");
+        let mut qemu = self.qemu(&parts, &initrd, &status);
+        eprintln!(
+            "starting the lab, which takes some seconds; kernel log in `{}`",
+            self.logs.join("kernel.log").display()
+        );
+        let ended = self.talk(&mut qemu)?;
+        let code = fs_err::read_to_string(&status).unwrap_or_default();
+        if let Ok(code) = code.trim().parse() {
+            return Ok(code);
+        }
+        eprintln!("{}", sh::tail(&self.logs.join("kernel.log")));
+        ensure!(ended != Some(TIMED_OUT), "the lab did not end within {} s", self.timeout);
+        bail!("the lab ended without an exit code (QEMU's is {ended:?})");
+    }
+
+    fn initrd(&self, parts: &Parts) -> Result<Vec<u8>> {
+        let mut archive = cpio::Archive::default();
+        for dir in ["bin", "dev", "lab", "lib", "lib/modules", "proc", "sys", "tmp"] {
+            archive.dir(dir);
+        }
+        archive.file("init", 0o755, INIT.as_bytes());
+        archive.file("bin/busybox", 0o755, &fs_err::read(&parts.busybox)?);
+        let mut order = String::new();
+        for module in &parts.modules {
+            let name = module.file_name().context("a module without a name")?.to_string_lossy();
+            archive.file(&format!("lib/modules/{name}"), 0o644, &fs_err::read(module)?);
+            writeln!(order, "{name}")?;
+        }
+        archive.file("lab/modules", 0o644, order.as_bytes());
+        archive.file("lab/disks", 0o644, self.disks.len().to_string().as_bytes());
+        let command: Vec<String> = self.command.iter().map(|word| sh::quote(word)).collect();
+        archive.file("lab/command", 0o644, command.join(" ").as_bytes());
+        for (from, to) in &self.files {
+            archive.file(to, 0o755, &fs_err::read(from)?);
+        }
+        Ok(archive.finish())
+    }
+
+    /// QEMU, ended by force after the time limit even if we are gone by then.
+    fn qemu(&self, parts: &Parts, initrd: &Path, status: &Path) -> Command {
+        let mut qemu = sh::tied("timeout");
+        qemu.args(["--foreground", "--kill-after", GRACE_SECS, &self.timeout.to_string()]);
+        qemu.arg("qemu-system-x86_64");
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-machine", "q35"]);
+        qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"]);
+        qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
+        qemu.arg("-kernel").arg(&parts.kernel).arg("-initrd").arg(initrd);
+        qemu.args(["-append", "console=ttyS0 panic=-1"]);
+        qemu.arg("-serial").arg(format!("file:{}", self.logs.join("kernel.log").display()));
+        qemu.args(["-chardev", "stdio,id=terminal,signal=off", "-serial", "chardev:terminal"]);
+        qemu.arg("-serial").arg(format!("file:{}", status.display()));
+        for (path, is_read_only) in &self.disks {
+            let read_only = if *is_read_only { "on" } else { "off" };
+            // Commas separate options; QEMU reads a doubled one as a comma of the path.
+            let path = path.to_string_lossy().replace(',', ",,");
+            qemu.arg("-drive").arg(format!(
+                "file={path},format=raw,if=virtio,readonly={read_only},discard=unmap"
+            ));
+        }
+        qemu
+    }
+
+    /// Connects the command with our terminal, keeps a copy of what it says, and waits for the end.
+    fn talk(&self, qemu: &mut Command) -> Result<Option<i32>> {
+        if self.command.is_empty() {
+            ensure!(std::io::stdin().is_terminal(), "a shell in the lab needs a terminal");
+            return Ok(qemu.status()?.code());
+        }
+        Ok(sh::run_teed(qemu, &self.logs.join("output.log"))?.code())
+    }
+}
+
+/// What every lab is made of, taken from Debian's packages.
+#[derive(Debug)]
+struct Parts {
+    kernel: PathBuf,
+    /// In the order in which they load.
+    modules: Vec<PathBuf>,
+    busybox: PathBuf,
+}
+
+impl Parts {
+    /// Unpacks Debian's cloud kernel and static busybox, unless it has been done. Installs nothing.
+    fn fetch_once() -> Result<Self> {
+        let dir = cache::once(&dirs::target().join("lab/parts"), RECIPE, |work| {
+            deb::update_if_empty()?;
+            let kernel = deb::dependency("linux-image-cloud-amd64", "linux-image-")?;
+            let made = work.join("made");
+            deb::unpack(&kernel, &made)?;
+            deb::unpack("busybox-static", &made)?;
+            sh::run(sh::cmd("depmod").arg("--basedir").arg(&made).arg(release(&made)?))?;
+            Ok(made)
+        })?;
+        let release = release(&dir)?;
+        let modules = dir.join("lib/modules").join(&release);
+        let dep = fs_err::read_to_string(modules.join("modules.dep"))?;
+        Ok(Self {
+            kernel: dir.join("boot").join(format!("vmlinuz-{release}")),
+            modules: modules::load_order(&dep, &MODULES)?
+                .into_iter()
+                .map(|path| modules.join(path))
+                .collect(),
+            busybox: dir.join("bin/busybox"),
+        })
+    }
+}
+
+/// The release of the kernel that lies unpacked in `dir`.
+fn release(dir: &Path) -> Result<String> {
+    let entry =
+        fs_err::read_dir(dir.join("lib/modules"))?.next().context("no kernel modules")??;
+    Ok(entry.file_name().to_string_lossy().into_owned())
+}

@@ -1,0 +1,169 @@
+//! `cargo xtask setup`: the Debian packages that a machine with rustup and this repository lacks.
+//!
+//! Changes nothing besides: no service is left running, no file is written outside apt's own.
+
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::{deb, sh};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only what `cargo xtask boot` needs.
+    #[arg(long)]
+    boot: bool,
+}
+
+/// What a package is needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// `cargo xtask boot`.
+    Boot,
+    /// The tests and benches.
+    Test,
+    /// Building the guest without being root.
+    Rootless,
+}
+
+struct Package {
+    name: &'static str,
+    need: Need,
+    why: &'static str,
+}
+
+const fn package(name: &'static str, need: Need, why: &'static str) -> Package {
+    Package { name, need, why }
+}
+
+const PACKAGES: &[Package] = &[
+    package("gcc", Need::Boot, "links Rust programs, compiles zstd, libdeflate and ring"),
+    package("libc6-dev", Need::Boot, "what gcc links against; also its static form, for the lab"),
+    package("qemu-system-x86", Need::Boot, "the lab, and the engine `qemu`"),
+    package("qemu-utils", Need::Boot, "qemu-img makes the guest's qcow2; oracle in tests"),
+    package("nginx-light", Need::Boot, "serves images on loopback"),
+    package("mmdebstrap", Need::Boot, "installs Debian into the guest's root tree"),
+    package("e2fsprogs", Need::Boot, "mke2fs fills the guest's root file system"),
+    package("dosfstools", Need::Boot, "mkfs.vfat makes the guest's EFI system partition"),
+    package("mtools", Need::Boot, "fills it; reads FAT seeds in tests"),
+    package("fdisk", Need::Boot, "sfdisk partitions the guest's disk"),
+    package("kmod", Need::Boot, "depmod orders the lab's kernel modules"),
+    package("openssh-client", Need::Boot, "ssh-keygen makes the guest's test key"),
+    package("genisoimage", Need::Test, "isoinfo reads seeds"),
+    package("gdisk", Need::Test, "sgdisk judges partition tables"),
+    package("curl", Need::Test, "what `bench import` compares with"),
+    package("time", Need::Test, "measures processor time and peak memory in benches"),
+    package("fakeroot", Need::Rootless, "keeps the owners in the guest's root tree"),
+    package("uidmap", Need::Rootless, "gives mmdebstrap a user namespace"),
+];
+
+/// QEMU's packages must come from one version: naming only a missing one can make apt remove another.
+const ONE_VERSION: &[&str] = &["qemu-system-x86", "qemu-utils"];
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+pub(crate) fn main(args: &Args) -> Result<()> {
+    if args.boot {
+        ensure_installed(&[Need::Boot])
+    } else {
+        ensure_installed(&[Need::Boot, Need::Test])
+    }
+}
+
+/// Installs what is missing, or says what to type.
+pub(crate) fn ensure_installed(needs: &[Need]) -> Result<()> {
+    let is_root = sh::is_root()?;
+    let wanted = |p: &&Package| needs.contains(&p.need) || (!is_root && p.need == Need::Rootless);
+    let wanted: Vec<&Package> = PACKAGES.iter().filter(wanted).collect();
+    let missing: Vec<&Package> = wanted.iter().copied().filter(|p| !is_installed(p.name)).collect();
+    if missing.is_empty() {
+        eprintln!("all {} Debian packages are installed", wanted.len());
+        return Ok(());
+    }
+    eprintln!("missing Debian packages:");
+    for package in &missing {
+        eprintln!("  {:<16} {}", package.name, package.why);
+    }
+    let names = complete(&missing.iter().map(|p| p.name).collect::<Vec<_>>());
+    if !is_root {
+        bail!("not root; run `sudo apt-get install --no-install-recommends {}`", names.join(" "));
+    }
+    install(&names)?;
+    let left: Vec<&str> = missing.iter().map(|p| p.name).filter(|n| !is_installed(n)).collect();
+    ensure!(left.is_empty(), "apt-get did not install `{}`", left.join(" "));
+    Ok(())
+}
+
+fn is_installed(package: &str) -> bool {
+    sh::output(sh::cmd("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
+        .is_ok_and(|status| status == "installed")
+}
+
+/// The missing packages with those that apt must see beside them.
+fn complete(missing: &[&'static str]) -> Vec<&'static str> {
+    let mut names = missing.to_vec();
+    if names.iter().any(|name| ONE_VERSION.contains(name)) {
+        names.extend(ONE_VERSION.iter().filter(|name| !missing.contains(name)));
+    }
+    names
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    deb::update_if_empty()?;
+    let quiet = NoServices::new()?;
+    let mut apt = sh::cmd("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    apt.args(["--quiet", "--assume-yes", "--no-install-recommends", "install"]).args(names);
+    sh::run(&mut apt)?;
+    drop(quiet);
+    if names.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
+        sh::run(sh::cmd("systemctl").args(["disable", "--quiet", "nginx.service"]))?;
+    }
+    Ok(())
+}
+
+/// While it lives, packages that are being installed start no service (Debian Policy §9.3.3).
+struct NoServices {
+    is_ours: bool,
+}
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self { is_ours: false });
+        }
+        fs_err::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+        sh::output(sh::cmd("chmod").args(["755", POLICY]))?;
+        Ok(Self { is_ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(error) = fs_err::remove_file(POLICY)
+        {
+            eprintln!("warning: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_qemu_package_is_named_when_one_is_missing() {
+        assert_eq!(complete(&["curl"]), ["curl"]);
+        assert_eq!(complete(&["qemu-system-x86"]), ["qemu-system-x86", "qemu-utils"]);
+        assert_eq!(complete(&["qemu-utils", "qemu-system-x86"]), ["qemu-utils", "qemu-system-x86"]);
+    }
+
+    #[test]
+    fn no_package_stands_twice() {
+        let mut names: Vec<&str> = PACKAGES.iter().map(|p| p.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), PACKAGES.len());
+    }
+}
