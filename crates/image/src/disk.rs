@@ -86,15 +86,41 @@ pub trait WriteDisk: Disk {
     fn flush(&self) -> Result<(), Error>;
 }
 
-impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
-    fn len(&self) -> u64 {
-        (**self).len()
-    }
+macro_rules! read_through {
+    ($($pointer:ty),*) => {$(
+        impl<T: ReadAt + ?Sized> ReadAt for $pointer {
+            fn len(&self) -> u64 {
+                (**self).len()
+            }
 
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        (**self).read_exact_at(buf, offset)
-    }
+            fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+                (**self).read_exact_at(buf, offset)
+            }
+        }
+    )*};
 }
+
+read_through!(&T, Box<T>, Arc<T>);
+
+macro_rules! write_through {
+    ($($pointer:ty),*) => {$(
+        impl<T: WriteAt + ?Sized> WriteAt for $pointer {
+            fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+                (**self).write_all_at(data, offset)
+            }
+
+            fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
+                (**self).zero_at(len, offset)
+            }
+
+            fn sync(&self) -> io::Result<()> {
+                (**self).sync()
+            }
+        }
+    )*};
+}
+
+write_through!(&T, Box<T>, Arc<T>);
 
 impl ReadAt for Vec<u8> {
     fn len(&self) -> u64 {

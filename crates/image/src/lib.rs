@@ -13,15 +13,21 @@
 //! A format lives in its own module and is known here only by name. There is no network, no
 //! async, no `unsafe`, and no opening of files in this crate.
 
+mod codec;
+#[cfg(test)]
+mod conformance;
 mod disk;
 mod error;
+mod open;
 mod piece;
 pub mod qcow2;
 pub mod raw;
 mod sniff;
 pub mod stream;
+mod zero;
 
 pub use disk::{Disk, Extent, ReadAt, WriteAt, WriteDisk};
 pub use error::{Error, ErrorKind};
+pub use open::{Info, inspect, open};
 pub use piece::{Body, Piece, Sink};
 pub use sniff::{Format, HEAD_LEN, sniff};

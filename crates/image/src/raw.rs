@@ -1,1 +1,192 @@
-//! Raw disks.
+//! Raw disks: the file's bytes are the guest's. Opens no files and punches no holes.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Disk, Error, ErrorKind, Extent, ReadAt, WriteAt, WriteDisk};
+
+/// A disk's size is counted in sectors of this many bytes: a file of another length is a disk whose
+/// last sector is filled up with zeros, as `qemu-img` has it.
+pub const SECTOR: u64 = 512;
+
+/// A raw disk over anything that can be read, and written if it was made by [`RawDisk::new`].
+pub struct RawDisk<T> {
+    storage: T,
+    size: u64,
+    writer: Option<fn(&Self) -> &dyn WriteDisk>,
+}
+
+impl<T: ReadAt + WriteAt + 'static> RawDisk<T> {
+    /// A disk that can be written. Its size is the storage's length, in whole sectors.
+    pub fn new(storage: T) -> Self {
+        Self { writer: Some(|disk| disk), ..Self::read_only(storage) }
+    }
+}
+
+impl<T: ReadAt> RawDisk<T> {
+    /// A disk without a writing half.
+    pub fn read_only(storage: T) -> Self {
+        Self { size: round_up(storage.len()), storage, writer: None }
+    }
+
+    /// What the disk is stored in.
+    pub const fn storage(&self) -> &T {
+        &self.storage
+    }
+}
+
+/// The size of a raw disk in a file of `len` bytes.
+pub(crate) const fn round_up(len: u64) -> u64 {
+    match len.checked_next_multiple_of(SECTOR) {
+        Some(size) => size,
+        None => u64::MAX,
+    }
+}
+
+impl<T: ReadAt> Disk for RawDisk<T> {
+    fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        check_range(self.size, buf.len() as u64, offset)?;
+        let stored = self.storage.len().saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (stored, rest) = buf.split_at_mut(stored);
+        rest.fill(0);
+        if stored.is_empty() {
+            return Ok(());
+        }
+        self.storage.read_exact_at(stored, offset).map_err(|error| Error::read(error, offset))
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, Error> {
+        check_range(self.size, 1, offset)?;
+        Ok(Extent { len: self.size - offset, zero: false })
+    }
+
+    fn writer(&self) -> Option<&dyn WriteDisk> {
+        self.writer.map(|writer| writer(self))
+    }
+}
+
+impl<T: ReadAt + WriteAt> WriteDisk for RawDisk<T> {
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
+        check_range(self.size, data.len() as u64, offset)?;
+        self.storage.write_all_at(data, offset).map_err(Error::write)
+    }
+
+    fn zero_at(&self, len: u64, offset: u64, _discard: bool) -> Result<(), Error> {
+        check_range(self.size, len, offset)?;
+        self.storage.zero_at(len, offset).map_err(Error::write)
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.storage.sync().map_err(Error::write)
+    }
+}
+
+impl<T: std::fmt::Debug> std::fmt::Debug for RawDisk<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawDisk")
+            .field("storage", &self.storage)
+            .field("size", &self.size)
+            .field("writable", &self.writer.is_some())
+            .finish()
+    }
+}
+
+/// Refuses a request that reaches beyond the disk.
+pub(crate) fn check_range(size: u64, len: u64, offset: u64) -> Result<(), Error> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!("{len} bytes at {offset} are not on a disk of {size} bytes"),
+        )),
+    }
+}
+
+/// A file or block device that the caller opened. [`WriteAt::zero_at`] writes zeros; storage that
+/// can do better has its own adapter.
+#[derive(Debug)]
+pub struct FileAt {
+    file: File,
+    len: AtomicU64,
+}
+
+impl FileAt {
+    /// Takes the file and finds its length, for a block device the device's.
+    pub fn new(mut file: File) -> io::Result<Self> {
+        let len = AtomicU64::new(file.seek(SeekFrom::End(0))?);
+        Ok(Self { file, len })
+    }
+
+    /// The file.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl ReadAt for FileAt {
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+impl WriteAt for FileAt {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)?;
+        self.len.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(ZEROS.len() as u64);
+            self.write_all_at(&ZEROS[..part as usize], offset + done)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+
+    fn file(len: u64) -> FileAt {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        FileAt::new(file).unwrap()
+    }
+
+    #[test]
+    fn conforms() {
+        for len in [0, 512, 1 << 20, (1 << 20) + 1] {
+            conformance::check_writable(&RawDisk::new(file(len)), round_up(len));
+        }
+    }
+
+    #[test]
+    fn the_last_sector_of_an_odd_file_is_filled_with_zeros() {
+        let disk = RawDisk::read_only(vec![7_u8; 513]);
+        assert_eq!(disk.virtual_size(), 1024);
+        let mut sector = [1; 512];
+        disk.read_at(&mut sector, 512).unwrap();
+        assert_eq!((sector[0], &sector[1..]), (7, &[0; 511][..]));
+        assert!(disk.writer().is_none());
+    }
+}

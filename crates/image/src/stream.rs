@@ -1,1 +1,0 @@
-//! Push decoding of a forward-only stream.

@@ -1,0 +1,234 @@
+//! Push decoding: a file that only passes by, once, from its first byte to its last.
+//!
+//! [`Head`] takes the first bytes until the format is known, and the disk's size where the format
+//! tells it; then [`Decoder`] takes all of them and gives the disk's pieces to a [`Sink`]. Blocks
+//! are decompressed, searched for zeros and stored on worker threads; the caller's thread only
+//! reads tables and cuts. Memory does not grow with the image: see [`QUEUE_BYTES`].
+//!
+//! A format that keeps its tables before its data, as every converter writes them, streams
+//! without anything being set aside. Bytes whose use is not yet known wait in memory, and beyond
+//! a limit in [`Options::spill`].
+
+mod gather;
+mod hold;
+mod pool;
+mod raw;
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub(crate) use hold::Hold;
+pub(crate) use pool::{Packed, Pool};
+
+use crate::qcow2;
+use crate::sniff::{HEAD_LEN, refuse_text};
+use crate::{Error, ErrorKind, Format, ReadAt, Sink, WriteAt, sniff};
+
+use gather::Gather;
+pub use pool::QUEUE_BYTES;
+
+/// Storage that is written and read back.
+pub trait Storage: ReadAt + WriteAt {}
+
+impl<T: ReadAt + WriteAt + ?Sized> Storage for T {}
+
+/// What the first bytes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Probe {
+    /// The format.
+    pub format: Format,
+    /// The disk's size in bytes, if the format tells it. A raw disk is as long as its stream.
+    pub virtual_size: Option<u64>,
+}
+
+/// The first bytes of a stream, collected until they tell what it is.
+#[derive(Debug, Default)]
+pub struct Head {
+    chunks: Vec<Bytes>,
+    /// A copy of the first bytes in one piece, as many as the format's header may need.
+    bytes: Vec<u8>,
+    probe: Option<Probe>,
+}
+
+impl Head {
+    /// Starts with nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next chunk. Answers once enough is known, and from then on.
+    ///
+    /// Fails where the bytes are no disk image, or one that this crate does not read.
+    pub fn push(&mut self, chunk: Bytes) -> Result<Option<Probe>, Error> {
+        let missing = qcow2::HEADER_MAX.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&chunk[..chunk.len().min(missing)]);
+        self.chunks.push(chunk);
+        if self.probe.is_none() && self.bytes.len() >= head_len(&self.bytes) {
+            self.probe = Some(probe(&self.bytes)?);
+        }
+        Ok(self.probe)
+    }
+
+    /// The stream has ended: decides by what there is.
+    pub fn end(&mut self) -> Result<Probe, Error> {
+        match self.probe {
+            Some(probe) => Ok(probe),
+            None => Ok(*self.probe.insert(probe(&self.bytes)?)),
+        }
+    }
+}
+
+/// How many bytes the decision needs.
+fn head_len(head: &[u8]) -> usize {
+    match sniff(head) {
+        Format::Qcow2 => qcow2::HEADER_MAX,
+        _ => HEAD_LEN,
+    }
+}
+
+fn probe(head: &[u8]) -> Result<Probe, Error> {
+    let format = sniff(head);
+    if let Some(refusal) = format.refusal() {
+        return Err(refusal);
+    }
+    let virtual_size = match format {
+        Format::Qcow2 => {
+            let header = qcow2::Header::parse(head)?;
+            if let Some(refusal) = header.refusal() {
+                return Err(refusal);
+            }
+            refuse_polyglot(head)?;
+            Some(header.virtual_size)
+        }
+        _ => {
+            refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
+            None
+        }
+    };
+    Ok(Probe { format, virtual_size })
+}
+
+/// Refuses a file that is a disk image for one reader and a CD for another (ECMA-119 §8.1: the
+/// volume descriptors begin at sector 16).
+pub(crate) fn refuse_polyglot(head: &[u8]) -> Result<(), Error> {
+    const ISO_MARK: usize = 16 * 2048 + 1;
+    if head.get(ISO_MARK..).is_some_and(|tail| tail.starts_with(b"CD001")) {
+        let what = "the file claims to be both qcow2 and ISO 9660";
+        return Err(Error::new(ErrorKind::NotAnImage, what).at(ISO_MARK as u64));
+    }
+    Ok(())
+}
+
+/// How a stream is decoded.
+pub struct Options {
+    /// How many threads decompress and store.
+    pub workers: NonZeroUsize,
+    /// Makes the storage for bytes that arrive before their table. It is called at most once, and
+    /// only if memory does not suffice; the storage reads back what was written at an offset.
+    pub spill: Box<dyn FnMut() -> io::Result<Box<dyn Storage>> + Send>,
+    /// How many bytes may be written there.
+    pub spill_limit: u64,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("workers", &self.workers)
+            .field("spill_limit", &self.spill_limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// The stream's format.
+    pub format: Format,
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+    /// How many bytes of data the sink was given.
+    pub data_bytes: u64,
+    /// How many bytes of zeros it was told of.
+    pub zero_bytes: u64,
+    /// How many bytes had to be spilled. None in what the usual converters write.
+    pub spilled_bytes: u64,
+}
+
+/// Decodes one stream. After an error the decoder is of no more use; dropping it ends its threads.
+#[derive(Debug)]
+pub struct Decoder {
+    gather: Gather,
+    input: Input,
+    pool: Pool,
+}
+
+#[derive(Debug)]
+enum Input {
+    Raw(raw::Push),
+    Qcow2(Box<qcow2::Push>),
+}
+
+impl Decoder {
+    /// Starts the worker threads and decodes what `head` has collected.
+    pub fn new(mut head: Head, sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
+        let (input, block) = match head.end()?.format {
+            Format::Qcow2 => {
+                let header = qcow2::Header::parse(&head.bytes)?;
+                let block = header.cluster_size() as usize;
+                let hold = Hold::new(options.spill, options.spill_limit);
+                (Input::Qcow2(Box::new(qcow2::Push::new(&header, hold))), block)
+            }
+            _ => (Input::Raw(raw::Push::default()), 0),
+        };
+        let pool = Pool::start(options.workers, block, sink)?;
+        let mut decoder = Self { gather: Gather::default(), input, pool };
+        for chunk in head.chunks {
+            decoder.push(chunk)?;
+        }
+        Ok(decoder)
+    }
+
+    /// Takes the next chunk. Waits while the workers have enough to do. An error may be that of an
+    /// earlier chunk.
+    pub fn push(&mut self, chunk: Bytes) -> Result<(), Error> {
+        let mut chunk = chunk;
+        while let Some(part) = self.gather.next(&mut chunk) {
+            self.take(part)?;
+        }
+        Ok(())
+    }
+
+    /// The stream has ended: waits until all of the disk is stored.
+    pub fn finish(mut self) -> Result<Summary, Error> {
+        if let Some(part) = self.gather.rest() {
+            self.take(part)?;
+        }
+        let (format, virtual_size, spilled_bytes) = match self.input {
+            Input::Raw(push) => (Format::Raw, push.finish(&mut self.pool)?, 0),
+            Input::Qcow2(push) => {
+                let (size, spilled) = push.finish(&mut self.pool)?;
+                (Format::Qcow2, size, spilled)
+            }
+        };
+        let stored = self.pool.finish()?;
+        Ok(Summary {
+            format,
+            virtual_size,
+            data_bytes: stored.data,
+            zero_bytes: stored.zero,
+            spilled_bytes,
+        })
+    }
+
+    fn take(&mut self, part: Bytes) -> Result<(), Error> {
+        match &mut self.input {
+            Input::Raw(push) => push.push(part, &mut self.pool),
+            Input::Qcow2(push) => push.push(part, &mut self.pool),
+        }
+    }
+}

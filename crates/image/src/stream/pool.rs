@@ -1,0 +1,315 @@
+//! The worker threads: decompress, find the zeros, store.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use crate::codec::{Codec, Unpacker};
+use crate::{Body, Error, ErrorKind, Piece, Sink, zero};
+
+/// How many bytes of the stream wait for the workers or are in their hands. A cluster larger than
+/// that (no format has any) would go alone. Each worker has besides a buffer of the larger of
+/// 512 KiB and the format's block.
+pub const QUEUE_BYTES: usize = 8 << 20;
+/// Work is handed over in lots of about this many bytes of the stream,
+const BATCH_BYTES: usize = 256 << 10;
+/// or this many pieces, where they are tiny or share their bytes.
+const BATCH_JOBS: usize = 512;
+/// What a worker decompresses before it stores, so that neighbours are stored together.
+const BUFFER: usize = 512 << 10;
+
+/// A block to decompress.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) codec: Codec,
+    /// The block, perhaps with other bytes behind it.
+    pub(crate) bytes: Bytes,
+    /// How long it is when decompressed.
+    pub(crate) block: usize,
+    /// How much of that is on the disk.
+    pub(crate) len: usize,
+    /// Where it stands in the file.
+    pub(crate) at: u64,
+    /// The file's end cut it off.
+    pub(crate) cut: bool,
+}
+
+#[derive(Debug)]
+struct Job {
+    guest: u64,
+    body: JobBody,
+}
+
+#[derive(Debug)]
+enum JobBody {
+    Data(Bytes),
+    Packed(Packed),
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    jobs: Vec<Job>,
+    bytes: usize,
+}
+
+/// How much the sink was given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stored {
+    pub(crate) data: u64,
+    pub(crate) zero: u64,
+}
+
+/// The workers and what is collected for them.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    /// `None` once no more work will come.
+    sender: Option<Sender<Batch>>,
+    threads: Vec<JoinHandle<()>>,
+    batch: Batch,
+}
+
+struct Shared {
+    sink: Arc<dyn Sink>,
+    data: AtomicU64,
+    zero: AtomicU64,
+    /// Bytes queued or in hand, at most [`QUEUE_BYTES`] unless it is a single batch.
+    in_flight: Mutex<usize>,
+    room: Condvar,
+    failed: AtomicBool,
+    error: Mutex<Option<Error>>,
+}
+
+impl Pool {
+    /// Starts `workers` threads for blocks of up to `block` bytes.
+    pub(crate) fn start(
+        workers: NonZeroUsize,
+        block: usize,
+        sink: Arc<dyn Sink>,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            sink,
+            data: AtomicU64::new(0),
+            zero: AtomicU64::new(0),
+            in_flight: Mutex::new(0),
+            room: Condvar::new(),
+            failed: AtomicBool::new(false),
+            error: Mutex::new(None),
+        });
+        let (sender, receiver) = unbounded();
+        let mut pool = Self {
+            shared,
+            sender: Some(sender),
+            threads: Vec::with_capacity(workers.get()),
+            batch: Batch::default(),
+        };
+        for index in 0..workers.get() {
+            let worker = Worker::new(pool.shared.clone(), block);
+            let receiver = receiver.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("decode-{index}"))
+                .spawn(move || worker.run(&receiver))
+                .map_err(Error::write)?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Stores `bytes` at `guest`.
+    pub(crate) fn data(&mut self, guest: u64, bytes: Bytes) -> Result<(), Error> {
+        self.add(bytes.len(), Job { guest, body: JobBody::Data(bytes) })
+    }
+
+    /// Decompresses a block and stores it at `guest`.
+    pub(crate) fn packed(&mut self, guest: u64, packed: Packed) -> Result<(), Error> {
+        self.add(packed.bytes.len(), Job { guest, body: JobBody::Packed(packed) })
+    }
+
+    /// Tells the sink at once that there are `len` zeros at `guest`.
+    pub(crate) fn zero(&self, guest: u64, len: u64) -> Result<(), Error> {
+        if len == 0 {
+            return Ok(());
+        }
+        self.shared.put(Piece { offset: guest, body: Body::Zero(len) })
+    }
+
+    fn add(&mut self, bytes: usize, job: Job) -> Result<(), Error> {
+        self.batch.jobs.push(job);
+        self.batch.bytes += bytes;
+        if self.batch.bytes >= BATCH_BYTES || self.batch.jobs.len() >= BATCH_JOBS {
+            self.send()?;
+        }
+        Ok(())
+    }
+
+    /// Hands over what was collected, once there is room.
+    fn send(&mut self) -> Result<(), Error> {
+        let batch = std::mem::take(&mut self.batch);
+        let mut in_flight = lock(&self.shared.in_flight);
+        while *in_flight > 0 && *in_flight + batch.bytes > QUEUE_BYTES {
+            in_flight = self.shared.room.wait(in_flight).unwrap_or_else(PoisonError::into_inner);
+        }
+        *in_flight += batch.bytes;
+        drop(in_flight);
+        if self.shared.failed.load(Ordering::Relaxed) {
+            return Err(self.shared.take_error());
+        }
+        let sender = self.sender.as_ref().expect("work comes only before the end");
+        sender.send(batch).map_err(|_| self.shared.take_error())
+    }
+
+    /// Waits until everything is stored.
+    pub(crate) fn finish(mut self) -> Result<Stored, Error> {
+        self.send()?;
+        if self.join() || self.shared.failed.load(Ordering::Relaxed) {
+            return Err(self.shared.take_error());
+        }
+        Ok(Stored {
+            data: self.shared.data.load(Ordering::Relaxed),
+            zero: self.shared.zero.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Ends the threads. True if one panicked.
+    fn join(&mut self) -> bool {
+        self.sender = None;
+        self.threads.drain(..).map(JoinHandle::join).filter(Result::is_err).count() > 0
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            // Nobody wants what is still queued.
+            self.shared.failed.store(true, Ordering::Relaxed);
+            self.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn put(&self, piece: Piece<'_>) -> Result<(), Error> {
+        let (counter, len) = match piece.body {
+            Body::Data(data) => (&self.data, data.len() as u64),
+            Body::Zero(len) => (&self.zero, len),
+        };
+        counter.fetch_add(len, Ordering::Relaxed);
+        self.sink.put(piece).map_err(Error::write)
+    }
+
+    /// Keeps the first error; what other workers run into after it is of no interest.
+    fn fail(&self, error: Error) {
+        lock(&self.error).get_or_insert(error);
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    fn take_error(&self) -> Error {
+        lock(&self.error)
+            .take()
+            .unwrap_or_else(|| Error::new(ErrorKind::Write, "decoding has already failed"))
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+/// Gives a batch's bytes back when it is done with, even by a panic, so that nobody waits forever.
+struct InHand<'a> {
+    shared: &'a Shared,
+    bytes: usize,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        *lock(&self.shared.in_flight) -= self.bytes;
+        self.shared.room.notify_one();
+        if std::thread::panicking() {
+            self.shared.failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    unpacker: Unpacker,
+    /// Decompressed blocks that follow each other on the disk: the first `filled` bytes.
+    buffer: Vec<u8>,
+    filled: usize,
+    /// Where the buffer's first byte goes.
+    guest: u64,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, block: usize) -> Self {
+        let buffer = if block == 0 { Vec::new() } else { vec![0; BUFFER.max(block)] };
+        Self { shared, unpacker: Unpacker::new(), buffer, filled: 0, guest: 0 }
+    }
+
+    /// Works until no more work can come. After a failure the rest is only thrown away.
+    fn run(mut self, receiver: &Receiver<Batch>) {
+        let shared = self.shared.clone();
+        for batch in receiver {
+            let _in_hand = InHand { shared: &shared, bytes: batch.bytes };
+            if shared.failed.load(Ordering::Relaxed) {
+                continue;
+            }
+            if let Err(error) = self.work(batch.jobs) {
+                shared.fail(error);
+            }
+        }
+    }
+
+    fn work(&mut self, mut jobs: Vec<Job>) -> Result<(), Error> {
+        // A parallel writer leaves the file's order a little different from the disk's.
+        jobs.sort_unstable_by_key(|job| job.guest);
+        for Job { guest, body } in jobs {
+            match body {
+                JobBody::Data(bytes) => self.store(&bytes, guest)?,
+                JobBody::Packed(packed) => self.unpack(guest, &packed)?,
+            }
+        }
+        self.store_buffer()
+    }
+
+    fn unpack(&mut self, guest: u64, packed: &Packed) -> Result<(), Error> {
+        let fits = self.filled + packed.block <= self.buffer.len();
+        if !fits || self.guest + self.filled as u64 != guest {
+            self.store_buffer()?;
+            self.guest = guest;
+        }
+        let out = &mut self.buffer[self.filled..][..packed.block];
+        self.unpacker.unpack(packed.codec, &packed.bytes, out).map_err(|fault| {
+            let kind = if packed.cut { ErrorKind::Truncated } else { ErrorKind::Corrupt };
+            Error::new(kind, format!("the compressed cluster {fault}")).at(packed.at)
+        })?;
+        self.filled += packed.len;
+        Ok(())
+    }
+
+    fn store_buffer(&mut self) -> Result<(), Error> {
+        let filled = std::mem::take(&mut self.filled);
+        self.store(&self.buffer[..filled], self.guest)
+    }
+
+    fn store(&self, data: &[u8], guest: u64) -> Result<(), Error> {
+        zero::runs(data, guest, |run, zero| {
+            let offset = guest + run.start as u64;
+            let body = match zero {
+                true => Body::Zero(run.len() as u64),
+                false => Body::Data(&data[run]),
+            };
+            self.shared.put(Piece { offset, body })
+        })
+    }
+}
