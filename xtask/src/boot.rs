@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bootyard_testkit::Nginx;
 
 use crate::guest::{self, Guest};
 use crate::lab::{self, Lab};
-use crate::nginx::Nginx;
 use crate::setup::{self, Need};
 use crate::timing::Stages;
 use crate::{dirs, sh};
@@ -120,7 +120,7 @@ impl Job {
 
     fn import(&self, guest: &Guest) -> Result<()> {
         let root = guest.qcow2.parent().context("the guest lies in no folder")?;
-        let nginx = Nginx::serve(root, &self.dir.join("nginx"))?;
+        let nginx = Nginx::serve(root);
         let checksum = format!("sha256:{}", guest.sha256);
         let mut import = self.bootyard();
         import.args(["import", &nginx.url(guest::FILE_NAME), "--name", VOLUME]);

@@ -111,6 +111,8 @@ pub(crate) fn main(args: &Args) -> ExitCode {
 }
 
 fn lab(args: &Args) -> Result<Lab> {
+    let has_terminal = std::io::stdin().is_terminal();
+    ensure!(has_terminal || !args.command.is_empty(), "a shell in the lab needs a terminal");
     setup::ensure_installed(&[Need::Boot])?;
     let mut files = Vec::new();
     for path in &args.files {
@@ -217,10 +219,9 @@ impl Lab {
         qemu
     }
 
-    /// Connects the command with our terminal, keeps a copy of what it says, and waits for the end.
+    /// Connects the shell, or what the command says, with our terminal, and waits for the end.
     fn talk(&self, qemu: &mut Command) -> Result<Option<i32>> {
         if self.command.is_empty() {
-            ensure!(std::io::stdin().is_terminal(), "a shell in the lab needs a terminal");
             return Ok(qemu.status()?.code());
         }
         Ok(sh::run_teed(qemu, &self.logs.join("output.log"))?.code())

@@ -16,7 +16,6 @@ mod deb;
 mod dirs;
 mod guest;
 mod lab;
-mod nginx;
 mod setup;
 mod sh;
 mod test;

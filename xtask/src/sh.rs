@@ -32,9 +32,10 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Shows the command line, then runs it on our own terminal.
+/// Shows the command line, then runs it on our own terminal. Standard output is ours alone.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     eprintln!("$ {}", line(command));
+    command.stdout(std::io::stderr());
     let status = command.status().with_context(|| cannot_start(command))?;
     ensure!(status.success(), "`{}` failed: {status}", line(command));
     Ok(())

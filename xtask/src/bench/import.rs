@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use bootyard_testkit::Nginx;
 
 use super::measure::{self, Side};
-use crate::nginx::Nginx;
 use crate::setup::{self, Need};
 use crate::{dirs, guest, sh};
 
@@ -33,7 +33,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let dir = dirs::target().join("bench/import");
     fs_err::create_dir_all(&dir)?;
     let root = guest.qcow2.parent().context("the guest lies in no folder")?;
-    let nginx = Nginx::serve(root, &dir.join("nginx"))?;
+    let nginx = Nginx::serve(root);
     let url = nginx.url(guest::FILE_NAME);
 
     let side = |name| Side { name, runs: Vec::new() };

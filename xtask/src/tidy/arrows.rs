@@ -33,12 +33,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (TEST_ONLY, &[]),
     ("bootyard-tests", &[]),
-    ("xtask", &[]),
+    ("xtask", &[TEST_ONLY]),
 ];
 
 const BINARY: &str = "bootyard";
 
-/// The crate that only tests may depend on.
+/// The crate that only tests and this automation may depend on.
 const TEST_ONLY: &str = "bootyard-testkit";
 
 /// The dependencies among the workspace's packages.
