@@ -1,1 +1,28 @@
-//! To be written.
+//! cloud-init seeds: what a guest is told at its first boot, checked, and written as a disk image.
+//!
+//! ```text
+//!  Hostname, InstanceId ┐
+//!  SshPublicKey         ├─► Seed ─files()─► Tree ─┬─► ISO 9660 (Rock Ridge, Joliet)
+//!  UserData (1 or MIME) ┘   NoCloud, ConfigDrive  └─► FAT
+//! ```
+//!
+//! Bytes come in and bytes go out: no file is opened here, no clock is asked, and the same input
+//! makes the same image. [`Tree`] and [`Image`] know nothing of cloud-init; other small disks are
+//! made with them.
+
+mod error;
+mod fat;
+mod image;
+mod iso;
+mod mime;
+mod seed;
+mod ssh;
+mod tree;
+mod user_data;
+
+pub use error::{Error, ErrorKind};
+pub use image::{Image, ImageFormat};
+pub use seed::{Datasource, Hostname, InstanceId, Seed};
+pub use ssh::SshPublicKey;
+pub use tree::Tree;
+pub use user_data::{Format, UserData};

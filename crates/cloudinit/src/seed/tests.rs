@@ -1,0 +1,110 @@
+//! The files of a seed, letter by letter, and what makes a name.
+
+use bootyard_spec::Explain as _;
+
+use super::*;
+
+const KEY: &str = "ssh-ed25519 \
+    AAAAC3NzaC1lZDI1NTE5AAAAIGyQ7aKqmHWdN8i4cRkXzdn3SuNOqmJLlyXhHKzsqzZg \\u00fc\"";
+
+fn seed() -> Seed {
+    let mut seed = Seed::new("debian.example.org".parse().unwrap());
+    seed.ssh_keys = SshPublicKey::parse_all("k", KEY.as_bytes()).unwrap();
+    seed.user_data = vec![UserData::parse("u", "#cloud-config\n").unwrap()];
+    seed.vendor_data = Some(UserData::parse("v", "#!/bin/sh\n").unwrap());
+    seed
+}
+
+fn check(seed: &Seed, datasource: Datasource, expected: &[(&str, &str)]) {
+    let mut tree = Tree::new();
+    for (path, text) in expected {
+        tree.insert(path, *text).unwrap();
+    }
+    assert_eq!(seed.files(datasource).unwrap(), tree);
+}
+
+#[test]
+fn nocloud_has_kubevirts_meta_data() {
+    let mut seed = seed();
+    seed.network_config = Some(b"version: 2\n".to_vec());
+    let meta_data = r#"{
+  "instance-id": "fc11f808-2fa1-54bd-b979-1db9ce9c4d95",
+  "local-hostname": "debian.example.org",
+  "public-keys": {
+    "0": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGyQ7aKqmHWdN8i4cRkXzdn3SuNOqmJLlyXhHKzsqzZg \\u00fc\""
+  }
+}
+"#;
+    check(
+        &seed,
+        Datasource::NoCloud,
+        &[
+            ("meta-data", meta_data),
+            ("user-data", "#cloud-config\n"),
+            ("vendor-data", "#!/bin/sh\n"),
+            ("network-config", "version: 2\n"),
+        ],
+    );
+}
+
+#[test]
+fn config_drive_has_openstacks_layout() {
+    let mut seed = seed();
+    seed.instance_id = Some("i-1".parse().unwrap());
+    seed.ssh_keys.clear();
+    seed.network_config = Some(br#"{"links": []}"#.to_vec());
+    let meta_data = "{\n  \"uuid\": \"i-1\",\n  \"hostname\": \"debian.example.org\"\n}\n";
+    check(
+        &seed,
+        Datasource::ConfigDrive,
+        &[
+            ("openstack/latest/meta_data.json", meta_data),
+            ("openstack/latest/user_data", "#cloud-config\n"),
+            ("openstack/latest/vendor_data.json", "{\n  \"cloud-init\": \"#!/bin/sh\\n\"\n}\n"),
+            ("openstack/latest/network_data.json", "{\"links\": []}"),
+        ],
+    );
+}
+
+#[test]
+fn nocloud_without_user_data_has_an_empty_file() {
+    let seed = Seed::new("a".parse().unwrap());
+    let id = InstanceId::from_machine_name("a");
+    let meta_data = format!("{{\n  \"instance-id\": \"{id}\",\n  \"local-hostname\": \"a\"\n}}\n");
+    check(&seed, Datasource::NoCloud, &[("meta-data", &meta_data), ("user-data", "")]);
+}
+
+#[test]
+fn a_config_drive_refuses_what_it_cannot_hold() {
+    let mut seed = seed();
+    seed.network_config = Some(b"version: 2\n".to_vec());
+    let error = seed.files(Datasource::ConfigDrive).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NetworkConfig);
+    assert!(error.hint().unwrap().contains("--datasource nocloud"));
+
+    seed.network_config = None;
+    seed.vendor_data = Some(UserData::parse("v", [0x1f, 0x8b, 0xff]).unwrap());
+    let error = seed.files(Datasource::ConfigDrive).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UserData);
+}
+
+#[test]
+fn host_names_follow_rfc_1123() {
+    for name in ["a", "Debian-12", "0.example.org", &"a".repeat(63), "xn--bcher-kva"] {
+        assert!(name.parse::<Hostname>().is_ok(), "{name}");
+    }
+    let long = [&*"a".repeat(63); 4].join(".");
+    for name in ["", "-a", "a-", "a..b", ".a", "a.", "a_b", "ä", "a b", &"a".repeat(64), &long] {
+        assert!(name.parse::<Hostname>().is_err(), "{name}");
+    }
+}
+
+#[test]
+fn instance_ids_are_file_names() {
+    for id in ["iid-1", "5f1c6d0a-0000-4000-8000-000000000000", "i_1:x.y"] {
+        assert!(id.parse::<InstanceId>().is_ok(), "{id}");
+    }
+    for id in ["", ".", "..", "a/b", "a b", "a\n", &"a".repeat(256)] {
+        assert!(id.parse::<InstanceId>().is_err(), "{id}");
+    }
+}

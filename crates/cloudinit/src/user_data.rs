@@ -1,0 +1,281 @@
+//! One piece of user-data or vendor-data, and what cloud-init will take it for.
+//!
+//! cloud-init tells the kinds of user-data apart by how they begin, and silently ignores what it
+//! does not know. Here that is an error, with the most likely remedy. The content behind the header
+//! is not judged.
+
+use crate::{Error, ErrorKind};
+
+/// What cloud-init does with a piece of user-data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// YAML for cloud-init's modules: `#cloud-config`.
+    CloudConfig,
+    /// A list of cloud-configs, scripts and others in YAML: `#cloud-config-archive`.
+    CloudConfigArchive,
+    /// A JSON patch to the cloud-config: `#cloud-config-jsonp`.
+    CloudConfigPatch,
+    /// A script that runs once, late in the first boot: `#!`.
+    Script,
+    /// A script that runs early in every boot: `#cloud-boothook`.
+    Boothook,
+    /// URLs whose contents are user-data: `#include`.
+    Include,
+    /// The same, fetched once per instance: `#include-once`.
+    IncludeOnce,
+    /// Python code that handles further formats: `#part-handler`.
+    PartHandler,
+    /// A Jinja template that becomes one of the others: `## template: jinja`.
+    Jinja,
+    /// A MIME document (RFC 2045), usually with several of the others in it.
+    Mime,
+    /// Any of the others, compressed with gzip.
+    Gzip,
+}
+
+impl Format {
+    /// The content type under which cloud-init knows it as a part of a MIME document. A MIME
+    /// document has its own.
+    pub(crate) const fn content_type(self) -> &'static str {
+        match self {
+            Self::CloudConfig => "text/cloud-config",
+            Self::CloudConfigArchive => "text/cloud-config-archive",
+            Self::CloudConfigPatch => "text/cloud-config-jsonp",
+            Self::Script => "text/x-shellscript",
+            Self::Boothook => "text/cloud-boothook",
+            Self::Include => "text/x-include-url",
+            Self::IncludeOnce => "text/x-include-once-url",
+            Self::PartHandler => "text/part-handler",
+            Self::Jinja => "text/jinja2",
+            Self::Mime => "multipart/mixed",
+            Self::Gzip => "application/gzip",
+        }
+    }
+
+    /// True if the guest's kernel reads the first line as the path of an interpreter.
+    const fn is_executed(self) -> bool {
+        matches!(self, Self::Script | Self::Boothook)
+    }
+}
+
+/// The headers that stand on a line of their own.
+const HEADERS: [(&str, Format); 8] = [
+    ("#cloud-config", Format::CloudConfig),
+    ("#cloud-config-archive", Format::CloudConfigArchive),
+    ("#cloud-config-jsonp", Format::CloudConfigPatch),
+    ("#cloud-boothook", Format::Boothook),
+    ("#include", Format::Include),
+    ("#include-once", Format::IncludeOnce),
+    ("#part-handler", Format::PartHandler),
+    ("## template: jinja", Format::Jinja),
+];
+
+/// The first two bytes of a gzip member (RFC 1952 §2.3.1).
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
+
+/// The byte-order mark in UTF-8, which editors on Windows put first.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// cloud-init takes a text for a MIME document if `mime-version:` is within this many bytes of its
+/// start.
+const MIME_VERSION_WITHIN: usize = 4096;
+
+/// A piece of user-data or vendor-data in a format that cloud-init knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserData {
+    content: Vec<u8>,
+    format: Format,
+}
+
+impl UserData {
+    /// Recognises the format of `content`. `input` is how errors name it, usually its path.
+    pub fn parse(input: &str, content: impl Into<Vec<u8>>) -> Result<Self, Error> {
+        let content = content.into();
+        let format = recognise(&content).map_err(|e| e.in_input(input))?;
+        Ok(Self { content, format })
+    }
+
+    /// What cloud-init takes it for.
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The bytes, as they were given.
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+fn recognise(content: &[u8]) -> Result<Format, Error> {
+    if content.starts_with(GZIP_MAGIC) {
+        return Ok(Format::Gzip);
+    }
+    if content.starts_with(BOM) {
+        return Err(bad("begins with a byte-order mark, behind which cloud-init sees no header")
+            .with_hint("save the file as UTF-8 without BOM"));
+    }
+    let Some(format) = format_of_line(first_line(content)).or_else(|| mime_of(content)) else {
+        return Err(headless(content));
+    };
+    let is_crlf = first_line(content).ends_with(b"\r");
+    if is_crlf && format.is_executed() {
+        return Err(bad("the lines end in CR LF, with which no interpreter starts")
+            .at_line(1)
+            .with_hint("convert the line ends, for example with `dos2unix`"));
+    }
+    if format == Format::Mime && !has_mime_version(content) {
+        return Err(bad("a MIME document without `MIME-Version`, which cloud-init ignores")
+            .with_hint("add the header line `MIME-Version: 1.0`"));
+    }
+    Ok(format)
+}
+
+fn first_line(content: &[u8]) -> &[u8] {
+    content.split(|b| *b == b'\n').next().unwrap_or_default()
+}
+
+fn format_of_line(line: &[u8]) -> Option<Format> {
+    if line.starts_with(b"#!") {
+        return Some(Format::Script);
+    }
+    let is = |header: &str| {
+        let rest = line.strip_prefix(header.as_bytes());
+        rest.is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+    };
+    HEADERS.into_iter().find(|(header, _)| is(header)).map(|(_, format)| format)
+}
+
+/// MIME, if the first line is a header field of such a document.
+fn mime_of(content: &[u8]) -> Option<Format> {
+    let line = first_line(content);
+    let field = &line[..line.iter().position(|b| *b == b':')?];
+    let is_mime = field.eq_ignore_ascii_case(b"content-type")
+        || (is_field_name(field) && has_mime_version(content));
+    is_mime.then_some(Format::Mime)
+}
+
+/// The name of a header field (RFC 5322 §2.2) has no spaces.
+fn is_field_name(field: &[u8]) -> bool {
+    !field.is_empty() && field.iter().all(u8::is_ascii_graphic)
+}
+
+fn has_mime_version(content: &[u8]) -> bool {
+    let start = &content[..content.len().min(MIME_VERSION_WITHIN)];
+    let name = b"mime-version:";
+    start.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name))
+}
+
+fn bad(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::UserData, what)
+}
+
+/// The error for user-data that begins with no known header, with the likeliest remedy.
+fn headless(content: &[u8]) -> Error {
+    if content.trim_ascii().is_empty() {
+        return bad("the user-data is empty")
+            .with_hint("leave it out, or begin it with `#cloud-config`");
+    }
+    let mut lines = content.split(|b| *b == b'\n').zip(1..);
+    let (first, number) =
+        lines.find(|(line, _)| !line.trim_ascii().is_empty()).unwrap_or((content, 1));
+    if format_of_line(first.trim_ascii()).is_some() {
+        return bad("the header is not at the very start")
+            .at_line(number)
+            .with_hint("remove the empty lines or spaces before it");
+    }
+    let shown = String::from_utf8_lossy(first).trim().chars().take(40).collect::<String>();
+    let error = bad(format!("expected a header such as `#cloud-config`, got `{shown}`"));
+    let error = error.at_line(number);
+    let letters: Vec<u8> =
+        first.iter().filter(|b| b.is_ascii_alphabetic()).map(u8::to_ascii_lowercase).collect();
+    error.with_hint(match letters.as_slice() {
+        b"cloudconfig" => "write the first line exactly as `#cloud-config`",
+        b"templatejinja" => "write the first line exactly as `## template: jinja`",
+        _ => {
+            "cloud-init ignores user-data without a header: begin a cloud-config with the line \
+             `#cloud-config`, a script with `#!/bin/sh`"
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bootyard_spec::Explain as _;
+
+    use super::*;
+
+    #[test]
+    fn recognises_every_format_by_its_start() {
+        for (content, format) in [
+            ("#cloud-config", Format::CloudConfig),
+            ("#cloud-config \r\na: 1", Format::CloudConfig),
+            ("#cloud-config-archive\n", Format::CloudConfigArchive),
+            ("#cloud-config-jsonp\n", Format::CloudConfigPatch),
+            ("#!/bin/sh\n", Format::Script),
+            ("#cloud-boothook\n", Format::Boothook),
+            ("#include\nhttp://h/", Format::Include),
+            ("#include-once\n", Format::IncludeOnce),
+            ("#part-handler\n", Format::PartHandler),
+            ("## template: jinja\n#cloud-config\n", Format::Jinja),
+            ("Content-Type: text/x-shellscript\nMIME-Version: 1.0\n\n", Format::Mime),
+            ("MIME-Version: 1.0\n", Format::Mime),
+            ("Subject: x\nmime-version: 1.0\n", Format::Mime),
+        ] {
+            assert_eq!(UserData::parse("u", content).unwrap().format(), format, "{content}");
+        }
+        assert_eq!(UserData::parse("u", [0x1f, 0x8b, 8]).unwrap().format(), Format::Gzip);
+    }
+
+    #[test]
+    fn refuses_what_cloud_init_would_ignore() {
+        for (content, message, hint) in [
+            ("", "`u`: the user-data is empty", "leave it out"),
+            (
+                "packages: [vim]\n",
+                "`u` line 1: expected a header such as `#cloud-config`, got `packages: [vim]`",
+                "begin a cloud-config with the line `#cloud-config`",
+            ),
+            (
+                "# cloud-config\n",
+                "`u` line 1: expected a header such as `#cloud-config`, got `# cloud-config`",
+                "exactly as `#cloud-config`",
+            ),
+            (
+                "#Cloud_Config\n",
+                "`u` line 1: expected a header such as `#cloud-config`, got `#Cloud_Config`",
+                "exactly as `#cloud-config`",
+            ),
+            (
+                "##template:jinja\n",
+                "`u` line 1: expected a header such as `#cloud-config`, got `##template:jinja`",
+                "exactly as `## template: jinja`",
+            ),
+            (
+                "#cloud-configuration\n",
+                "`u` line 1: expected a header such as `#cloud-config`, got `#cloud-configuration`",
+                "without a header",
+            ),
+            ("\n\n#cloud-config", "`u` line 3: the header is not at the very start", "remove"),
+            (" #!/bin/sh", "`u` line 1: the header is not at the very start", "remove"),
+            (
+                "\u{feff}#cloud-config",
+                "`u`: begins with a byte-order mark, behind which cloud-init sees no header",
+                "without BOM",
+            ),
+            (
+                "#!/bin/sh\r\n",
+                "`u` line 1: the lines end in CR LF, with which no interpreter starts",
+                "dos2unix",
+            ),
+            (
+                "Content-Type: multipart/mixed\n",
+                "`u`: a MIME document without `MIME-Version`, which cloud-init ignores",
+                "`MIME-Version: 1.0`",
+            ),
+        ] {
+            let error = UserData::parse("u", content).unwrap_err();
+            assert_eq!(error.to_string(), message);
+            assert!(error.hint().unwrap().contains(hint), "{content}");
+        }
+    }
+}
