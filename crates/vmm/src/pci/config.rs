@@ -162,7 +162,7 @@ impl ConfigSpace {
     }
 
     /// The size of the region behind each BAR, for those that exist.
-    pub fn bars(&self) -> impl Iterator<Item = (usize, u64)> {
+    pub fn bars(&self) -> impl Iterator<Item = (usize, u64)> + use<> {
         self.bar_sizes.into_iter().enumerate().filter(|(_, size)| *size != 0)
     }
 

@@ -102,20 +102,19 @@ impl PciRoot {
         let number = u8::try_from(functions.len()).expect("less than DEVICES_MAX");
         let mut config = device.config();
         let mut free = functions.iter().filter_map(Function::assigned_end).max();
-        for (bar, size) in device.config().bars() {
+        for (bar, size) in config.bars() {
             let address = self.place(free, size).ok_or(Error::WindowFull { size })?;
             config.set_bar_address(bar, address);
             free = Some(address + size);
         }
         config.enable_memory();
-        let mut function = Function {
+        functions.push(Function {
             initial: config.clone(),
             config,
             device: Some(device),
             mapped: Default::default(),
-        };
-        self.remap(&mut function);
-        functions.push(function);
+        });
+        self.remap(&mut functions);
         Ok(PciAddress { device: number })
     }
 
@@ -129,13 +128,14 @@ impl PciRoot {
 
     /// Puts every device back into its state after [`PciRoot::add`]: the machine's reset line.
     pub fn reset(&self) {
-        for function in self.functions().iter_mut() {
+        let mut functions = self.functions();
+        for function in functions.iter_mut() {
             if let Some(device) = &function.device {
                 device.reset();
             }
             function.config = function.initial.clone();
-            self.remap(function);
         }
+        self.remap(&mut functions);
     }
 
     /// Reads `data` from the configuration space of `device`. All ones where there is none.
@@ -153,35 +153,26 @@ impl PciRoot {
 
     /// Writes `data` to the configuration space of `device`.
     fn config_write(&self, device: usize, offset: usize, data: &[u8]) {
-        if let Some(function) = self.functions().get_mut(device) {
+        let mut functions = self.functions();
+        if let Some(function) = functions.get_mut(device) {
             function.config.write(offset, data);
-            self.remap(function);
             if let Some(device) = &function.device {
                 device.config_after_write(&function.config, offset, data.len());
             }
+            self.remap(&mut functions);
         }
     }
 
-    /// Brings the memory bus in line with the BARs and the command register of `function`.
-    fn remap(&self, function: &mut Function) {
-        let (Some(device), Some(mmio)) = (&function.device, self.mmio.upgrade()) else { return };
-        for (bar, size) in function.config.bars() {
-            let wanted = function.wanted(bar, size, &self.window);
-            if wanted == function.mapped[bar] {
-                continue;
-            }
-            if let Some(old) = function.mapped[bar] {
-                device.bar_mapped(bar, None);
-                mmio.remove(old);
-            }
-            let region = || Arc::new(Region { device: Arc::clone(device), bar });
-            // Where the guest puts two regions in one place the first one keeps it.
-            let inserted =
-                wanted.filter(|start| mmio.insert(*start..start + size, region()).is_ok());
-            if inserted.is_some() {
-                device.bar_mapped(bar, inserted);
-            }
-            function.mapped[bar] = inserted;
+    /// Brings the memory bus in line with the BARs and the command registers. All that moves gives
+    /// up its old place before anything takes a new one; where the guest puts two regions in one
+    /// place, the one that came first keeps it.
+    fn remap(&self, functions: &mut [Function]) {
+        let Some(mmio) = self.mmio.upgrade() else { return };
+        for function in functions.iter_mut() {
+            function.unmap_moved(&mmio, &self.window);
+        }
+        for function in functions {
+            function.map_unmapped(&mmio, &self.window);
         }
     }
 
@@ -191,6 +182,32 @@ impl PciRoot {
 }
 
 impl Function {
+    fn unmap_moved(&mut self, mmio: &Bus, window: &Range<u64>) {
+        let Some(device) = &self.device else { return };
+        for (bar, size) in self.config.bars() {
+            if self.mapped[bar] != self.wanted(bar, size, window)
+                && let Some(place) = self.mapped[bar].take()
+            {
+                device.bar_mapped(bar, None);
+                mmio.remove(place);
+            }
+        }
+    }
+
+    fn map_unmapped(&mut self, mmio: &Bus, window: &Range<u64>) {
+        let Some(device) = &self.device else { return };
+        for (bar, size) in self.config.bars() {
+            let region = || Arc::new(Region { device: Arc::clone(device), bar });
+            if self.mapped[bar].is_none()
+                && let Some(place) = self.wanted(bar, size, window)
+                && mmio.insert(place..place + size, region()).is_ok()
+            {
+                self.mapped[bar] = Some(place);
+                device.bar_mapped(bar, Some(place));
+            }
+        }
+    }
+
     /// Where the guest wants `bar`, if that is a place that the bridge forwards.
     fn wanted(&self, bar: usize, size: u64, window: &Range<u64>) -> Option<u64> {
         let start = self.config.bar_address(bar);

@@ -68,6 +68,7 @@ pub struct Block {
     read_only: bool,
     serial: [u8; SERIAL_SIZE],
     buffer: Vec<u8>,
+    on_error: Box<dyn Fn(&bootyard_image::Error) + Send>,
 }
 
 /// Why a request fails.
@@ -95,7 +96,16 @@ impl Block {
             *to = from;
         }
         let read_only = read_only || disk.writer().is_none();
-        Self { disk, read_only, serial: bytes, buffer: vec![0; BUFFER_SIZE] }
+        let buffer = vec![0; BUFFER_SIZE];
+        Self { disk, read_only, serial: bytes, buffer, on_error: Box::new(|_| {}) }
+    }
+
+    /// The same device, which tells `report` why the disk failed. The guest only learns that it
+    /// did. Called on the device's thread, for each request that fails.
+    #[must_use]
+    pub fn on_error(mut self, report: impl Fn(&bootyard_image::Error) + Send + 'static) -> Self {
+        self.on_error = Box::new(report);
+        self
     }
 
     /// Sectors that the guest sees.
@@ -163,7 +173,7 @@ impl Block {
             let piece = &mut self.buffer[..request.writable().min(BUFFER_SIZE)];
             let stored = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
             let (bytes, tail) = piece.split_at_mut(stored.min(piece.len()));
-            self.disk.read_at(bytes, offset).map_err(|_| Failure::Io)?;
+            self.disk.read_at(bytes, offset).map_err(tell(&*self.on_error))?;
             tail.fill(0);
             request.write_all(piece).map_err(|_| Failure::Io)?;
             offset += piece.len() as u64;
@@ -177,7 +187,7 @@ impl Block {
         while request.readable() > 0 {
             let piece = &mut self.buffer[..request.readable().min(BUFFER_SIZE)];
             request.read_exact(piece).map_err(|_| Failure::Io)?;
-            writer.write_at(piece, offset).map_err(|_| Failure::Io)?;
+            writer.write_at(piece, offset).map_err(tell(&*self.on_error))?;
             offset += piece.len() as u64;
         }
         Ok(())
@@ -185,14 +195,15 @@ impl Block {
 
     fn flush(&self) -> Result<(), Failure> {
         match self.disk.writer() {
-            Some(writer) if !self.read_only => writer.flush().map_err(|_| Failure::Io),
+            Some(writer) if !self.read_only => writer.flush().map_err(tell(&*self.on_error)),
             _ => Ok(()),
         }
     }
 
     fn zero(&self, range: &Range) -> Result<(), Failure> {
         let writer = writer(&*self.disk, self.read_only)?;
-        writer.zero_at(range.len, range.offset, range.unmap).map_err(|_| Failure::Io)
+        let zeroed = writer.zero_at(range.len, range.offset, range.unmap);
+        zeroed.map_err(tell(&*self.on_error))
     }
 
     /// The ranges of a discard or write-zeroes request, all of them checked before anything is
@@ -275,6 +286,16 @@ impl fmt::Debug for Block {
             .field("capacity", &self.capacity())
             .field("read_only", &self.read_only)
             .finish_non_exhaustive()
+    }
+}
+
+/// The guest is told that the disk failed, `on_error` why.
+fn tell(
+    on_error: &dyn Fn(&bootyard_image::Error),
+) -> impl FnOnce(bootyard_image::Error) -> Failure {
+    |error| {
+        on_error(&error);
+        Failure::Io
     }
 }
 

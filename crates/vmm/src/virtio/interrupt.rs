@@ -1,9 +1,11 @@
 //! What a device's thread and its transport share: the status byte, the ISR byte, and the way to
-//! the driver's interrupt vectors. No lock but MSI-X's own, so that the transport can wait for the
-//! thread while it holds its state.
+//! the driver's interrupt vectors. No lock here is held for long, so that the transport can wait for
+//! the thread while it holds its own.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use super::Error;
 use super::transport::status;
 use crate::pci::MsiX;
 
@@ -22,6 +24,7 @@ pub struct Interrupt {
     isr: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
+    fault: Mutex<Option<Error>>,
 }
 
 impl Interrupt {
@@ -33,6 +36,7 @@ impl Interrupt {
             isr: AtomicU8::new(0),
             config_vector: no_vector(),
             queue_vectors: std::iter::repeat_with(no_vector).take(queues).collect(),
+            fault: Mutex::new(None),
         }
     }
 
@@ -42,13 +46,19 @@ impl Interrupt {
         self.msix.raise(self.queue_vector(index));
     }
 
-    /// Stops the driver: the device works again only after a reset.
-    pub fn needs_reset(&self) {
+    /// Tells the driver that the device works again only after a reset, and keeps the reason for
+    /// the machine's owner.
+    pub(super) fn fail(&self, fault: Error) {
+        *self.fault.lock().expect("no holder of this lock panics") = Some(fault);
         let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::AcqRel);
         if before & status::DRIVER_OK != 0 {
             self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
             self.msix.raise(self.config_vector());
         }
+    }
+
+    pub(super) fn take_fault(&self) -> Option<Error> {
+        self.fault.lock().expect("no holder of this lock panics").take()
     }
 
     pub(super) fn status(&self) -> u8 {

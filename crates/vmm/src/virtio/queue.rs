@@ -68,8 +68,8 @@ impl Virtqueue {
         next.map(|chain| Request::new(index, memory, chain)).transpose()
     }
 
-    /// Gives `request` back to the driver, and interrupts it if it waits for that. At least the
-    /// first `written` bytes of the room for the answer are filled.
+    /// Gives the request of [`Request::head`] back to the driver, and interrupts it if it waits for
+    /// that. At least the first `written` bytes of the room for the answer are filled.
     pub fn complete(
         &mut self,
         memory: &GuestMemoryMmap,

@@ -18,12 +18,12 @@ const ANSWER_MAX: usize = 4096;
 
 /// The entropy device.
 #[derive(Debug, Default)]
-pub struct Entropy {}
+pub struct Entropy(());
 
 impl Entropy {
-    /// A device without state.
+    /// An entropy device.
     pub const fn new() -> Self {
-        Self {}
+        Self(())
     }
 }
 

@@ -120,7 +120,7 @@ impl Stop {
 /// A device that runs on its own thread.
 pub(super) struct Worker {
     stop: Arc<Stop>,
-    thread: JoinHandle<(Box<dyn VirtioDevice>, Result<(), Error>)>,
+    thread: JoinHandle<Box<dyn VirtioDevice>>,
 }
 
 impl Worker {
@@ -136,17 +136,16 @@ impl Worker {
             thread::Builder::new().name(format!("virtio-{}", device.kind())).spawn(move || {
                 // A bug in one device ends that device, and not in silence.
                 let run = AssertUnwindSafe(|| device.run(&mut session));
-                let result = catch_unwind(run).unwrap_or(Err(Error::Panicked));
-                if result.is_err() {
-                    interrupt.needs_reset();
+                if let Err(fault) = catch_unwind(run).unwrap_or(Err(Error::Panicked)) {
+                    interrupt.fail(fault);
                 }
-                (device, result)
+                device
             })?;
         Ok(Self { stop, thread })
     }
 
-    /// Ends the session and gives the device back, with how it fared.
-    pub(super) fn stop(self) -> (Box<dyn VirtioDevice>, Result<(), Error>) {
+    /// Ends the session and gives the device back.
+    pub(super) fn stop(self) -> Box<dyn VirtioDevice> {
         self.stop.requested.store(true, Ordering::Release);
         // Fails only for a counter at its limit, which wakes the thread just as well.
         let _ = self.stop.event.write(1);

@@ -126,8 +126,6 @@ struct State {
     worker: Option<Worker>,
     /// Where the registers are, for the doorbells.
     mapped: Option<u64>,
-    /// Why the device last stopped by itself.
-    fault: Option<Error>,
 }
 
 /// A virtqueue as the driver sets it up.
@@ -175,9 +173,9 @@ impl VirtioPci {
         })
     }
 
-    /// Why the device last stopped with DEVICE_NEEDS_RESET, once the driver has reset it.
+    /// Why the device last stopped with DEVICE_NEEDS_RESET.
     pub fn take_fault(&self) -> Option<Error> {
-        self.state().fault.take()
+        self.interrupt.take_fault()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -271,8 +269,7 @@ impl VirtioPci {
         if added & status::DRIVER_OK != 0
             && let Err(fault) = self.start(state)
         {
-            state.fault = Some(fault);
-            self.interrupt.needs_reset();
+            self.interrupt.fail(fault);
         }
     }
 
@@ -298,9 +295,7 @@ impl VirtioPci {
     /// Takes the device out of its thread and forgets what the driver has said.
     fn reset_device(&self, state: &mut State) {
         if let Some(worker) = state.worker.take() {
-            let (device, result) = worker.stop();
-            state.device = Some(device);
-            state.fault = result.err().or(state.fault.take());
+            state.device = Some(worker.stop());
         }
         for event in &self.events {
             // Forgets a doorbell of the past. Fails where there was none.
@@ -439,7 +434,6 @@ impl State {
             device: Some(device),
             worker: None,
             mapped: None,
-            fault: None,
         }
     }
 
