@@ -94,9 +94,9 @@ fn blkid(image: &[u8], tag: &str) -> String {
 /// Trees that strain one thing each.
 fn trees() -> Vec<(&'static str, Files)> {
     let long = |tail: &str| format!("{}{tail}", "long-name.".repeat(20));
-    let many = (0..2000).map(|n| (format!("file-{n:04}.txt"), vec![n as u8; n % 3000])).collect();
-    let directories = (0..300).map(|n| (format!("d{n}/e/f{n}"), vec![n as u8])).collect();
-    let alike = (0..300).map(|n| (format!("d/{}", long(&n.to_string())), vec![1])).collect();
+    let many = (0..600).map(|n| (format!("file-{n:04}.txt"), vec![n as u8; n % 3000])).collect();
+    let directories = (0..80).map(|n| (format!("d{n}/e/f{n}"), vec![n as u8])).collect();
+    let alike = (0..150).map(|n| (format!("d/{}", long(&n.to_string())), vec![1])).collect();
     vec![
         ("nothing", Files::new()),
         ("an empty file", files([("user-data", b"")])),
@@ -214,7 +214,7 @@ fn fat_fits_at_every_size_around_the_step_from_12_to_16_bits() {
     if !require_tool("fsck.vfat") || !require_tool("mcopy") {
         return;
     }
-    for kib in (15 * 1024..17 * 1024).step_by(173) {
+    for kib in (15 * 1024..17 * 1024).step_by(500) {
         let files = files([("user-data", &vec![1; kib << 10])]);
         assert!(mtools(&build(&files, ImageFormat::Fat)) == files, "{kib} KiB");
     }
