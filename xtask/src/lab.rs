@@ -37,10 +37,7 @@ pub(crate) struct Args {
     /// A file to put into the lab's root directory.
     #[arg(long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Build `bootyard` and put it into the lab's PATH.
-    #[arg(long)]
-    bootyard: bool,
-    /// What to run there; a shell, if absent.
+    /// What to run there; a shell, if absent. `bootyard` is built and found where it is named.
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -119,7 +116,7 @@ fn lab(args: &Args) -> Result<Lab> {
         let name = path.file_name().context("a file without a name")?.to_string_lossy();
         files.push((path.clone(), name.into_owned()));
     }
-    if args.bootyard {
+    if args.command.is_empty() || args.command.iter().any(|word| word.contains("bootyard")) {
         files.push((build_static()?, "bin/bootyard".to_owned()));
     }
     let disk = |text: &String| match text.strip_suffix(",ro") {

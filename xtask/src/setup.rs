@@ -116,7 +116,11 @@ fn install(names: &[&str]) -> Result<()> {
     let mut apt = sh::cmd("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive");
     apt.args(["--quiet", "--assume-yes", "--no-install-recommends", "install"]).args(names);
-    sh::run(&mut apt)?;
+    if sh::run(&mut apt).is_err() {
+        // Lists that are older than the mirror name packages that it no longer has.
+        sh::run(sh::cmd("apt-get").args(["--quiet", "update"]))?;
+        sh::run(&mut apt)?;
+    }
     drop(quiet);
     if names.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
         sh::run(sh::cmd("systemctl").args(["disable", "--quiet", "nginx.service"]))?;

@@ -32,7 +32,7 @@ pub(super) fn measure(command: &Command, work: &Path) -> Result<Run> {
     let output = timed.output().context("cannot start `time`; run `cargo xtask setup`")?;
     let wall = start.elapsed().as_secs_f64();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{}` failed: {stderr}", sh::line(command));
+    ensure!(output.status.success(), "`{}` failed: {}", sh::line(command), stderr.trim());
     parse(&fs_err::read_to_string(&report)?, wall)
 }
 
@@ -121,6 +121,21 @@ mod tests {
         let run = parse("1.5 0.25 2048 4096\n", 3.0).unwrap();
         assert_eq!(run, Run { wall: 3.0, cpu: 1.75, rss: 2.0, written: 2.0 });
         assert!(parse("Command exited\n", 3.0).is_err());
+    }
+
+    #[test]
+    fn children_count() {
+        if !bootyard_testkit::require_tool("time") {
+            return;
+        }
+        let work = tempfile::tempdir().unwrap();
+        let mut command = sh::cmd("sh");
+        command.args(["-c", "sh -c 'i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done'"]);
+        let run = measure(&command, work.path()).unwrap();
+        assert!(run.cpu > 0.01 && run.wall > 0.01 && run.rss > 0.5, "{run:?}");
+
+        let error = measure(sh::cmd("sh").args(["-c", "echo why >&2; exit 3"]), work.path());
+        assert!(error.unwrap_err().to_string().ends_with("failed: why"));
     }
 
     #[test]
