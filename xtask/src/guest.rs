@@ -9,7 +9,6 @@
 mod disk;
 mod tree;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -73,6 +72,6 @@ fn build(work: &Path, logs: &Path) -> Result<PathBuf> {
     convert.args(["convert", "-c", "-W", "-m", "4", "-f", "raw", "-O", "qcow2"]);
     sh::run(convert.args([&raw, &qcow2]))?;
     let sums = sh::output(sh::cmd("sha256sum").arg(FILE_NAME).current_dir(&made))?;
-    fs_err::File::create(made.join(SHA256_NAME))?.write_all(sums.as_bytes())?;
+    fs_err::write(made.join(SHA256_NAME), sums)?;
     Ok(made)
 }

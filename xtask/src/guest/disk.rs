@@ -133,11 +133,8 @@ fn fill_root(raw: &Path, tree: &Tree, work: &Path, log: &Path) -> Result<()> {
          -E offset={offset},hash_seed={ROOT_FS_UUID},lazy_itable_init=0,lazy_journal_init=0 \
          {raw} {kib}k"
     );
-    let mut command = if sh::is_root()? { sh::cmd("sh") } else { sh::cmd("fakeroot") };
-    if !sh::is_root()? {
-        command.arg("sh");
-    }
-    sh::run_logged(command.args(["-c", &script]), log)
+    let mut command = if sh::is_root()? { sh::cmd("env") } else { sh::cmd("fakeroot") };
+    sh::run_logged(command.args(["sh", "-c", &script]), log)
 }
 
 /// Puts GRUB where a BIOS starts it.
