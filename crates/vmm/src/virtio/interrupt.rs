@@ -18,7 +18,7 @@ const ISR_CONFIG: u8 = 2;
 
 /// Raises a device's interrupts.
 #[derive(Debug)]
-pub struct Interrupt {
+pub(super) struct Interrupt {
     pub(super) msix: MsiX,
     status: AtomicU8,
     isr: AtomicU8,
@@ -41,7 +41,7 @@ impl Interrupt {
     }
 
     /// Tells the driver that virtqueue `index` has used buffers.
-    pub fn queue(&self, index: u16) {
+    pub(super) fn queue(&self, index: u16) {
         self.isr.fetch_or(ISR_QUEUE, Ordering::AcqRel);
         self.msix.raise(self.queue_vector(index));
     }

@@ -42,9 +42,11 @@ mod session;
 mod tests;
 mod transport;
 
+use interrupt::Interrupt;
+use queue::Virtqueue;
+
 pub use blk::Block;
-pub use interrupt::Interrupt;
-pub use queue::{Request, Virtqueue};
+pub use queue::Request;
 pub use rng::Entropy;
 pub use session::Session;
 pub use transport::VirtioPci;

@@ -21,7 +21,7 @@ const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// A virtqueue that the driver has enabled.
 #[derive(Debug)]
-pub struct Virtqueue {
+pub(super) struct Virtqueue {
     index: u16,
     queue: Queue,
     event: EventFd,
@@ -51,17 +51,20 @@ impl Virtqueue {
     }
 
     /// Its number among the device's virtqueues.
-    pub fn index(&self) -> u16 {
+    pub(super) fn index(&self) -> u16 {
         self.index
     }
 
     /// Signalled when the driver has made buffers available.
-    pub fn event(&self) -> &EventFd {
+    pub(super) fn event(&self) -> &EventFd {
         &self.event
     }
 
     /// The next request, if the driver has one.
-    pub fn next<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Request<'m>>, Error> {
+    pub(super) fn next<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+    ) -> Result<Option<Request<'m>>, Error> {
         let index = self.index;
         let broken = |source| Error::Queue { index, source };
         let next = self.queue.iter(memory).map_err(broken)?.next();
@@ -70,7 +73,7 @@ impl Virtqueue {
 
     /// Gives the request of [`Request::head`] back to the driver, and interrupts it if it waits for
     /// that. At least the first `written` bytes of the room for the answer are filled.
-    pub fn complete(
+    pub(super) fn complete(
         &mut self,
         memory: &GuestMemoryMmap,
         head: u16,
@@ -84,13 +87,13 @@ impl Virtqueue {
     }
 
     /// The driver need not ring the doorbell: the device is looking anyway.
-    pub fn disable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    pub(super) fn disable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<(), Error> {
         self.queue.disable_notification(memory).map_err(|source| self.broken(source))
     }
 
     /// The driver must ring the doorbell from now on. True if it made buffers available before it
     /// could know.
-    pub fn enable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+    pub(super) fn enable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
         self.queue.enable_notification(memory).map_err(|source| self.broken(source))
     }
 
@@ -125,7 +128,7 @@ impl<'m> Request<'m> {
     }
 
     /// What identifies the request in the rings.
-    pub fn head(&self) -> u16 {
+    pub(super) fn head(&self) -> u16 {
         self.head
     }
 
