@@ -87,7 +87,9 @@ impl Object {
     }
 
     /// The next bytes of the stream, at most a few hundred KiB; `None` at its end, once exactly the
-    /// announced bytes have come. Never empty bytes. After an error the stream is over.
+    /// announced bytes have come. Never empty bytes. After an error the stream is over. The future may
+    /// be dropped, as `select!` does, and no byte is lost; but the pause before a retry then starts
+    /// again, so that who drops it at short intervals waits for ever.
     ///
     /// # Errors
     ///

@@ -317,6 +317,27 @@ mod faults {
     }
 
     #[tokio::test]
+    async fn a_dropped_read_loses_nothing() {
+        let body = pseudo_random(40_000, 2);
+        let drip = Reply::honest().chunked().drip(100, Duration::from_micros(50));
+        let server = FaultServer::serve(body.clone(), [drip]);
+        let mut object = open_url(&server.url("disk"), &options()).await.unwrap();
+        let (mut bytes, mut dropped) = (Vec::new(), 0);
+        loop {
+            tokio::select! {
+                biased;
+                () = tokio::task::yield_now() => dropped += 1,
+                chunk = object.next() => match chunk.unwrap() {
+                    Some(chunk) => bytes.extend_from_slice(&chunk),
+                    None => break,
+                },
+            }
+        }
+        assert!(bytes == body, "{} bytes came", bytes.len());
+        assert!(dropped > 0);
+    }
+
+    #[tokio::test]
     async fn a_slow_drip_is_read_to_its_end() {
         // Longer in all than may pass between two bytes.
         let drip = Reply::honest().body("0123456789").drip(1, Duration::from_millis(150));
