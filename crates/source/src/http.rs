@@ -347,8 +347,8 @@ fn client(options: &Options) -> Result<Client, reqwest::Error> {
             .user_agent(&options.user_agent)
             .connect_timeout(options.connect_timeout)
             .redirect(redirect::Policy::limited(REDIRECTS_MAX))
-            // One object on one connection: HTTP/2 frames only cost time (16 KiB at best, and twice
-            // the CPU as measured), and ranged reads in parallel want connections of their own.
+            // For one object HTTP/2 only adds frames: measured on loopback with TLS it took 1.6 to
+            // 2.4 times as long. Ranged reads in parallel want connections of their own besides.
             .http1_only()
             .referer(false)
             .no_proxy()
