@@ -22,8 +22,11 @@ pub trait BusDevice: Send + Sync {
 /// The map from addresses to devices.
 #[derive(Default)]
 pub struct Bus {
-    ranges: RwLock<BTreeMap<u64, (u64, Arc<dyn BusDevice>)>>,
+    ranges: RwLock<BTreeMap<u64, Claim>>,
 }
+
+/// The end of a range, whose start is the key in the map, and who answers there.
+type Claim = (u64, Arc<dyn BusDevice>);
 
 /// Two devices claim one address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +55,11 @@ impl Bus {
     /// Takes away the device whose range begins at `start`, if there is one.
     pub fn remove(&self, start: u64) {
         self.ranges.write().expect("no holder of this lock panics").remove(&start);
+    }
+
+    /// Takes away all devices.
+    pub fn clear(&self) {
+        self.ranges.write().expect("no holder of this lock panics").clear();
     }
 
     /// Reads from the device at `address`. Where there is none the bus floats: all ones.

@@ -1,4 +1,35 @@
-//! The KVM machine.
+//! The KVM machine: a PC without firmware that starts a Linux kernel directly.
+//!
+//! A [`MachineConfig`] becomes a [`Machine`], which runs until the guest ends with an [`Exit`];
+//! [`Control`] reaches into it meanwhile. [`doctor`] tells beforehand whether this host can do it.
+//!
+//! ```text
+//!   machine ─► loader ─► plain data ─┐
+//!      │                             ├─► hv (KVM) ─► exits ─► Bus ─► legacy, pci, virtio
+//!      └─────► arch ──► plain data ──┘                 devices ─► MsiSink, Doorbells
+//! ```
+//!
+//! Layers hand one another plain data: loaders and tables are made and tested without KVM, and
+//! devices know the hypervisor only as [`interrupt::MsiSink`] and [`interrupt::Doorbells`].
+//! A guest is hostile: nothing that it writes to a device may panic or reach the host's memory.
 
+mod arch;
 pub mod bus;
+mod config;
+pub mod doctor;
+mod error;
+mod exit;
+mod hv;
 pub mod interrupt;
+mod legacy;
+mod loader;
+mod machine;
+pub mod pci;
+pub mod virtio;
+
+pub use config::{
+    Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, Reboot,
+};
+pub use error::{Error, ErrorKind, LoadError, Stuck};
+pub use exit::Exit;
+pub use machine::{Control, Machine};

@@ -1,0 +1,130 @@
+//! What a machine is made of, as its user asks for it.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bootyard_image::Disk;
+
+use crate::error::Error;
+
+/// The most processors: what a local APIC identifier of 8 bits and one package allow with room.
+pub const CPUS_MAX: u32 = 64;
+/// The least memory: below this no distribution's kernel gets to its initrd.
+pub const MEMORY_MIN: u64 = 64 << 20;
+/// The most memory: what 40 bits of physical address reach.
+pub const MEMORY_MAX: u64 = 1 << 39;
+/// Memory comes in multiples of the processor's large pages.
+const MEMORY_STEP: u64 = 2 << 20;
+/// The most disks: slots of the PCI bus that other devices leave.
+pub const DISKS_MAX: usize = 24;
+
+/// A machine, as its user asks for it.
+pub struct MachineConfig {
+    /// What the machine is called in thread names and messages.
+    pub name: String,
+    /// The number of processors, at most [`CPUS_MAX`].
+    pub cpus: NonZeroU32,
+    /// Bytes of memory, from [`MEMORY_MIN`] to [`MEMORY_MAX`]. Rounded up to whole 2 MiB.
+    pub memory: u64,
+    /// What the machine starts.
+    pub boot: Boot,
+    /// The disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
+    /// Where the guest's serial console writes. It is flushed after each byte.
+    pub serial_output: Box<dyn Write + Send>,
+    /// What is typed on the serial console. A thread of its own reads it to the end.
+    pub serial_input: Option<Box<dyn Read + Send>>,
+    /// What a guest's wish to restart does.
+    pub reboot: Reboot,
+}
+
+/// What a machine starts.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// What the boot loader finds on the first disk.
+    FromDisk(bootyard_bootload::Options),
+    /// A kernel that is given.
+    Kernel {
+        /// An ELF file with a PVH entry, or a bzImage.
+        kernel: Vec<u8>,
+        /// The initial RAM disk; empty for none.
+        initrd: Vec<u8>,
+        /// The kernel's command line.
+        cmdline: String,
+    },
+}
+
+/// What a guest's wish to restart does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reboot {
+    /// The machine starts again from nothing: memory is empty, devices are as new, and the boot
+    /// loader looks at the disk again.
+    #[default]
+    Restart,
+    /// The machine ends with [`crate::Exit::Reset`].
+    Terminate,
+}
+
+/// A disk of the machine.
+#[derive(Clone)]
+pub struct DiskConfig {
+    /// Its bytes. A disk without a writer is read-only.
+    pub disk: Arc<dyn Disk>,
+    /// The guest may not write to it.
+    pub read_only: bool,
+    /// The serial number under which the guest sees it, at most 20 bytes of ASCII.
+    pub serial: String,
+}
+
+impl MachineConfig {
+    /// Checks what the types do not.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let refuse = |message: String| Err(Error::Config(message));
+        if self.cpus.get() > CPUS_MAX {
+            return refuse(format!("expected 1 to {CPUS_MAX} processors, got {}", self.cpus));
+        }
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&self.memory) {
+            return refuse(format!(
+                "expected {MEMORY_MIN} to {MEMORY_MAX} bytes of memory, got {}",
+                self.memory
+            ));
+        }
+        if self.disks.len() > DISKS_MAX {
+            let count = self.disks.len();
+            return refuse(format!("expected at most {DISKS_MAX} disks, got {count}"));
+        }
+        if matches!(self.boot, Boot::FromDisk(_)) && self.disks.is_empty() {
+            return refuse("expected a disk to boot from, got none".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The memory that the machine really has.
+    pub(crate) fn memory_size(&self) -> u64 {
+        self.memory.next_multiple_of(MEMORY_STEP)
+    }
+}
+
+impl fmt::Debug for MachineConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MachineConfig")
+            .field("name", &self.name)
+            .field("cpus", &self.cpus)
+            .field("memory", &self.memory)
+            .field("disks", &self.disks)
+            .field("reboot", &self.reboot)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for DiskConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskConfig")
+            .field("serial", &self.serial)
+            .field("read_only", &self.read_only)
+            .field("size", &self.disk.virtual_size())
+            .finish_non_exhaustive()
+    }
+}

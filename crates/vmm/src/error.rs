@@ -1,0 +1,141 @@
+//! What can go wrong with the machine itself. How a guest ends is not an error but an
+//! [`crate::Exit`].
+
+use std::fmt;
+use std::io;
+
+pub use crate::loader::LoadError;
+
+/// The stable kind of an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// This host has no KVM that we may use.
+    KvmMissing,
+    /// KVM is there but failed, or cannot run what a guest needs.
+    KvmBroken,
+    /// The configuration asks for what this machine cannot be.
+    Config,
+    /// There is nothing to boot, or it cannot be loaded.
+    Boot,
+    /// A device of the machine failed on the host's side.
+    Device,
+}
+
+/// Why a machine cannot be built or cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open `/dev/kvm`")]
+    KvmMissing(#[source] io::Error),
+    /// A call to KVM failed.
+    #[error("KVM refused `{call}`")]
+    Kvm {
+        /// The name of the ioctl.
+        call: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM stopped in the middle of the guest.
+    #[error("{0}")]
+    Stuck(Box<Stuck>),
+    /// The configuration is not possible.
+    #[error("{0}")]
+    Config(String),
+    /// Guest memory cannot be had from the host.
+    #[error("cannot map {bytes} bytes of guest memory")]
+    Memory {
+        /// How much was asked for.
+        bytes: u64,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel cannot be loaded.
+    #[error("cannot load the guest's kernel")]
+    Load(#[from] LoadError),
+    /// The disk has nothing to boot.
+    #[error("cannot boot from disk `{disk}`")]
+    FindBoot {
+        /// The disk's serial number.
+        disk: String,
+        /// What the boot loader found.
+        #[source]
+        source: bootyard_bootload::Error,
+    },
+    /// A host resource of a device cannot be had.
+    #[error("cannot set up the {device}")]
+    Device {
+        /// Which device.
+        device: &'static str,
+        /// What failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A bug of ours that a guest may have provoked.
+    #[error("processor {0} of the machine broke down by an internal error")]
+    Panicked(u32),
+}
+
+impl Error {
+    /// The stable kind.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::KvmMissing(_) => ErrorKind::KvmMissing,
+            Self::Kvm { .. } | Self::Stuck(_) => ErrorKind::KvmBroken,
+            Self::Config(_) => ErrorKind::Config,
+            Self::Load(_) | Self::FindBoot { .. } => ErrorKind::Boot,
+            Self::Memory { .. } | Self::Device { .. } | Self::Panicked(_) => ErrorKind::Device,
+        }
+    }
+
+    /// A sentence on which the user can act.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::KvmMissing(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                "join the group that owns `/dev/kvm`, or use `--engine qemu`"
+            }
+            Self::KvmMissing(_) | Self::Kvm { .. } => {
+                "`bootyard doctor` shows what this host can do; `--engine qemu` needs no KVM"
+            }
+            Self::Stuck(_) => {
+                "this host's KVM lacks what the guest needs: see `bootyard doctor`, or use \
+                 `--engine qemu`"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// Where KVM gave up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stuck {
+    /// The processor.
+    pub cpu: u32,
+    /// What KVM said.
+    pub reason: String,
+    /// The instruction pointer, if it could be read.
+    pub rip: Option<u64>,
+    /// The privilege level: 0 is the kernel.
+    pub privilege: Option<u8>,
+    /// The bytes at the instruction pointer, if they could be read.
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KVM cannot run processor {} any further: {}", self.cpu, self.reason)?;
+        if let Some(rip) = self.rip {
+            write!(f, " at rip {rip:#x}")?;
+        }
+        if let Some(privilege) = self.privilege {
+            write!(f, ", privilege level {privilege}")?;
+        }
+        if !self.bytes.is_empty() {
+            write!(f, ", instruction bytes {:02x?}", self.bytes)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,267 @@
+//! The processors: their first state, their threads, and what happens when they leave the guest.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::vm::{Vm, refused};
+use crate::arch::x86_64::layout;
+use crate::arch::x86_64::state::{self, CodeSegment, CpuState};
+use crate::bus::Bus;
+use crate::error::Error;
+use crate::exit::{Exit, ExitLatch};
+
+/// `IA32_MTRR_DEF_TYPE`: memory types of ranges on, write-back by default (Intel SDM volume 3
+/// §12.11.2.1). Firmware sets this; without it Linux takes all memory as uncached.
+const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+/// `IA32_MISC_ENABLE`: fast string operations, which firmware turns on.
+const MISC_ENABLE: u32 = 0x1a0;
+const FAST_STRINGS: u64 = 1;
+
+const CR0_PROTECTED: u64 = 1 << 0;
+const CR0_EXTENSION_TYPE: u64 = 1 << 4;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const EFER_LONG_MODE: u64 = 1 << 8 | 1 << 10;
+/// The bit of RFLAGS that is always one.
+const RFLAGS_FIXED: u64 = 1 << 1;
+
+/// Where the accesses of the processors go.
+#[derive(Debug, Default)]
+pub(crate) struct Buses {
+    pub(crate) ports: Bus,
+    pub(crate) memory: Arc<Bus>,
+}
+
+impl Buses {
+    /// Lets go of all devices: those that know their bus would otherwise keep each other alive.
+    pub(crate) fn clear(&self) {
+        self.ports.clear();
+        self.memory.clear();
+    }
+}
+
+/// One processor.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    pub(super) id: u32,
+    pub(super) fd: VcpuFd,
+    /// Also keeps the guest's memory mapped for as long as this processor can run.
+    pub(super) vm: Arc<Vm>,
+}
+
+/// Why a processor came back.
+enum Left {
+    /// It can go on.
+    Handled,
+    /// The guest has ended.
+    Ended(Exit),
+}
+
+impl Vcpu {
+    pub(super) fn new(id: u32, fd: VcpuFd, vm: Arc<Vm>) -> Self {
+        Self { id, fd, vm }
+    }
+
+    /// What firmware leaves behind on every processor.
+    pub(crate) fn set_firmware_registers(&self) -> Result<(), Error> {
+        let entry = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        for msr in
+            [entry(MTRR_DEFAULT_TYPE, MTRR_ENABLED_WRITE_BACK), entry(MISC_ENABLE, FAST_STRINGS)]
+        {
+            let msrs = Msrs::from_entries(&[msr]).expect("one entry is within the limit");
+            // Zero entries set means that this processor has no such register: nothing to do.
+            self.fd.set_msrs(&msrs).map_err(refused("KVM_SET_MSRS"))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the processor into the state from which a kernel starts.
+    pub(crate) fn set_state(&self, cpu: &CpuState) -> Result<(), Error> {
+        let mut sregs = self.fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        set_segments(&mut sregs, cpu.code);
+        sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE;
+        if cpu.code == CodeSegment::Bits64 {
+            sregs.cr0 |= CR0_PAGING;
+            sregs.cr3 = layout::PAGE_TABLES;
+            sregs.cr4 |= CR4_PHYSICAL_ADDRESS_EXTENSION;
+            sregs.efer |= EFER_LONG_MODE;
+        }
+        self.fd.set_sregs(&sregs).map_err(refused("KVM_SET_SREGS"))?;
+        let CpuState { rip, rbx, rsi, .. } = *cpu;
+        let regs = kvm_regs { rip, rbx, rsi, rflags: RFLAGS_FIXED, ..kvm_regs::default() };
+        self.fd.set_regs(&regs).map_err(refused("KVM_SET_REGS"))
+    }
+
+    /// Puts the processor into real mode, at an address below 64 KiB.
+    pub(crate) fn set_real_mode(&self, rip: u64) -> Result<(), Error> {
+        let mut sregs = self.fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        (sregs.cs.selector, sregs.cs.base) = (0, 0);
+        self.fd.set_sregs(&sregs).map_err(refused("KVM_SET_SREGS"))?;
+        let regs = kvm_regs { rip, rflags: RFLAGS_FIXED, ..kvm_regs::default() };
+        self.fd.set_regs(&regs).map_err(refused("KVM_SET_REGS"))
+    }
+
+    /// Runs the guest until it leaves, and answers what it left for.
+    fn step(&mut self, buses: &Buses) -> Result<Left, Error> {
+        let left = match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                port_units(data.len(), |unit| buses.ports.read(port.into(), &mut data[unit]));
+                Left::Handled
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                port_units(data.len(), |unit| buses.ports.write(port.into(), &data[unit]));
+                Left::Handled
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                buses.memory.read(address, data);
+                Left::Handled
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                buses.memory.write(address, data);
+                Left::Handled
+            }
+            // KVM's own interrupt controller handles `hlt`; if it tells us, it goes on.
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr | VcpuExit::Hlt) => Left::Handled,
+            Ok(VcpuExit::SystemEvent(event, _)) => Left::Ended(system_event(event)),
+            Ok(VcpuExit::Shutdown) => Left::Ended(Exit::Crash { why: self.triple_fault() }),
+            Ok(other) => {
+                let reason = format!("{other:?}");
+                return Err(self.stuck(reason));
+            }
+            Err(errno) => match io::Error::from(errno).kind() {
+                // A kick, or the end of a processor's wait to be started.
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Left::Handled,
+                _ => return Err(refused("KVM_RUN")(errno)),
+            },
+        };
+        Ok(left)
+    }
+
+    /// Runs the guest until something is posted in `exit`, posting there itself what ends it.
+    fn run(&mut self, buses: &Buses, exit: &ExitLatch) {
+        while !exit.is_posted() {
+            match self.step(buses) {
+                Ok(Left::Handled) => {}
+                Ok(Left::Ended(end)) => exit.post(Ok(end)),
+                Err(error) => exit.post(Err(error)),
+            }
+        }
+    }
+}
+
+/// Calls `access` for each unit of a port access. A string instruction (`rep outs`) is one exit
+/// with several units; KVM's binding tells only their total, and consoles are written by bytes.
+fn port_units(len: usize, mut access: impl FnMut(std::ops::Range<usize>)) {
+    let unit = if matches!(len, 1 | 2 | 4) { len } else { 1 };
+    (0..len).step_by(unit).for_each(|start| access(start..start + unit));
+}
+
+fn system_event(event: u32) -> Exit {
+    match event {
+        KVM_SYSTEM_EVENT_SHUTDOWN => Exit::PowerOff,
+        KVM_SYSTEM_EVENT_RESET => Exit::Reset,
+        KVM_SYSTEM_EVENT_CRASH => Exit::Crash { why: "the guest reported a crash".to_owned() },
+        other => Exit::Crash { why: format!("KVM reported the unknown system event {other}") },
+    }
+}
+
+/// Flat segments and the tables that [`state::gdt`] describes.
+fn set_segments(sregs: &mut kvm_sregs, code: CodeSegment) {
+    let gdt = state::gdt(code);
+    let segment = |selector: u16| {
+        let entry = gdt[usize::from(selector) / 8];
+        let bits = |shift: u32, mask: u64| (entry >> shift & mask) as u8;
+        let granular = bits(55, 1);
+        let limit = (entry & 0xffff) as u32 | ((entry >> 48 & 0xf) as u32) << 16;
+        kvm_segment {
+            base: 0,
+            limit: if granular == 1 { limit << 12 | 0xfff } else { limit },
+            selector,
+            type_: bits(40, 0xf),
+            s: bits(44, 1),
+            dpl: bits(45, 3),
+            present: bits(47, 1),
+            avl: bits(52, 1),
+            l: bits(53, 1),
+            db: bits(54, 1),
+            g: granular,
+            ..kvm_segment::default()
+        }
+    };
+    let data = segment(state::DATA_SELECTOR);
+    sregs.cs = segment(state::CODE_SELECTOR);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = segment(state::TSS_SELECTOR);
+    sregs.gdt.base = layout::GDT;
+    sregs.gdt.limit = (size_of_val(&gdt) - 1) as u16;
+}
+
+/// The threads of all processors. Dropping them stops them.
+#[derive(Debug)]
+pub(crate) struct VcpuThreads {
+    threads: Vec<JoinHandle<()>>,
+    exit: Arc<ExitLatch>,
+}
+
+/// How long a kicked thread may take before it is kicked again: a signal that arrives just before
+/// the thread enters the guest is lost.
+const KICK_EVERY: Duration = Duration::from_millis(2);
+
+impl VcpuThreads {
+    /// Starts one thread for each of `vcpus`. They end when something is posted in `exit`.
+    pub(crate) fn start(
+        vcpus: Vec<Vcpu>,
+        buses: &Arc<Buses>,
+        exit: &Arc<ExitLatch>,
+    ) -> Result<Self, Error> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Device {
+            device: "processor threads",
+            source,
+        };
+        register_signal_handler(SIGRTMIN(), on_kick).map_err(|error| failed(error.into()))?;
+        let mut started = Self { threads: Vec::new(), exit: Arc::clone(exit) };
+        for mut vcpu in vcpus {
+            let (buses, exit) = (Arc::clone(buses), Arc::clone(exit));
+            let body = move || {
+                let run = catch_unwind(AssertUnwindSafe(|| vcpu.run(&buses, &exit)));
+                if run.is_err() {
+                    exit.post(Err(Error::Panicked(vcpu.id)));
+                }
+            };
+            let name = format!("vcpu{}", started.threads.len());
+            let thread = std::thread::Builder::new().name(name).spawn(body);
+            started.threads.push(thread.map_err(|error| failed(error.into()))?);
+        }
+        Ok(started)
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.exit.post(Ok(Exit::Stopped));
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() {
+                // Fails only for a thread that has just ended.
+                let _ = thread.kill(SIGRTMIN());
+                std::thread::sleep(KICK_EVERY);
+            }
+            // A panic of the thread has been posted by it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Does nothing: a signal that is handled makes `KVM_RUN` return. (The type parameter is libc's
+/// `siginfo_t`, which we need not name.)
+extern "C" fn on_kick<Info>(_: std::ffi::c_int, _: *mut Info, _: *mut std::ffi::c_void) {}

@@ -1,0 +1,82 @@
+//! Unpacks the kernel inside a `bzImage`.
+//!
+//! The build may append the unpacked size to the packed bytes; a decoder stops at its own end and
+//! leaves those four bytes alone.
+
+use super::{LoadError, array};
+
+/// The most that a kernel unpacks to. Distribution kernels come to 80 MiB.
+const UNPACKED_MAX: usize = 512 << 20;
+/// Block size of the LZ4 legacy frame format, which is what the `lz4 -l` of the kernel's build
+/// writes (LZ4 frame format 1.6.4, "Legacy frame").
+const LZ4_BLOCK: usize = 8 << 20;
+
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const LZ4_LEGACY: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
+const ZSTD: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+
+/// The unpacked bytes of `packed`, by its magic.
+pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>, LoadError> {
+    if packed.starts_with(&LZ4_LEGACY) {
+        return lz4(&packed[LZ4_LEGACY.len()..]);
+    }
+    if packed.starts_with(&ZSTD) {
+        return zstd(packed);
+    }
+    if packed.starts_with(&GZIP) {
+        return gzip(packed);
+    }
+    Err(failed("unknown", format!("it begins with {:02x?}", &packed[..packed.len().min(6)])))
+}
+
+fn failed(codec: &'static str, why: impl Into<String>) -> LoadError {
+    LoadError::Payload { codec, why: why.into() }
+}
+
+fn lz4(mut rest: &[u8]) -> Result<Vec<u8>, LoadError> {
+    let mut out = Vec::new();
+    // A rest that is no longer than a length is the appended size, or nothing.
+    while rest.len() > size_of::<u32>() {
+        let len = array(rest, 0).map_or(0, u32::from_le_bytes) as usize;
+        let block = rest[size_of::<u32>()..].get(..len);
+        let block = block.ok_or_else(|| failed("lz4", "a block ends beyond the payload"))?;
+        rest = &rest[size_of::<u32>() + len..];
+        let start = out.len();
+        if start + LZ4_BLOCK > UNPACKED_MAX {
+            return Err(failed("lz4", "it unpacks to more than 512 MiB"));
+        }
+        out.resize(start + LZ4_BLOCK, 0);
+        let got = lz4_flex::block::decompress_into(block, &mut out[start..])
+            .map_err(|error| failed("lz4", error.to_string()))?;
+        out.truncate(start + got);
+    }
+    Ok(out)
+}
+
+fn zstd(packed: &[u8]) -> Result<Vec<u8>, LoadError> {
+    use std::io::Read as _;
+
+    let mut out = Vec::new();
+    zstd::stream::read::Decoder::with_buffer(packed)
+        .map(zstd::stream::read::Decoder::single_frame)
+        .and_then(|decoder| decoder.take(UNPACKED_MAX as u64 + 1).read_to_end(&mut out))
+        .map_err(|error| failed("zstd", error.to_string()))?;
+    if out.len() > UNPACKED_MAX {
+        return Err(failed("zstd", "it unpacks to more than 512 MiB"));
+    }
+    Ok(out)
+}
+
+fn gzip(packed: &[u8]) -> Result<Vec<u8>, LoadError> {
+    // The last four bytes are the unpacked size (RFC 1952 §2.3.1).
+    let len = packed.last_chunk().map_or(0, |size| u32::from_le_bytes(*size)) as usize;
+    if len > UNPACKED_MAX {
+        return Err(failed("gzip", "it unpacks to more than 512 MiB"));
+    }
+    let mut out = vec![0; len];
+    let got = libdeflater::Decompressor::new()
+        .gzip_decompress(packed, &mut out)
+        .map_err(|error| failed("gzip", error.to_string()))?;
+    out.truncate(got);
+    Ok(out)
+}
