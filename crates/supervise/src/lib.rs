@@ -1,1 +1,29 @@
-//! To be written.
+//! Keeps a virtual machine in the state that its run strategy asks for.
+//!
+//! ```text
+//!  VmSpec ─► LaunchPlan ─► Engine (kvm | qemu) ─► child process ─► GuestEnd
+//!    └─► strategy: (state, event, now) → (state, actions) ◄────────────┘
+//! ```
+//!
+//! What to do is decided by pure functions: [`strategy`] when to start and stop, [`choose_engine`]
+//! on what, the engines' argument lists how. [`run`] is the thin layer that acts on it. An engine
+//! is always a child process, so that a guest that breaks its machine breaks nothing else. This
+//! crate knows nothing of how the machine works inside, and leaves the terminal to its caller.
+#![forbid(unsafe_code)]
+
+mod cancel;
+mod choose;
+mod engine;
+mod error;
+pub mod lifeline;
+pub mod machine_exit;
+mod plan;
+mod run;
+pub mod strategy;
+
+pub use cancel::Cancel;
+pub use choose::{Choice, HostFacts, KvmFact, choose_engine};
+pub use engine::{Ended, Engine, Failure, KvmEngine, QemuEngine, Running, Serial, Woken};
+pub use error::Error;
+pub use plan::{DiskFormat, LaunchPlan, PlanDisk, parse_disk_argument};
+pub use run::{Observer, Outcome, run};

@@ -1,0 +1,149 @@
+//! A child process that is watched: its end by a pidfd, its standard error by a thread.
+#![expect(clippy::disallowed_methods, reason = "engines are child processes")]
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{self, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{Serial, Woken};
+use crate::{Cancel, Error};
+
+/// Lines of standard error that are kept: errors come last.
+const STDERR_LINES_MAX: usize = 20;
+/// Bytes of one kept line.
+const STDERR_LINE_MAX: u64 = 4096;
+/// How long to wait for the end of a pipe after the child's own end. Only a grandchild that holds
+/// the pipe open makes a difference.
+pub(super) const PIPE_GRACE: Duration = Duration::from_secs(2);
+
+/// A running child. It is killed when this is dropped: a machine never outlives who watches it.
+#[derive(Debug)]
+pub(super) struct Child {
+    process: process::Child,
+    pidfd: OwnedFd,
+    stderr: Receiver<String>,
+    status: Option<ExitStatus>,
+}
+
+impl Child {
+    pub(super) fn spawn(
+        program: &Path,
+        arguments: &[OsString],
+        serial: Serial,
+    ) -> Result<Self, Error> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(serial.input).stdout(serial.output).stderr(Stdio::piped());
+        let mut process = command
+            .spawn()
+            .map_err(|source| Error::Spawn { program: program.to_owned(), source })?;
+        let watched = pidfd_open(Pid::from_child(&process), PidfdFlags::empty())
+            .map_err(Error::system("watching the machine"))
+            .and_then(|pidfd| Ok((pidfd, keep_tail(process.stderr.take())?)));
+        match watched {
+            Ok((pidfd, stderr)) => Ok(Self { process, pidfd, stderr, status: None }),
+            Err(error) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits as [`super::Running::wait`] does; the exit status is `Ok`, what came before it `Err`.
+    pub(super) fn wait(
+        &mut self,
+        cancel: &Cancel,
+        timeout: Option<Duration>,
+    ) -> Result<Result<ExitStatus, Woken>, Error> {
+        if let Some(status) = self.status {
+            return Ok(Ok(status));
+        }
+        let (cancelled, ended) = cancel
+            .wait(Some(self.pidfd.as_fd()), timeout)
+            .map_err(Error::system("waiting for the machine"))?;
+        match (ended, cancelled) {
+            (true, _) => self.join().map(Ok),
+            (false, true) => Ok(Err(Woken::Cancelled)),
+            (false, false) => Ok(Err(Woken::TimedOut)),
+        }
+    }
+
+    pub(super) fn join(&mut self) -> Result<ExitStatus, Error> {
+        // `std` remembers the status, so that a second wait returns the same.
+        let status = self.process.wait().map_err(Error::system("waiting for the machine"))?;
+        self.status = Some(status);
+        Ok(status)
+    }
+
+    pub(super) fn kill(&mut self) -> Result<(), Error> {
+        // The child is not reaped before `join`, so that the id is still its own.
+        self.process.kill().map_err(Error::system("killing the machine"))
+    }
+
+    /// The last lines of the standard error of a child that has ended.
+    pub(super) fn last_words(&self) -> String {
+        self.stderr.recv_timeout(PIPE_GRACE).unwrap_or_default()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// Reads a standard error to its end and then sends the last lines of it.
+fn keep_tail(stderr: Option<ChildStderr>) -> Result<Receiver<String>, Error> {
+    let (sender, receiver) = mpsc::channel();
+    let Some(stderr) = stderr else { return Ok(receiver) };
+    let keep = move || drop(sender.send(tail(stderr)));
+    let thread = thread::Builder::new().name("engine-stderr".to_owned()).spawn(keep);
+    thread.map_err(Error::system("watching the machine"))?;
+    Ok(receiver)
+}
+
+/// The last lines of a stream, each cut to its limit.
+fn tail(stream: impl Read) -> String {
+    let mut reader = BufReader::new(stream);
+    let mut lines: VecDeque<String> = VecDeque::new();
+    loop {
+        let mut line = Vec::new();
+        match reader.by_ref().take(STDERR_LINE_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return Vec::from(lines).join("\n"),
+            Ok(_) => {}
+        }
+        if lines.len() == STDERR_LINES_MAX {
+            lines.pop_front();
+        }
+        lines.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept() {
+        let text: String = (0..1000).map(|number| format!("line {number}\n")).collect();
+        let expected: Vec<String> = (980..1000).map(|number| format!("line {number}")).collect();
+        assert_eq!(tail(text.as_bytes()), expected.join("\n"));
+        assert_eq!(tail(&b"no end"[..]), "no end");
+        assert_eq!(tail(vec![b'x'; 1 << 20].as_slice()).len(), 20 * 4096 + 19);
+    }
+}

@@ -1,0 +1,127 @@
+//! Our own machine: this program again, with its hidden `machine` subcommand.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use bootyard_spec::{Class, GuestEnd};
+
+use super::child::Child;
+use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use crate::lifeline::Lifeline;
+use crate::plan::disk_argument;
+use crate::{Cancel, Error, LaunchPlan, machine_exit};
+
+/// Runs guests on `/dev/kvm`.
+#[derive(Debug, Clone)]
+pub struct KvmEngine {
+    /// This program's executable file.
+    pub program: PathBuf,
+}
+
+impl Engine for KvmEngine {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn spawn(&self, plan: &LaunchPlan, serial: Serial) -> Result<Box<dyn Running>, Error> {
+        let mut lifeline = Lifeline::new().map_err(Error::system("making a pipe"))?;
+        let arguments = arguments(plan, lifeline.number());
+        let child = Child::spawn(&self.program, &arguments, serial)?;
+        lifeline.handed_over();
+        Ok(Box::new(Machine { child, _lifeline: lifeline }))
+    }
+}
+
+/// The command line of the `machine` subcommand.
+fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["machine".into()];
+    let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+    option("--name", plan.name.clone().into());
+    option("--cpus", plan.cpus.to_string().into());
+    option("--memory", plan.memory.bytes().to_string().into());
+    for disk in &plan.disks {
+        option("--disk", disk_argument(disk));
+    }
+    if let Some(append) = &plan.append {
+        option("--append", append.into());
+    }
+    option("--lifeline", lifeline.to_string().into());
+    arguments
+}
+
+/// A child that runs a guest.
+#[derive(Debug)]
+struct Machine {
+    child: Child,
+    _lifeline: Lifeline,
+}
+
+impl Machine {
+    fn ended(&self, status: ExitStatus) -> Ended {
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        match code.map_or(Err(Class::Engine), machine_exit::end_of) {
+            Ok(end) => Ended { end, failure: None },
+            Err(class) => {
+                let (status, stderr) = (status.to_string(), self.child.last_words());
+                let failure = Some(Failure { class, status, stderr });
+                Ended { end: GuestEnd::EngineFailed, failure }
+            }
+        }
+    }
+}
+
+impl Running for Machine {
+    fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    fn wait(&mut self, cancel: &Cancel, timeout: Option<Duration>) -> Result<Woken, Error> {
+        Ok(match self.child.wait(cancel, timeout)? {
+            Ok(status) => Woken::Ended(self.ended(status)),
+            Err(woken) => woken,
+        })
+    }
+
+    fn kill(&mut self) -> Result<(), Error> {
+        self.child.kill()
+    }
+
+    fn join(&mut self) -> Result<Ended, Error> {
+        let status = self.child.join()?;
+        Ok(self.ended(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use bootyard_spec::ByteSize;
+
+    use super::*;
+    use crate::{DiskFormat, PlanDisk};
+
+    #[test]
+    fn the_child_is_told_everything_on_its_command_line() {
+        let disk = |path: &str, read_only| PlanDisk {
+            path: path.into(),
+            read_only,
+            format: DiskFormat::Raw,
+        };
+        let plan = LaunchPlan {
+            name: "vm-1".to_owned(),
+            cpus: NonZeroU32::MIN,
+            memory: ByteSize::from_bytes(512 << 20),
+            disks: vec![disk("/a b", false), disk("/seed", true)],
+            append: Some("quiet splash".to_owned()),
+        };
+        let line = arguments(&plan, 7).join("|".as_ref());
+        assert_eq!(
+            line,
+            "machine|--name|vm-1|--cpus|1|--memory|536870912|--disk|/a b|--disk|/seed:ro\
+             |--append|quiet splash|--lifeline|7"
+        );
+    }
+}

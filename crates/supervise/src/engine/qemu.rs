@@ -1,0 +1,209 @@
+//! QEMU's q35 machine, which boots a disk as a PC with a BIOS does.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use bootyard_spec::{Class, GuestEnd};
+
+use super::child::Child;
+use super::qmp::Qmp;
+use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use crate::{Cancel, DiskFormat, Error, LaunchPlan, PlanDisk};
+
+/// Runs guests on QEMU.
+#[derive(Debug, Clone)]
+pub struct QemuEngine {
+    /// `qemu-system-x86_64`.
+    pub program: PathBuf,
+    /// With KVM; else in software (TCG).
+    pub kvm: bool,
+}
+
+impl Engine for QemuEngine {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn spawn(&self, plan: &LaunchPlan, serial: Serial) -> Result<Box<dyn Running>, Error> {
+        if plan.append.is_some() {
+            return Err(Error::CannotAppend);
+        }
+        let mut qmp = Qmp::new().map_err(Error::system("making a socket"))?;
+        let arguments = arguments(plan, self.kvm, qmp.number());
+        let child = Child::spawn(&self.program, &arguments, serial)?;
+        qmp.handed_over();
+        Ok(Box::new(Machine { child, qmp, ended: None }))
+    }
+}
+
+/// QEMU's command line. `qmp` is the descriptor of an inherited socket.
+fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+    let mut name = OsString::from("guest=");
+    name.push(escaped(plan.name.as_ref()));
+    option("-name", name);
+    let (accelerator, cpu) = if kvm { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
+    option("-machine", "q35".into());
+    option("-accel", accelerator.into());
+    option("-cpu", cpu.into());
+    option("-smp", plan.cpus.to_string().into());
+    option("-m", format!("{}B", plan.memory.bytes()).into());
+    for (index, disk) in plan.disks.iter().enumerate() {
+        option("-drive", drive(index, disk));
+        option("-device", format!("virtio-blk-pci,drive=disk{index}{}", boot(index)).into());
+    }
+    option("-device", "virtio-rng-pci".into());
+    option("-device", "pvpanic".into());
+    option("-display", "none".into());
+    // A Ctrl-C that is typed goes to the guest, not to QEMU.
+    option("-chardev", "stdio,id=serial0,signal=off".into());
+    option("-serial", "chardev:serial0".into());
+    option("-chardev", format!("socket,id=qmp,fd={qmp}").into());
+    option("-mon", "chardev=qmp,mode=control".into());
+    // Neither the user's configuration nor devices that nobody named.
+    arguments.extend(["-no-user-config".into(), "-nodefaults".into()]);
+    arguments
+}
+
+fn drive(index: usize, disk: &PlanDisk) -> OsString {
+    let format = match disk.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    let access = if disk.read_only { ",readonly=on" } else { ",discard=unmap" };
+    // Without a slash before it, a colon would make the path a URL.
+    let here = if disk.path.is_absolute() { "" } else { "./" };
+    let mut drive =
+        OsString::from(format!("if=none,id=disk{index},format={format}{access},file={here}"));
+    drive.push(escaped(disk.path.as_os_str()));
+    drive
+}
+
+/// The first disk is the only one that the BIOS tries.
+const fn boot(index: usize) -> &'static str {
+    if index == 0 { ",bootindex=0" } else { "" }
+}
+
+/// A value within a comma-separated option, where a comma is written twice.
+fn escaped(value: &OsStr) -> OsString {
+    let mut bytes = Vec::with_capacity(value.len());
+    for byte in value.as_bytes() {
+        bytes.push(*byte);
+        if *byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+/// A running QEMU.
+#[derive(Debug)]
+struct Machine {
+    child: Child,
+    qmp: Qmp,
+    ended: Option<Ended>,
+}
+
+impl Machine {
+    fn ended(&mut self, status: ExitStatus) -> Ended {
+        if let Some(ended) = &self.ended {
+            return ended.clone();
+        }
+        let said = self.qmp.end().filter(|_| status.success());
+        let failure = said.is_none().then(|| Failure {
+            class: Class::Engine,
+            status: status.to_string(),
+            stderr: self.child.last_words(),
+        });
+        let ended = Ended { end: said.unwrap_or(GuestEnd::EngineFailed), failure };
+        self.ended.insert(ended).clone()
+    }
+}
+
+impl Running for Machine {
+    fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    fn wait(&mut self, cancel: &Cancel, timeout: Option<Duration>) -> Result<Woken, Error> {
+        Ok(match self.child.wait(cancel, timeout)? {
+            Ok(status) => Woken::Ended(self.ended(status)),
+            Err(woken) => woken,
+        })
+    }
+
+    fn kill(&mut self) -> Result<(), Error> {
+        self.child.kill()
+    }
+
+    fn join(&mut self) -> Result<Ended, Error> {
+        let status = self.child.join()?;
+        Ok(self.ended(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use bootyard_spec::ByteSize;
+
+    use super::*;
+
+    fn plan(disks: &[(&str, bool, DiskFormat)]) -> LaunchPlan {
+        let disk = |&(path, read_only, format): &(&str, bool, DiskFormat)| PlanDisk {
+            path: path.into(),
+            read_only,
+            format,
+        };
+        LaunchPlan {
+            name: "a,b".to_owned(),
+            cpus: NonZeroU32::MIN,
+            memory: ByteSize::from_bytes(1 << 30),
+            disks: disks.iter().map(disk).collect(),
+            append: None,
+        }
+    }
+
+    fn line(plan: &LaunchPlan, kvm: bool) -> String {
+        arguments(plan, kvm, 5).join(" ".as_ref()).into_string().unwrap()
+    }
+
+    #[test]
+    fn the_whole_command_line() {
+        let disks = [("/vm.qcow2", false, DiskFormat::Qcow2), ("seed.iso", true, DiskFormat::Raw)];
+        assert_eq!(
+            line(&plan(&disks), false),
+            "-name guest=a,,b -machine q35 -accel tcg,thread=multi -cpu max -smp 1 -m 1073741824B \
+             -drive if=none,id=disk0,format=qcow2,discard=unmap,file=/vm.qcow2 \
+             -device virtio-blk-pci,drive=disk0,bootindex=0 \
+             -drive if=none,id=disk1,format=raw,readonly=on,file=./seed.iso \
+             -device virtio-blk-pci,drive=disk1 \
+             -device virtio-rng-pci -device pvpanic -display none \
+             -chardev stdio,id=serial0,signal=off -serial chardev:serial0 \
+             -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control \
+             -no-user-config -nodefaults"
+        );
+    }
+
+    #[test]
+    fn kvm_is_used_if_it_works() {
+        assert!(line(&plan(&[]), true).contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn paths_are_never_options_or_urls() {
+        for (path, expected) in [
+            ("/a,readonly=on", "file=/a,,readonly=on"),
+            ("nbd:host:1", "file=./nbd:host:1"),
+            ("/json:{}", "file=/json:{}"),
+        ] {
+            let line = line(&plan(&[(path, false, DiskFormat::Raw)]), false);
+            assert!(line.contains(&format!("{expected} ")), "{line}");
+        }
+    }
+}

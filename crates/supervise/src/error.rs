@@ -1,0 +1,78 @@
+//! Why a machine could not be run at all. How a guest ended is no error of this kind.
+
+use std::io;
+use std::path::PathBuf;
+
+use bootyard_spec::{Class, Explain};
+
+/// A failure of the supervisor or an engine, before or beside the guest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `/dev/kvm` was asked for and does not work here.
+    #[error("this host cannot run the kvm engine: {0}")]
+    KvmUnusable(String),
+    /// QEMU was asked for, or is the only way, and is not installed.
+    #[error("`qemu-system-x86_64` is not installed{}", .because.as_ref().map(|why| format!(", and {why}")).unwrap_or_default())]
+    NoQemu {
+        /// Why the other engine is no way out, if nobody asked for QEMU.
+        because: Option<String>,
+    },
+    /// The engine boots through firmware and never sees the command line.
+    #[error("the qemu engine cannot append to the kernel command line")]
+    CannotAppend,
+    /// The run strategy forbids what was asked for.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// The machine has no disk to boot.
+    #[error("the machine `{0}` has no disk")]
+    NoDisk(String),
+    /// The engine's program could not be started.
+    #[error("starting `{}` failed", .program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Waiting for, stopping or talking to a child failed.
+    #[error("{what} failed")]
+    System {
+        /// What was tried: "waiting for the machine".
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The failure of `what`, for `map_err`.
+    pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { what, source: source.into() }
+    }
+}
+
+impl Explain for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::CannotAppend | Self::Refused(_) | Self::NoDisk(_) => Class::Usage,
+            Self::KvmUnusable(_) | Self::NoQemu { .. } | Self::Spawn { .. } => Class::Engine,
+            Self::System { .. } => Class::Other,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::KvmUnusable(_) => {
+                "use `--engine qemu`, which also works without KVM; `bootyard doctor` shows what \
+                 this host can do"
+            }
+            Self::NoQemu { .. } => "install it with `apt install qemu-system-x86`",
+            Self::CannotAppend => "leave `--append` out, or use `--engine kvm`",
+            Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {
+                return None;
+            }
+        };
+        Some(hint.to_owned())
+    }
+}

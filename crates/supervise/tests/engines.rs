@@ -1,0 +1,282 @@
+//! Engines with real child processes: QEMU with guests of one boot sector, and the exit codes of a
+//! `machine` subcommand.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test looks for QEMU and kills it; a helper that fails ends its test"
+)]
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use bootyard_spec::{ByteSize, Class, Explain, GuestEnd, RunStrategy};
+use bootyard_supervise::strategy::{BackOff, Policy, State};
+use bootyard_supervise::{
+    Cancel, DiskFormat, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, PlanDisk,
+    QemuEngine, Serial, Woken, run,
+};
+use bootyard_testkit::require_tool;
+use fs_err::File;
+use tempfile::TempDir;
+
+/// Generous for a software-emulated BIOS on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Real-mode code: writes `A` to the first serial port.
+const HELLO: &[u8] = &[0xb0, b'A', 0xba, 0xf8, 0x03, 0xee];
+/// ACPI S5 on q35: 0x2000 to PM1a control at 0x604.
+const POWER_OFF: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd];
+/// The pvpanic device: 1 to port 0x505.
+const PANIC: &[u8] = &[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd];
+/// `cli; hlt` for ever.
+const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
+/// Unless CMOS byte 0x7f is set: sets it and resets by port 0xcf9. What follows runs after that.
+const RESET_ONCE: &[u8] = &[
+    0xb0, 0x7f, 0xe6, 0x70, 0xe4, 0x71, 0x84, 0xc0, 0x75, 0x11, // skip the rest if set
+    0xb0, 0x7f, 0xe6, 0x70, 0xb0, 0x01, 0xe6, 0x71, // set
+    0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd, // reset
+];
+
+/// A guest of one boot sector in a directory of its own.
+struct Guest {
+    dir: TempDir,
+    plan: LaunchPlan,
+}
+
+impl Guest {
+    fn new(code: &[&[u8]]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // QEMU's options are separated by commas.
+        let path = dir.path().join("disk,1.raw");
+        write_boot_sector(&path, code);
+        let disk = PlanDisk { path, read_only: false, format: DiskFormat::Raw };
+        let plan = LaunchPlan {
+            name: "guest".to_owned(),
+            cpus: NonZeroU32::MIN,
+            memory: ByteSize::from_mib(64),
+            disks: vec![disk],
+            append: None,
+        };
+        Self { dir, plan }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("serial.log")
+    }
+
+    fn serial(&self) -> Serial {
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        Serial { input: Stdio::null(), output: log.into_parts().0.into() }
+    }
+
+    /// What the guest wrote to its serial port in all runs; the BIOS writes nothing there.
+    fn written(&self) -> String {
+        fs_err::read_to_string(self.log()).unwrap()
+    }
+}
+
+fn write_boot_sector(path: &Path, code: &[&[u8]]) {
+    let mut sector = code.concat();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector.resize(1 << 20, 0);
+    fs_err::write(path, sector).unwrap();
+}
+
+/// Does something at the end of each run, counted from 1.
+struct Watcher<'a> {
+    guest: &'a Guest,
+    ends: Vec<GuestEnd>,
+    after: &'a dyn Fn(usize),
+}
+
+impl Observer for Watcher<'_> {
+    fn changed(&mut self, _: State) {}
+
+    fn ended(&mut self, ended: &Ended) {
+        self.ends.push(ended.end);
+        (self.after)(self.ends.len());
+    }
+
+    fn serial(&mut self) -> Result<Serial, Error> {
+        Ok(self.guest.serial())
+    }
+}
+
+fn qemu() -> Option<QemuEngine> {
+    let program = PathBuf::from("/usr/bin/qemu-system-x86_64");
+    require_tool("qemu-system-x86_64").then_some(QemuEngine { program, kvm: false })
+}
+
+fn supervise(
+    engine: &QemuEngine,
+    guest: &Guest,
+    strategy: RunStrategy,
+    time_limit: Duration,
+    cancel: &Cancel,
+    after: &dyn Fn(usize),
+) -> Outcome {
+    let base = Duration::from_millis(10);
+    let back_off = BackOff { base, ..BackOff::default() };
+    let policy = Policy { strategy, time_limit: Some(time_limit), back_off };
+    let mut watcher = Watcher { guest, ends: Vec::new(), after };
+    run(&policy, &guest.plan, engine, &mut watcher, cancel).unwrap()
+}
+
+#[track_caller]
+fn ends_once(code: &[&[u8]], limit: Duration, end: GuestEnd, written: &str) {
+    let Some(engine) = qemu() else { return };
+    let (guest, cancel) = (Guest::new(code), Cancel::new().unwrap());
+    let outcome = supervise(&engine, &guest, RunStrategy::Once, limit, &cancel, &|_| {});
+    assert_eq!(outcome, Outcome { end, runs: 1, failure: None });
+    assert_eq!(guest.written(), written);
+}
+
+#[test]
+fn a_guest_that_powers_off_is_done() {
+    ends_once(&[HELLO, POWER_OFF], PATIENCE, GuestEnd::PowerOff, "A");
+}
+
+#[test]
+fn a_guest_that_resets_starts_again_in_place() {
+    ends_once(&[HELLO, RESET_ONCE, POWER_OFF], PATIENCE, GuestEnd::PowerOff, "AA");
+}
+
+#[test]
+fn a_guest_that_panics_crashed() {
+    ends_once(&[HELLO, PANIC], PATIENCE, GuestEnd::Crash, "A");
+}
+
+#[test]
+fn a_guest_that_hangs_is_killed_when_its_time_is_over() {
+    ends_once(&[HELLO, HANG], Duration::from_secs(8), GuestEnd::TimedOut, "A");
+}
+
+#[test]
+fn a_guest_is_stopped_when_the_user_says_so() {
+    let Some(engine) = qemu() else { return };
+    let (guest, cancel) = (Guest::new(&[HELLO, HANG]), Cancel::new().unwrap());
+    cancel.cancel();
+    let outcome = supervise(&engine, &guest, RunStrategy::Always, PATIENCE, &cancel, &|_| {});
+    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 1, failure: None });
+}
+
+#[test]
+fn always_starts_again_until_the_user_stops_it() {
+    let Some(engine) = qemu() else { return };
+    let (guest, cancel) = (Guest::new(&[HELLO, POWER_OFF]), Cancel::new().unwrap());
+    let stop_after_two = |runs| {
+        if runs == 2 {
+            cancel.cancel();
+        }
+    };
+    let strategy = RunStrategy::Always;
+    let outcome = supervise(&engine, &guest, strategy, PATIENCE, &cancel, &stop_after_two);
+    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 3, failure: None });
+    assert!(guest.written().starts_with("AA"));
+}
+
+#[test]
+fn rerun_on_failure_starts_again_until_the_guest_powers_off() {
+    let Some(engine) = qemu() else { return };
+    let (guest, cancel) = (Guest::new(&[HELLO, PANIC]), Cancel::new().unwrap());
+    let heal_after_two = |runs| {
+        if runs == 2 {
+            write_boot_sector(&guest.plan.disks[0].path, &[HELLO, POWER_OFF]);
+        }
+    };
+    let strategy = RunStrategy::RerunOnFailure;
+    let outcome = supervise(&engine, &guest, strategy, PATIENCE, &cancel, &heal_after_two);
+    assert_eq!(outcome, Outcome { end: GuestEnd::PowerOff, runs: 3, failure: None });
+    assert_eq!(guest.written(), "AAA");
+}
+
+#[test]
+fn signals_from_outside_are_told_apart() {
+    let Some(engine) = qemu() else { return };
+    let cancel = Cancel::new().unwrap();
+    for (signal, end) in [("-KILL", GuestEnd::EngineFailed), ("-TERM", GuestEnd::Stopped)] {
+        let guest = Guest::new(&[HELLO, HANG]);
+        let mut machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
+        while guest.written().is_empty() {
+            let woken = machine.wait(&cancel, Some(Duration::from_millis(50))).unwrap();
+            assert_eq!(woken, Woken::TimedOut);
+        }
+        let pid = machine.pid().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        let ended = machine.join().unwrap();
+        assert_eq!(ended.end, end);
+        assert_eq!(ended.failure.is_some(), end == GuestEnd::EngineFailed);
+        assert_eq!(machine.wait(&cancel, None).unwrap(), Woken::Ended(ended));
+    }
+}
+
+#[test]
+fn what_qemu_complains_about_is_reported() {
+    let Some(engine) = qemu() else { return };
+    let mut guest = Guest::new(&[HANG]);
+    guest.plan.disks[0].path = "/nonexistent/disk".into();
+    let ended = engine.spawn(&guest.plan, guest.serial()).unwrap().join().unwrap();
+    let failure = ended.failure.unwrap();
+    assert_eq!((ended.end, failure.class), (GuestEnd::EngineFailed, Class::Engine));
+    assert!(failure.stderr.contains("/nonexistent/disk"), "{}", failure.stderr);
+}
+
+#[test]
+fn what_cannot_start_is_an_error_with_a_remedy() {
+    let mut guest = Guest::new(&[HANG]);
+    let engine = QemuEngine { program: "/nonexistent/qemu".into(), kvm: false };
+    let error = engine.spawn(&guest.plan, guest.serial()).err().unwrap();
+    assert_eq!(error.to_string(), "starting `/nonexistent/qemu` failed");
+    assert_eq!(error.class(), Class::Engine);
+    guest.plan.append = Some("quiet".to_owned());
+    let error = engine.spawn(&guest.plan, guest.serial()).err().unwrap();
+    assert_eq!(error.hint().unwrap(), "leave `--append` out, or use `--engine kvm`");
+}
+
+/// A program that does what `script` says where the `machine` subcommand would run a guest.
+fn machine(guest: &Guest, script: &str) -> KvmEngine {
+    let (text, program) = (guest.dir.path().join("script"), guest.dir.path().join("machine"));
+    fs_err::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // Not written by this process, whose other children might hold it open while they start: a
+    // program that is open for writing cannot be executed.
+    bootyard_testkit::run(Command::new("install").args(["-m", "755"]).arg(text).arg(&program));
+    KvmEngine { program }
+}
+
+#[test]
+fn a_machines_exit_code_tells_the_end() {
+    let guest = Guest::new(&[HANG]);
+    for (script, end, class) in [
+        ("exit 0", GuestEnd::PowerOff, None),
+        ("exit 64", GuestEnd::Reset, None),
+        ("exit 65", GuestEnd::Crash, None),
+        ("echo 'error: no kernel' >&2; exit 7", GuestEnd::EngineFailed, Some(Class::Boot)),
+        ("kill -SEGV $$", GuestEnd::EngineFailed, Some(Class::Engine)),
+    ] {
+        let engine = machine(&guest, script);
+        let ended = engine.spawn(&guest.plan, guest.serial()).unwrap().join().unwrap();
+        assert_eq!((ended.end, ended.failure.as_ref().map(|failure| failure.class)), (end, class));
+        if class == Some(Class::Boot) {
+            assert_eq!(ended.failure.unwrap().stderr, "error: no kernel");
+        }
+    }
+}
+
+#[test]
+fn a_machine_holds_the_lifeline_and_is_killed_with_its_handle() {
+    let guest = Guest::new(&[HANG]);
+    // The last argument is the descriptor's number; reading it blocks as long as we live.
+    let engine = machine(&guest, "for fd; do :; done; echo up; eval \"cat <&$fd\"; echo gone");
+    let machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
+    let pid = machine.pid();
+    while guest.written().is_empty() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(guest.written(), "up\n");
+    drop(machine);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
