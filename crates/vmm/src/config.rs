@@ -22,7 +22,7 @@ pub const DISKS_MAX: usize = 24;
 
 /// A machine, as its user asks for it.
 pub struct MachineConfig {
-    /// What the machine is called in thread names and messages.
+    /// What the machine is called: in the names of its threads, without zero bytes.
     pub name: String,
     /// The number of processors, at most [`CPUS_MAX`].
     pub cpus: NonZeroU32,
@@ -90,6 +90,9 @@ impl MachineConfig {
                 "expected {MEMORY_MIN} to {MEMORY_MAX} bytes of memory, got {}",
                 self.memory
             ));
+        }
+        if self.name.contains('\0') {
+            return refuse(format!("the name {:?} has a zero byte", self.name));
         }
         if self.disks.len() > DISKS_MAX {
             let count = self.disks.len();

@@ -188,7 +188,7 @@ fn try_steps(
     let reports = buses.ports.insert(port..port + 1, reporter.clone());
     reports.expect("the bus was empty");
 
-    let threads = VcpuThreads::start(vcpus, &buses, &exit)?;
+    let threads = VcpuThreads::start("probe", vcpus, &buses, &exit)?;
     let in_time = exit.wait_for(TIME_LIMIT);
     drop(threads);
     let why = match exit.take() {

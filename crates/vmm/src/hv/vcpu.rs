@@ -219,8 +219,9 @@ pub(crate) struct VcpuThreads {
 const KICK_EVERY: Duration = Duration::from_millis(2);
 
 impl VcpuThreads {
-    /// Starts one thread for each of `vcpus`. They end when something is posted in `exit`.
+    /// Starts one thread for each of `vcpus` of the machine called `machine`. They end when something is posted in `exit`.
     pub(crate) fn start(
+        machine: &str,
         vcpus: Vec<Vcpu>,
         buses: &Arc<Buses>,
         exit: &Arc<ExitLatch>,
@@ -232,6 +233,8 @@ impl VcpuThreads {
         register_signal_handler(SIGRTMIN(), on_kick).map_err(|error| failed(error.into()))?;
         let mut started = Self { threads: Vec::new(), exit: Arc::clone(exit) };
         for mut vcpu in vcpus {
+            // Linux keeps the first 15 bytes.
+            let name = format!("vcpu{} {machine}", vcpu.id);
             let (buses, exit) = (Arc::clone(buses), Arc::clone(exit));
             let body = move || {
                 let run = catch_unwind(AssertUnwindSafe(|| vcpu.run(&buses, &exit)));
@@ -239,7 +242,6 @@ impl VcpuThreads {
                     exit.post(Err(Error::Panicked(vcpu.id)));
                 }
             };
-            let name = format!("vcpu{}", started.threads.len());
             let thread = std::thread::Builder::new().name(name).spawn(body);
             started.threads.push(thread.map_err(|error| failed(error.into()))?);
         }

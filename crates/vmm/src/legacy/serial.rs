@@ -10,6 +10,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::exit::ExitLatch;
 
 /// Where the guest's output goes; shared, because the port is made anew at each start.
 pub(crate) type Output = Arc<Mutex<Box<dyn Write + Send>>>;
@@ -21,22 +22,23 @@ const INPUT_RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct SerialPort {
     port: Mutex<Serial<Interrupt, Drained, Terminal>>,
     drained: Arc<Condvar>,
+    exit: Arc<ExitLatch>,
 }
 
 impl SerialPort {
-    /// A port whose interrupt line is `interrupt`.
-    pub(crate) fn new(interrupt: EventFd, output: Output) -> Self {
+    /// A port whose interrupt line is `interrupt`, in a machine that ends with `exit`.
+    pub(crate) fn new(interrupt: EventFd, output: Output, exit: Arc<ExitLatch>) -> Self {
         let drained = Arc::new(Condvar::new());
         let events = Drained(Arc::clone(&drained));
-        let port = Serial::with_events(Interrupt(interrupt), events, Terminal(output));
-        Self { port: Mutex::new(port), drained }
+        let terminal = Terminal { output, exit: Arc::clone(&exit) };
+        let port = Serial::with_events(Interrupt(interrupt), events, terminal);
+        Self { port: Mutex::new(port), drained, exit }
     }
 
-    /// Types `bytes` into the guest, as fast as it reads them. Gives up, with what is left, when
-    /// `ended` says so.
-    pub(crate) fn feed(&self, mut bytes: &[u8], ended: impl Fn() -> bool) {
+    /// Types `bytes` into the guest, as fast as it reads them. Gives up when the machine ends.
+    pub(crate) fn feed(&self, mut bytes: &[u8]) {
         let mut port = self.port.lock().expect("no holder of this lock panics");
-        while !bytes.is_empty() && !ended() {
+        while !bytes.is_empty() && !self.exit.is_posted() {
             match port.enqueue_raw_bytes(bytes) {
                 Ok(taken) if taken > 0 => bytes = &bytes[taken..],
                 _ => {
@@ -93,28 +95,33 @@ impl SerialEvents for Drained {
 }
 
 /// The port's end of [`Output`].
-struct Terminal(Output);
+struct Terminal {
+    output: Output,
+    exit: Arc<ExitLatch>,
+}
 
 /// How long a terminal that takes no more bytes is left alone before the next try.
 const OUTPUT_RETRY: Duration = Duration::from_millis(1);
 
 impl Write for Terminal {
-    /// A terminal in non-blocking mode may refuse a byte; the guest then waits, as it would for a
-    /// slow line, and nothing is lost.
+    /// A terminal may take nothing for a while; the guest then waits, as it would for a slow line,
+    /// and nothing is lost. Only a machine that ends does not wait.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut output = self.0.lock().expect("no holder of this lock panics");
+        let mut output = self.output.lock().expect("no holder of this lock panics");
         loop {
-            match output.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    std::thread::sleep(OUTPUT_RETRY);
-                }
-                result => return result,
+            match output.write(bytes).map_err(|error| (error.kind(), error)) {
+                Err((io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted, _)) => {}
+                result => return result.map_err(|(_, error)| error),
             }
+            if self.exit.is_posted() {
+                return Ok(bytes.len());
+            }
+            std::thread::sleep(OUTPUT_RETRY);
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().expect("no holder of this lock panics").flush()
+        self.output.lock().expect("no holder of this lock panics").flush()
     }
 }
 
@@ -142,25 +149,38 @@ mod tests {
         }
     }
 
-    fn port(terminal: &SlowTerminal) -> SerialPort {
-        let output: Output = Arc::new(Mutex::new(Box::new(terminal.clone())));
-        SerialPort::new(EventFd::new(0).unwrap(), output)
+    fn port(terminal: impl Write + Send + 'static) -> SerialPort {
+        let output: Output = Arc::new(Mutex::new(Box::new(terminal)));
+        SerialPort::new(EventFd::new(0).unwrap(), output, Arc::new(ExitLatch::default()))
+    }
+
+    /// Never takes anything.
+    struct StoppedTerminal;
+
+    impl Write for StoppedTerminal {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     #[test]
     fn a_slow_terminal_loses_nothing() {
         let terminal = SlowTerminal::default();
-        let port = port(&terminal);
+        let port = port(terminal.clone());
         b"Linux version".iter().for_each(|byte| port.write(0, &[*byte]));
         assert_eq!(terminal.0.lock().unwrap().1, b"Linux version");
     }
 
     #[test]
     fn input_longer_than_the_fifo_arrives_whole() {
-        let port = port(&SlowTerminal::default());
+        let port = port(SlowTerminal::default());
         let typed: Vec<u8> = (0..200).collect();
         let read = std::thread::scope(|scope| {
-            scope.spawn(|| port.feed(&typed, || false));
+            scope.spawn(|| port.feed(&typed));
             let mut read = Vec::new();
             while read.len() < typed.len() {
                 let (mut status, mut byte) = ([0], [0]);
@@ -176,7 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn input_gives_up_when_the_guest_has_ended() {
-        port(&SlowTerminal::default()).feed(&[0; 200], || true);
+    fn neither_direction_waits_for_a_machine_that_has_ended() {
+        let port = port(StoppedTerminal);
+        port.exit.post(Ok(crate::Exit::Stopped));
+        port.feed(&[0; 200]);
+        port.write(0, b"!");
     }
 }

@@ -91,6 +91,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
+        .flag(Flags::Wbinvd)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         // No fixed-hardware buttons: the power button is a device of its own.
