@@ -1,2 +1,39 @@
-//! To be written.
-fn main() {}
+//! The `bootyard` command: parses the command line, calls one function, renders what came of it.
+//!
+//! This crate is the only place that prints, reads the environment, asks for the time and exits.
+
+mod args;
+mod commands;
+mod error;
+mod host;
+mod json;
+mod output;
+mod progress;
+mod settings;
+mod signals;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command, SeedCommand};
+use crate::error::Failure;
+
+fn main() -> ExitCode {
+    // Two providers linked into one process make rustls panic at its first use; naming ours before
+    // anything else happens is the rule that prevents it.
+    bootyard_source::install_crypto_provider();
+    let done = match Cli::parse().command {
+        Command::Import(args) => commands::import::run(args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),
+        Command::Run(args) => commands::run::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Machine(args) => commands::machine::run(&args),
+    };
+    done.unwrap_or_else(|failure: Failure| {
+        output::error(&failure.render());
+        ExitCode::from(failure.exit_code())
+    })
+}

@@ -1,0 +1,224 @@
+//! The command line as clap types: parsing only. Nothing here opens a file or asks the host; the
+//! commands do. The doc comments are the help text.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bootyard_cloudinit::{Datasource, Hostname, ImageFormat, InstanceId};
+use bootyard_spec::{
+    ByteSize, Digest, EngineChoice, OutputFormat, RunStrategy, Source, VolumeName,
+};
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Disks in, running machines out.
+///
+/// Brings a disk image from anywhere into a volume in one verified pass, writes cloud-init seeds,
+/// and boots the result on its own KVM machine or on QEMU.
+#[derive(Debug, Parser)]
+#[command(name = "bootyard", version, styles = STYLES, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 success, 1 other failure, 2 usage, 3 source, 4 image, \
+                        5 checksum, 6 target, 7 nothing bootable, 8 engine, 9 guest crashed, \
+                        10 time limit, 130 interrupted.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Bring a disk image into a volume, a file or a block device
+    Import(ImportArgs),
+    /// Show what a disk image is, without importing it
+    Inspect(InspectArgs),
+    /// Make cloud-init seeds
+    #[command(subcommand)]
+    Seed(SeedCommand),
+    /// Boot a machine in the foreground, its serial port on this terminal
+    Run(RunArgs),
+    /// Show which engines work on this host, and why others don't
+    Doctor(DoctorArgs),
+    /// Run the KVM machine in this process; `run` starts it as its child
+    #[command(hide = true)]
+    Machine(MachineArgs),
+}
+
+/// The image is fetched, decoded, checked and written in one pass; nothing stands under the final
+/// name before the verdict.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("target").required(true))]
+pub(crate) struct ImportArgs {
+    /// Where the image is: http://…, https://…, file:PATH or a path
+    pub(crate) source: Source,
+    /// Name of the new volume in the store
+    #[arg(long, group = "target")]
+    pub(crate) name: Option<VolumeName>,
+    /// New file, or block device, to write to instead of the store
+    #[arg(long, group = "target", value_name = "FILE|BLOCKDEV")]
+    pub(crate) to: Option<PathBuf>,
+    /// Size of the volume, such as 10Gi; at least the image's virtual size [default: just that]
+    #[arg(long, value_name = "QTY")]
+    pub(crate) size: Option<ByteSize>,
+    /// Refuse images whose virtual size is larger
+    #[arg(long, value_name = "QTY")]
+    pub(crate) max_size: Option<ByteSize>,
+    /// Digest of the image file as published: sha256, sha512, sha1 or md5
+    #[arg(long, value_name = "ALG:HEX")]
+    pub(crate) checksum: Option<Digest>,
+    /// How the volume is stored: raw or qcow2
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    pub(crate) output_format: OutputFormat,
+    /// Print what would be done, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print events and the report as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Where the image is: http://…, https://…, file:PATH or a path
+    pub(crate) source: Source,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SeedCommand {
+    /// Write a seed image for NoCloud or ConfigDrive
+    Build(SeedBuildArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SeedBuildArgs {
+    /// The guest's host name
+    #[arg(long)]
+    pub(crate) hostname: Hostname,
+    /// File with SSH public keys, one a line, for the default user; `-` reads standard input
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    pub(crate) ssh_keys: Vec<PathBuf>,
+    /// User-data file: cloud-config, script, …; several are combined; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) user_data: Vec<PathBuf>,
+    /// Network configuration file, version 1 or 2
+    #[arg(long, value_name = "FILE")]
+    pub(crate) network_config: Option<PathBuf>,
+    /// Instance id; a changed one makes cloud-init run again [default: derived from the host name]
+    #[arg(long, value_name = "ID")]
+    pub(crate) instance_id: Option<InstanceId>,
+    /// File to write; an existing seed is replaced
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// File system of the seed: iso or fat
+    #[arg(long, default_value = "iso")]
+    pub(crate) format: ImageFormat,
+    /// cloud-init's datasource that reads it: nocloud or configdrive
+    #[arg(long, default_value = "nocloud")]
+    pub(crate) datasource: Datasource,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Volume of the store, or a file or device if it has a slash; the first one is booted
+    #[arg(long = "disk", value_name = "VOLUME|FILE", required = true)]
+    pub(crate) disks: Vec<String>,
+    /// Seed image, attached read-only behind the disks
+    #[arg(long, value_name = "FILE")]
+    pub(crate) seed: Option<PathBuf>,
+    /// Virtual CPUs
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub(crate) cpus: NonZeroU32,
+    /// Guest memory
+    #[arg(long, default_value = "1Gi", value_name = "QTY")]
+    pub(crate) memory: ByteSize,
+    /// Machine to run on: auto, kvm or qemu
+    #[arg(long, default_value = "auto")]
+    pub(crate) engine: EngineChoice,
+    /// When the guest is started again: Once, Manual, RerunOnFailure, Always, Halted
+    #[arg(long, default_value = "Once", value_name = "STRATEGY")]
+    pub(crate) run_strategy: RunStrategy,
+    /// Text for the end of the kernel command line (engine kvm)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) append: Option<String>,
+    /// Kill a run of the guest that takes longer, such as 90s or 10m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `supervise`'s KVM engine passes; not for people.
+#[derive(Debug, Args)]
+pub(crate) struct MachineArgs {
+    #[arg(long)]
+    pub(crate) name: String,
+    #[arg(long)]
+    pub(crate) cpus: NonZeroU32,
+    /// Bytes.
+    #[arg(long)]
+    pub(crate) memory: u64,
+    /// PATH, or PATH:ro.
+    #[arg(long = "disk")]
+    pub(crate) disks: Vec<String>,
+    #[arg(long)]
+    pub(crate) append: Option<String>,
+    /// Descriptor whose end of file means that the parent is gone.
+    #[arg(long)]
+    pub(crate) lifeline: Option<i32>,
+}
+
+/// A number with `s`, `m` or `h`; seconds without.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "h" => 3600,
+        "m" => 60,
+        _ => 1,
+    };
+    u64::from_str(number)
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .map(Duration::from_secs)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("expected a duration such as 90s, 10m or 2h, got `{text}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "s", "0", "-1", "1d", "1.5h", "99999999999999999h"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `bootyard import`: from the arguments to a request, from the report to a result.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bootyard_import::{Cancel, Report};
+use bootyard_source::Options;
+use bootyard_spec::{ByteSize, Class, ImportRequest, Target};
+use bootyard_volume::Store;
+use indicatif::HumanBytes;
+
+use crate::args::ImportArgs;
+use crate::error::Failure;
+use crate::json::{FailureLine, ReportLine};
+use crate::progress::Display;
+use crate::{output, settings};
+
+pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
+    let json = args.json;
+    let done = import(args);
+    if json && let Err(failure) = &done {
+        output::json_line(&FailureLine::new(failure))?;
+    }
+    done
+}
+
+fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
+    let (json, dry_run) = (args.json, args.dry_run);
+    let request = request(args)?;
+    if dry_run {
+        let probe = bootyard_import::probe(&request.source, &Options::default())?;
+        let plan = bootyard_import::plan(&request, &probe)?;
+        output::result(&format!("{plan}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = Store::open(&settings::store_home()?);
+    let display = Display::new(json);
+    let cancel = cancel_on_signal()?;
+    let report = bootyard_import::run(&request, &store, &Options::default(), &display, &cancel)?;
+    let took = display.finish();
+    if json {
+        output::json_line(&ReportLine::new(&report, took.as_secs_f64()))?;
+    } else {
+        output::result(&summary(&report, took))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
+    let target = match (args.name, args.to) {
+        (Some(name), None) => Target::Volume(name),
+        (None, Some(path)) => Target::Path(path),
+        // clap's group lets exactly one through.
+        _ => return Err(Failure::new(Class::Usage, "expected either `--name` or `--to`")),
+    };
+    Ok(ImportRequest {
+        source: args.source,
+        target,
+        size: args.size,
+        max_size: args.max_size,
+        checksum: args.checksum,
+        output_format: args.output_format,
+    })
+}
+
+/// Ctrl-C and SIGTERM stop the import cleanly; the second one ends the process as usual.
+fn cancel_on_signal() -> Result<Cancel, Failure> {
+    let cancel = Cancel::new();
+    let switch = cancel.clone();
+    crate::signals::once(move || switch.cancel())?;
+    Ok(cancel)
+}
+
+fn summary(report: &Report, took: Duration) -> String {
+    let checked = match &report.checked {
+        Some(digest) => format!("{digest} (as expected)"),
+        None => format!("{} (nothing to compare with)", report.sha256),
+    };
+    let stored = report.allocated_bytes.unwrap_or(report.data_bytes);
+    format!(
+        "imported {}\n  source   {}, {} in {:.1} s\n  digest   {checked}\n  \
+         volume   {}, {} stored\n  path     {}\n",
+        report.source,
+        report.format.name(),
+        HumanBytes(report.source_bytes),
+        took.as_secs_f64(),
+        ByteSize::from_bytes(report.volume_size),
+        HumanBytes(stored),
+        report.path.display(),
+    )
+}

@@ -1,0 +1,102 @@
+//! `bootyard machine`: the KVM machine in this process. `supervise`'s engine starts it as its child
+//! and learns from the exit code how the guest ended.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bootyard_image::raw::{FileAt, RawDisk};
+use bootyard_image::{Disk, Format};
+use bootyard_spec::Class;
+use bootyard_supervise::{lifeline, machine_exit, parse_disk_argument};
+use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
+
+use crate::args::MachineArgs;
+use crate::error::Failure;
+use crate::{host, output};
+
+pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
+    let disks = args.disks.iter().enumerate().map(|(index, disk)| open(index, disk));
+    let config = MachineConfig {
+        name: args.name.clone(),
+        cpus: args.cpus,
+        memory: args.memory,
+        boot: Boot::FromDisk(bootyard_bootload::Options {
+            entry: None,
+            append: args.append.clone(),
+        }),
+        disks: disks.collect::<Result<_, _>>()?,
+        serial_output: Box::new(io::stdout()),
+        serial_input: Some(Box::new(io::stdin())),
+        reboot: Reboot::Restart,
+    };
+    if let Some(number) = args.lifeline {
+        lifeline::watch(number, || exit(machine_exit::ORPHANED))
+            .map_err(|error| Failure::new(Class::Other, error))?;
+    }
+    let run = Machine::new(config).and_then(|machine| machine.run(&Control::new()));
+    Ok(ExitCode::from(code(&run.map_err(failure)?)))
+}
+
+/// Opens one disk. The machine's writes go straight to a raw file; a qcow2 is read only so far.
+fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
+    let (path, read_only) = parse_disk_argument(argument);
+    let failed = |error| Failure::new(Class::Usage, error);
+    let file = fs_err::OpenOptions::new().read(true).write(!read_only).open(&path);
+    let storage = FileAt::new(file.map_err(failed)?.into_file()).map_err(failed)?;
+    let disk: Arc<dyn Disk> = match host::disk_format(&path)? {
+        Format::Raw if read_only => Arc::new(RawDisk::read_only(storage)),
+        Format::Raw => Arc::new(RawDisk::new(storage)),
+        _ if read_only => Arc::from(
+            bootyard_image::open(storage).map_err(|error| Failure::new(Class::Image, error))?,
+        ),
+        format => return Err(no_writer(&path, format)),
+    };
+    Ok(DiskConfig { disk, read_only, serial: format!("disk-{index}") })
+}
+
+fn no_writer(path: &Path, format: Format) -> Failure {
+    let what = format!("the kvm engine cannot write to `{}`: it is {format}", path.display());
+    Failure::new(Class::Usage, what).with_hint(format!(
+        "Import it into a volume, which is raw: `bootyard import {} --name NAME`; or use \
+         `--engine qemu`.",
+        path.display()
+    ))
+}
+
+fn failure(error: bootyard_vmm::Error) -> Failure {
+    let (class, hint) = match error.kind() {
+        ErrorKind::KvmMissing | ErrorKind::KvmBroken => {
+            (Class::Engine, Some("`bootyard doctor` shows what this host can do."))
+        }
+        ErrorKind::Config => (Class::Usage, None),
+        ErrorKind::Boot => {
+            (Class::Boot, Some("Use `--engine qemu`, which boots through firmware as a PC would."))
+        }
+        ErrorKind::Device => (Class::Engine, None),
+    };
+    let failure = Failure::new(class, error);
+    match hint {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
+}
+
+fn code(exit: &Exit) -> u8 {
+    match exit {
+        Exit::PowerOff => machine_exit::POWER_OFF,
+        Exit::Reset => machine_exit::RESET,
+        Exit::Crash { why } => {
+            output::error(&format!("{why}\n"));
+            machine_exit::CRASH
+        }
+        Exit::Stopped => machine_exit::ORPHANED,
+    }
+}
+
+/// Nobody is left who wants this machine, and its threads are inside the guest.
+#[expect(clippy::exit, reason = "the supervisor is gone")]
+fn exit(code: u8) {
+    std::process::exit(code.into())
+}

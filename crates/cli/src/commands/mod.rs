@@ -1,0 +1,8 @@
+//! One file per command: turns parsed arguments into requests, calls a library, shows the result.
+
+pub(crate) mod doctor;
+pub(crate) mod import;
+pub(crate) mod inspect;
+pub(crate) mod machine;
+pub(crate) mod run;
+pub(crate) mod seed;

@@ -1,0 +1,102 @@
+//! How a failure reaches the user: one `error:`, its causes, a `hint:`, and an exit code.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io;
+
+use bootyard_spec::{Class, Explain, exit_code};
+
+/// Any command's failure, ready to be shown.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) class: Class,
+    error: Box<dyn StdError + Send + Sync>,
+    hint: Option<String>,
+    /// The output's reader is gone: nothing to say, and nobody to say it to.
+    broken_pipe: bool,
+}
+
+impl Failure {
+    /// A failure of `class` without a remedy of its own.
+    pub(crate) fn new(class: Class, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { class, error: error.into(), hint: None, broken_pipe: false }
+    }
+
+    /// The same failure with a sentence that helps.
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The failure to write a result to standard output.
+    pub(crate) fn stdout(error: io::Error) -> Self {
+        let broken_pipe = error.kind() == io::ErrorKind::BrokenPipe;
+        Self { broken_pipe, ..Self::new(Class::Other, error) }
+    }
+
+    /// The exit code. A reader that closed the pipe has what it wanted.
+    pub(crate) fn exit_code(&self) -> u8 {
+        if self.broken_pipe { 0 } else { exit_code(self.class) }
+    }
+
+    /// The message, its causes and the hint, as lines for standard error.
+    pub(crate) fn render(&self) -> String {
+        if self.broken_pipe {
+            return String::new();
+        }
+        let [red, bold, reset] = ["\x1b[1;31m", "\x1b[1;36m", "\x1b[0m"];
+        let mut text = format!("{red}error{reset}: {}\n", self.error);
+        for cause in self.causes() {
+            let _ = writeln!(text, "  caused by: {cause}");
+        }
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(text, "{bold}hint{reset}: {hint}");
+        }
+        text
+    }
+
+    /// The causes' own messages, outermost first. A cause that only repeats what encloses it (an
+    /// I/O error that wraps another) is left out.
+    pub(crate) fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut said = self.error.to_string();
+        let mut next = self.error.source();
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            if !said.contains(&text) {
+                causes.push(text.clone());
+            }
+            said = text;
+            next = cause.source();
+        }
+        causes
+    }
+
+    /// The message alone.
+    pub(crate) fn message(&self) -> String {
+        self.error.to_string()
+    }
+
+    /// The remedy, if there is one.
+    pub(crate) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl<E: Explain + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let (class, hint) = (error.class(), error.hint());
+        Self { class, error: Box::new(error), hint, broken_pipe: false }
+    }
+}
+
+/// Reads a file that the user named; `-` is standard input.
+pub(crate) fn read_input(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+    let read = if path == std::path::Path::new("-") {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::stdin().lock(), &mut bytes).map(|_| bytes)
+    } else {
+        fs_err::read(path)
+    };
+    read.map_err(|error| Failure::new(Class::Usage, error))
+}

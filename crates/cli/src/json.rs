@@ -1,0 +1,185 @@
+//! What programs read: every JSON object that a command prints. Fields are added, never renamed.
+
+use bootyard_image::Info;
+use bootyard_import::{Event, Progress, Report};
+use serde::Serialize;
+
+use crate::error::Failure;
+
+/// One line of `import --json`; `event` tells which fields are there.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct EventLine<'a> {
+    event: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strategy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtual_size_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetched_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_second: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+}
+
+impl<'a> EventLine<'a> {
+    /// The line of an event; `None` for those that are shown by [`EventLine::progress`].
+    pub(crate) fn of(event: &Event<'a>) -> Option<Self> {
+        match event {
+            Event::Phase(phase) => {
+                Some(Self { event: "phase", phase: Some(phase.name()), ..Self::default() })
+            }
+            Event::Planned(plan) => Some(Self {
+                event: "planned",
+                format: Some(plan.format.name()),
+                strategy: Some(plan.strategy.name()),
+                virtual_size_bytes: plan.virtual_size,
+                total_bytes: plan.fetch_bytes,
+                ..Self::default()
+            }),
+            Event::Retried(attempt) => {
+                Some(Self { event: "retried", attempt: Some(*attempt), ..Self::default() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The line of a transfer's progress.
+    pub(crate) fn progress(progress: &Progress) -> Self {
+        let moved = progress.moved();
+        Self {
+            event: "progress",
+            fetched_bytes: Some(moved.fetched),
+            total_bytes: moved.total,
+            written_bytes: Some(moved.written),
+            bytes_per_second: progress.rate(),
+            eta_seconds: progress.eta().map(|eta| eta.as_secs_f64()),
+            ..Self::default()
+        }
+    }
+}
+
+/// The last line of `import --json` when all is well.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReportLine {
+    event: &'static str,
+    source: String,
+    path: String,
+    format: &'static str,
+    virtual_size_bytes: u64,
+    volume_size_bytes: u64,
+    source_bytes: u64,
+    data_bytes: u64,
+    allocated_bytes: Option<u64>,
+    spilled_bytes: u64,
+    sha256: String,
+    /// The digest that was asked for and agreed.
+    checked: Option<String>,
+    retries: u32,
+    seconds: f64,
+}
+
+impl ReportLine {
+    pub(crate) fn new(report: &Report, seconds: f64) -> Self {
+        Self {
+            event: "imported",
+            source: report.source.clone(),
+            path: report.path.display().to_string(),
+            format: report.format.name(),
+            virtual_size_bytes: report.virtual_size,
+            volume_size_bytes: report.volume_size,
+            source_bytes: report.source_bytes,
+            data_bytes: report.data_bytes,
+            allocated_bytes: report.allocated_bytes,
+            spilled_bytes: report.spilled_bytes,
+            sha256: report.sha256.hex(),
+            checked: report.checked.as_ref().map(ToString::to_string),
+            retries: report.retries,
+            seconds,
+        }
+    }
+}
+
+/// The last line of a `--json` command that failed; standard error says the same for people.
+#[derive(Debug, Serialize)]
+pub(crate) struct FailureLine<'a> {
+    event: &'static str,
+    exit_code: u8,
+    message: String,
+    causes: Vec<String>,
+    hint: Option<&'a str>,
+}
+
+impl<'a> FailureLine<'a> {
+    pub(crate) fn new(failure: &'a Failure) -> Self {
+        Self {
+            event: "failed",
+            exit_code: failure.exit_code(),
+            message: failure.message(),
+            causes: failure.causes(),
+            hint: failure.hint(),
+        }
+    }
+}
+
+/// What `inspect --json` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct InfoLine<'a> {
+    source: &'a str,
+    format: &'static str,
+    version: Option<u32>,
+    virtual_size_bytes: Option<u64>,
+    cluster_size_bytes: Option<u64>,
+    compression: Option<&'a str>,
+    refcount_bits: Option<u32>,
+    features: &'a [&'a str],
+    snapshots: u32,
+    backing_file: Option<&'a str>,
+    backing_format: Option<&'a str>,
+    data_file: Option<&'a str>,
+    /// Why an import would refuse it; null if it would not.
+    refused: Option<&'a str>,
+}
+
+impl<'a> InfoLine<'a> {
+    pub(crate) fn new(source: &'a str, info: &'a Info) -> Self {
+        Self {
+            source,
+            format: info.format.name(),
+            version: info.version,
+            virtual_size_bytes: info.virtual_size,
+            cluster_size_bytes: info.cluster_size,
+            compression: info.compression,
+            refcount_bits: info.refcount_bits,
+            features: &info.features,
+            snapshots: info.snapshots,
+            backing_file: info.backing_file.as_deref(),
+            backing_format: info.backing_format.as_deref(),
+            data_file: info.data_file.as_deref(),
+            refused: info.refused.as_deref(),
+        }
+    }
+}
+
+/// What `doctor --json` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct DoctorLine {
+    /// `full`, `emulated` or `broken`.
+    pub(crate) kvm: &'static str,
+    /// The same in words, naming the instruction that does not work.
+    pub(crate) kvm_detail: String,
+    /// The path of QEMU, if it is installed.
+    pub(crate) qemu: Option<String>,
+    /// What `--engine auto` takes here; null if nothing works.
+    pub(crate) engine: Option<&'static str>,
+}

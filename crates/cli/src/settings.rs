@@ -1,0 +1,55 @@
+//! What the environment decides, read in this one place.
+
+#![expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+
+use std::env;
+use std::path::PathBuf;
+
+use bootyard_spec::Class;
+
+use crate::error::Failure;
+
+/// Moves the store.
+const HOME_VARIABLE: &str = "BOOTYARD_HOME";
+/// The time that goes into seeds, in seconds since 1970, by the reproducible-builds convention.
+const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
+
+/// Where the store is: `$BOOTYARD_HOME`; for root `/var/lib/bootyard`; else
+/// `$XDG_DATA_HOME/bootyard`, which is by default `~/.local/share/bootyard`.
+pub(crate) fn store_home() -> Result<PathBuf, Failure> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(home) = set(HOME_VARIABLE) {
+        return Ok(home);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/bootyard".into());
+    }
+    set("XDG_DATA_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("bootyard"))
+        .ok_or_else(|| {
+            Failure::new(Class::Usage, "no place for the store: `HOME` is not set")
+                .with_hint(format!("Set `{HOME_VARIABLE}` to a directory."))
+        })
+}
+
+/// `SOURCE_DATE_EPOCH`, or 1970 so that the same input gives the same seed on every day.
+pub(crate) fn seed_timestamp() -> Result<i64, Failure> {
+    let Some(text) = env::var_os(EPOCH_VARIABLE) else { return Ok(0) };
+    text.to_str().and_then(|text| text.parse().ok()).filter(|seconds| *seconds >= 0).ok_or_else(
+        || {
+            let what = format!("`{EPOCH_VARIABLE}` is not a number of seconds: {}", text.display());
+            Failure::new(Class::Usage, what)
+        },
+    )
+}
+
+/// The directories in which programs are found.
+pub(crate) fn search_path() -> Vec<PathBuf> {
+    env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// This program, for the engine that runs it again as its child.
+pub(crate) fn own_executable() -> Result<PathBuf, Failure> {
+    env::current_exe().map_err(|error| Failure::new(Class::Other, error))
+}
