@@ -94,8 +94,11 @@ impl Supervisor<'_> {
             return Ok(if cancelled { Event::Stop } else { Event::Tick });
         };
         let woken = match self.state {
-            // It was killed: nothing else matters any more.
-            State::Stopping { .. } => Woken::Ended(machine.join()?),
+            // It was killed: what its process says about its end does not matter any more.
+            State::Stopping { cause, .. } => {
+                machine.join()?;
+                Woken::Ended(Ended { end: cause, failure: None })
+            }
             _ => machine.wait(self.cancel, timeout)?,
         };
         Ok(match woken {
@@ -104,8 +107,7 @@ impl Supervisor<'_> {
             Woken::Ended(ended) => {
                 self.observer.ended(&ended);
                 self.machine = None;
-                let was_killed = matches!(self.state, State::Stopping { .. });
-                self.failure = ended.failure.filter(|_| !was_killed);
+                self.failure = ended.failure;
                 Event::Ended(ended.end)
             }
         })
