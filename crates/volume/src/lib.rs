@@ -7,6 +7,7 @@
 //! This crate knows files, block devices and locks. It knows neither sources nor disk formats
 //! beyond the name that a file's ending carries.
 
+mod attached;
 mod device;
 mod error;
 mod fsops;
@@ -15,6 +16,7 @@ mod spill;
 mod staged;
 mod store;
 
+pub use attached::AttachedDisk;
 pub use error::{Error, ErrorKind};
 pub use spill::SpillFile;
 pub use staged::{Published, Staged};

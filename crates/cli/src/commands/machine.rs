@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use bootyard_image::raw::{FileAt, RawDisk};
+use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, Format};
 use bootyard_spec::Class;
 use bootyard_supervise::{lifeline, machine_exit, parse_disk_argument};
 use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
+use bootyard_volume::AttachedDisk;
 
 use crate::args::MachineArgs;
 use crate::error::Failure;
@@ -39,18 +40,17 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(code(&run.map_err(failure)?)))
 }
 
-/// Opens one disk. The machine's writes go straight to a raw file; a qcow2 is read only so far.
+/// Opens one disk. The guest's writes go straight to a raw disk; a qcow2 is read only so far.
 fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
     let (path, read_only) = parse_disk_argument(argument);
-    let failed = |error| Failure::new(Class::Usage, error);
-    let file = fs_err::OpenOptions::new().read(true).write(!read_only).open(&path);
-    let storage = FileAt::new(file.map_err(failed)?.into_file()).map_err(failed)?;
+    let storage = AttachedDisk::open(&path, read_only)?;
     let disk: Arc<dyn Disk> = match host::disk_format(&path)? {
         Format::Raw if read_only => Arc::new(RawDisk::read_only(storage)),
         Format::Raw => Arc::new(RawDisk::new(storage)),
-        _ if read_only => Arc::from(
-            bootyard_image::open(storage).map_err(|error| Failure::new(Class::Image, error))?,
-        ),
+        _ if read_only => {
+            let opened = bootyard_image::open(storage);
+            Arc::from(opened.map_err(|error| Failure::new(Class::Image, error))?)
+        }
         format => return Err(no_writer(&path, format)),
     };
     Ok(DiskConfig { disk, read_only, serial: format!("disk-{index}") })
