@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn blocks_must_fill_their_place_and_may_be_followed_by_others() {
-        let data: Vec<u8> = (0..4096_u32).map(|i| (i * i >> 7) as u8).collect();
+        let data: Vec<u8> = (0..4096_u32).map(|i| ((i * i) >> 7) as u8).collect();
         let mut unpacker = Unpacker::new();
         for codec in [Codec::Deflate, Codec::Zstd] {
             let mut packed = pack(codec, &data);

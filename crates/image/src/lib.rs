@@ -24,6 +24,8 @@ pub mod qcow2;
 pub mod raw;
 mod sniff;
 pub mod stream;
+#[cfg(test)]
+mod support;
 mod zero;
 
 pub use disk::{Disk, Extent, ReadAt, WriteAt, WriteDisk};

@@ -141,6 +141,9 @@ impl ReadAt for FileAt {
 
 impl WriteAt for FileAt {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
         self.file.write_all_at(data, offset)?;
         self.len.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
         Ok(())

@@ -110,7 +110,7 @@ impl<R: ReadAt> Image<R> {
         let Some(l2) = self.tables.l2_offset(self.l1[index as usize], at)? else {
             return Ok(Mapping::Zero);
         };
-        let offset = (guest % self.header.l2_coverage() >> self.header.cluster_bits) * 8;
+        let offset = ((guest % self.header.l2_coverage()) >> self.header.cluster_bits) * 8;
         let entry = self.l2_entry(l2, offset)?;
         self.tables.mapping(entry, l2 + offset)
     }

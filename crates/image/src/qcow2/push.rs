@@ -25,6 +25,11 @@ const NEEDS_MAX: usize = 1 << 19;
 const SKIPS_MAX: usize = 1 << 12;
 /// The L1 table and the refcount table are taken in pieces of this many bytes.
 const TABLE_PIECE: u64 = 64 << 10;
+/// A converter that compresses fills up a cluster of the file even after the next one has become an
+/// L2 table, so a compressed cluster may come a little before its table. Its first and last sectors
+/// hold other clusters too, which have been used by then; therefore the stream's last bytes are
+/// kept in any case: these many, or as many as four clusters have.
+const RECENT_MIN: u64 = 1 << 20;
 /// Data that was set aside is handed on in pieces of this many bytes.
 const RECALL_PIECE: u64 = 256 << 10;
 
@@ -74,7 +79,8 @@ impl fmt::Display for What {
     }
 }
 
-/// The last bytes of the stream, as far back as something has begun and not ended.
+/// The last bytes of the stream, as far back as something has begun and not ended, and a little
+/// farther: see [`RECENT_MIN`].
 #[derive(Debug, Default)]
 struct Window {
     parts: VecDeque<(u64, Bytes)>,
@@ -102,6 +108,11 @@ impl Window {
         whole.into()
     }
 
+    /// True if nothing from `offset` on has been forgotten.
+    fn reaches_back_to(&self, offset: u64) -> bool {
+        self.parts.front().is_some_and(|(at, _)| *at <= offset)
+    }
+
     fn forget_before(&mut self, offset: u64) {
         let outdated = |(at, part): &(u64, Bytes)| at + part.len() as u64 <= offset;
         while self.parts.front().is_some_and(outdated) {
@@ -126,6 +137,8 @@ pub(crate) struct Push {
     needs: BTreeMap<Need, u64>,
     skips: usize,
     window: Window,
+    /// How far back the window reaches at least.
+    recent: u64,
     hold: Hold,
     /// L2 tables that were set aside: their offsets and what they map.
     deferred: Vec<(u64, u64)>,
@@ -145,6 +158,7 @@ impl Push {
             needs: BTreeMap::new(),
             skips: 0,
             window: Window::default(),
+            recent: RECENT_MIN.max(4 * header.cluster_size()),
             hold,
             deferred: Vec::new(),
         };
@@ -174,7 +188,7 @@ impl Push {
                 .min()
                 .unwrap_or(end);
             let until = stop.min(end) - self.pos;
-            self.advance(part.split_to(until as usize), pool)?;
+            self.advance(&part.split_to(until as usize), pool)?;
         }
         Ok(())
     }
@@ -194,7 +208,7 @@ impl Push {
     }
 
     /// Uses a part in which no table ends but at its end.
-    fn advance(&mut self, part: Bytes, pool: &mut Pool) -> Result<(), Error> {
+    fn advance(&mut self, part: &Bytes, pool: &mut Pool) -> Result<(), Error> {
         let Self { needs, hold, window, .. } = self;
         let begin = self.pos;
         let end = begin + part.len() as u64;
@@ -230,7 +244,7 @@ impl Push {
         }
         let mut begun = self.needs.range(..Need { at: end, what: What::Skip, guest: 0 });
         let oldest = begun.find(|(need, _)| need.what.is_whole()).map_or(end, |(need, _)| need.at);
-        self.window.forget_before(oldest);
+        self.window.forget_before(oldest.min(end.saturating_sub(self.recent)));
         Ok(())
     }
 
@@ -355,6 +369,10 @@ impl Push {
             return Ok(());
         }
         match need.what {
+            What::Packed if !self.ended && self.window.reaches_back_to(need.at) => {
+                self.needs.insert(need, len);
+                Ok(())
+            }
             What::Packed if self.ended => {
                 let bytes = self.held(need, past)?;
                 self.complete(need, bytes, true, pool)
@@ -384,6 +402,9 @@ impl Push {
     }
 
     fn held(&self, need: Need, len: u64) -> Result<Bytes, Error> {
+        if self.window.reaches_back_to(need.at) {
+            return Ok(self.window.cut(need.at, need.at + len));
+        }
         let mut bytes = vec![0; len as usize];
         match self.hold.read(&mut bytes, need.at)? {
             true => Ok(bytes.into()),

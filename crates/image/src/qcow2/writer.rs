@@ -152,10 +152,10 @@ impl<W: WriteAt> Writer<W> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         let mut l1 = vec![0; self.layout.l1_entries as usize];
         for (index, table) in &map.tables {
-            l1[*index as usize] = table.cluster * CLUSTER | COPIED;
+            l1[*index as usize] = (table.cluster * CLUSTER) | COPIED;
             let entry = |cluster: &u32| match *cluster {
                 0 => 0,
-                cluster => u64::from(cluster) * CLUSTER | COPIED,
+                cluster => (u64::from(cluster) * CLUSTER) | COPIED,
             };
             let bytes = words(table.entries.iter().map(entry));
             self.target.write_all_at(&bytes, table.cluster * CLUSTER)?;

@@ -68,7 +68,7 @@ pub(crate) struct Stored {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     /// `None` once no more work will come.
-    sender: Option<Sender<Batch>>,
+    sender: Option<Sender<(Vec<Job>, Ticket)>>,
     threads: Vec<JoinHandle<()>>,
     batch: Batch,
 }
@@ -155,11 +155,12 @@ impl Pool {
         }
         *in_flight += batch.bytes;
         drop(in_flight);
+        let ticket = Ticket { shared: self.shared.clone(), bytes: batch.bytes };
         if self.shared.failed.load(Ordering::Relaxed) {
             return Err(self.shared.take_error());
         }
         let sender = self.sender.as_ref().expect("work comes only before the end");
-        sender.send(batch).map_err(|_| self.shared.take_error())
+        sender.send((batch.jobs, ticket)).map_err(|_| self.shared.take_error())
     }
 
     /// Waits until everything is stored.
@@ -224,13 +225,14 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Gives a batch's bytes back when it is done with, even by a panic, so that nobody waits forever.
-struct InHand<'a> {
-    shared: &'a Shared,
+/// Room in the queue. It is given back when the batch is done with or thrown away, even by a panic,
+/// so that nobody waits forever.
+struct Ticket {
+    shared: Arc<Shared>,
     bytes: usize,
 }
 
-impl Drop for InHand<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
         *lock(&self.shared.in_flight) -= self.bytes;
         self.shared.room.notify_one();
@@ -257,14 +259,13 @@ impl Worker {
     }
 
     /// Works until no more work can come. After a failure the rest is only thrown away.
-    fn run(mut self, receiver: &Receiver<Batch>) {
+    fn run(mut self, receiver: &Receiver<(Vec<Job>, Ticket)>) {
         let shared = self.shared.clone();
-        for batch in receiver {
-            let _in_hand = InHand { shared: &shared, bytes: batch.bytes };
+        for (jobs, _ticket) in receiver {
             if shared.failed.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Err(error) = self.work(batch.jobs) {
+            if let Err(error) = self.work(jobs) {
                 shared.fail(error);
             }
         }
