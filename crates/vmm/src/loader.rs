@@ -148,6 +148,7 @@ impl<'a> Kernel<'a> {
             Write { address: layout::BOOT_INFO, bytes: Cow::Owned(info) },
             Write { address: layout::COMMAND_LINE, bytes: command_line(files.cmdline)?.into() },
             Write { address: layout::ACPI_TABLES.start, bytes: acpi::tables(cpus).into() },
+            Write { address: layout::RESET_VECTOR, bytes: state::reset_code().to_vec().into() },
             Write { address: initrd.start, bytes: Cow::Borrowed(files.initrd) },
         ]);
         if cpu.code == state::CodeSegment::Bits64 {

@@ -68,11 +68,11 @@ impl Machine {
         let board = Board::build(&self.kvm, &self.config, &self.output)?;
         let exit = Arc::clone(&board.running.exit);
         control.attach(board.running);
-        let threads = VcpuThreads::start(&self.config.name, board.vcpus, &board.buses, &exit)?;
-        exit.wait();
-        drop(threads);
+        let threads = VcpuThreads::start(&self.config.name, board.vcpus, &board.buses, &exit);
+        let ran = threads.map(|_running| exit.wait());
         control.detach();
         board.buses.clear();
+        ran?;
         exit.take().expect("it was waited for")
     }
 }

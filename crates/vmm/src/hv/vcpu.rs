@@ -267,3 +267,31 @@ impl Drop for VcpuThreads {
 /// Does nothing: a signal that is handled makes `KVM_RUN` return. (The type parameter is libc's
 /// `siginfo_t`, which we need not name.)
 extern "C" fn on_kick<Info>(_: std::ffi::c_int, _: *mut Info, _: *mut std::ffi::c_void) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_accesses_are_cut_into_units() {
+        for (len, starts) in [(1, vec![0]), (2, vec![0]), (4, vec![0]), (3, vec![0, 1, 2])] {
+            let mut seen = Vec::new();
+            port_units(len, |unit| seen.push(unit));
+            assert_eq!(seen.iter().map(|unit| unit.start).collect::<Vec<_>>(), starts);
+            assert_eq!(seen.last().map(|unit| unit.end), Some(len));
+        }
+    }
+
+    #[test]
+    fn segments_are_flat_and_of_the_right_width() {
+        for (code, wide, long) in [(CodeSegment::Bits32, 1, 0), (CodeSegment::Bits64, 0, 1)] {
+            let mut sregs = kvm_sregs::default();
+            set_segments(&mut sregs, code);
+            let kvm_sregs { cs, ss, tr, .. } = sregs;
+            assert_eq!((cs.base, cs.limit, cs.type_, cs.s), (0, u32::MAX, 0xb, 1));
+            assert_eq!((cs.db, cs.l, cs.present, cs.dpl), (wide, long, 1, 0));
+            assert_eq!((ss.base, ss.limit, ss.type_, ss.db), (0, u32::MAX, 3, 1));
+            assert_eq!((tr.limit, tr.type_, tr.s, tr.present), (0x67, 0xb, 0, 1));
+        }
+    }
+}

@@ -33,3 +33,19 @@ impl BusDevice for KeyboardController {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pulse_on_the_reset_line_resets() {
+        for (offset, value, expected) in
+            [(4, 0xfe, Some(Exit::Reset)), (0, 0xfe, None), (4, 0xff, None), (4, 0x20, None)]
+        {
+            let exit = Arc::new(ExitLatch::default());
+            KeyboardController::new(Arc::clone(&exit)).write(offset, &[value]);
+            assert_eq!(exit.take().transpose().unwrap(), expected, "{offset} {value:#x}");
+        }
+    }
+}

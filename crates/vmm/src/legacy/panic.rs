@@ -34,3 +34,21 @@ impl BusDevice for PanicDevice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_the_guest_unless_a_crash_kernel_takes_over() {
+        for (events, ends) in [(PANICKED, true), (CRASH_LOADED, false), (0x80, false), (0, false)] {
+            let exit = Arc::new(ExitLatch::default());
+            let device = PanicDevice::new(Arc::clone(&exit));
+            let mut known = [0];
+            device.read(0, &mut known);
+            assert_eq!(known, [3]);
+            device.write(0, &[events]);
+            assert_eq!(exit.is_posted(), ends, "{events:#x}");
+        }
+    }
+}

@@ -34,7 +34,9 @@ const ALIGN: u64 = 16;
 
 /// The value that asks for state S5 in the sleep control register, and is in `_S5`.
 pub(crate) const SLEEP_TYPE_S5: u8 = 5;
-/// The value that the guest writes to the reset register.
+/// The reset register.
+pub(crate) const RESET_PORT: u16 = layout::POWER_PORTS.start as u16 + 2;
+/// The value that the guest writes to it.
 pub(crate) const RESET_VALUE: u8 = 1;
 
 /// FADT boot architecture flags (ACPI 6.5 table 5.11): there is no VGA to probe for.
@@ -82,9 +84,9 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// A one-byte register at the given place among [`layout::POWER_PORTS`].
-fn power_register(index: u64) -> GAS {
-    GAS::new(Space::SystemIo, 8, 0, AccessSize::ByteAccess, layout::POWER_PORTS.start + index)
+/// A one-byte register at an I/O port.
+fn power_register(port: u64) -> GAS {
+    GAS::new(Space::SystemIo, 8, 0, AccessSize::ByteAccess, port)
 }
 
 fn fadt(dsdt: u64) -> Vec<u8> {
@@ -99,9 +101,9 @@ fn fadt(dsdt: u64) -> Vec<u8> {
         .flag(Flags::SlpButton)
         .flag(Flags::Headless);
     fadt.iapc_boot_arch = VGA_NOT_PRESENT.into();
-    fadt.sleep_control_reg = power_register(0);
-    fadt.sleep_status_reg = power_register(1);
-    fadt.reset_reg = power_register(2);
+    fadt.sleep_control_reg = power_register(layout::POWER_PORTS.start);
+    fadt.sleep_status_reg = power_register(layout::POWER_PORTS.start + 1);
+    fadt.reset_reg = power_register(RESET_PORT.into());
     fadt.reset_value = RESET_VALUE;
     bytes(&fadt.finalize())
 }

@@ -1,6 +1,6 @@
 //! The state in which the boot processor begins, and the tables in memory that go with it.
 
-use super::layout;
+use super::{acpi, layout};
 
 /// How a segment register is loaded: always flat (base 0, limit 4 GiB), as both boot protocols ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,16 @@ pub(crate) fn gdt(code: CodeSegment) -> [u64; 5] {
     };
     // Data: present, read and write. TSS: present, busy, 0x67 bytes long.
     [0, 0, code, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]
+}
+
+/// What stands at [`layout::RESET_VECTOR`]: real-mode code that pulls the machine's reset line.
+///
+/// Linux jumps there to restart a hardware-reduced platform: it asks EFI first, which is not there,
+/// then what it takes for a BIOS, and never gets to ACPI's reset register (`reboot_init`).
+pub(crate) fn reset_code() -> [u8; 9] {
+    let [low, high] = acpi::RESET_PORT.to_le_bytes();
+    // mov dx, port; mov al, value; out dx, al; halt: hlt; jmp halt
+    [0xba, low, high, 0xb0, acpi::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 /// Page tables at [`layout::PAGE_TABLES`] that map the first 4 GiB onto themselves by large pages.
