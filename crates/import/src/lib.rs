@@ -1,1 +1,25 @@
-//! To be written.
+//! The conductor: brings a disk from a source into a volume in one verified pass.
+//!
+//! [`plan()`] decides what is done, as a pure function; [`run()`] does it: it streams the source
+//! through digest and decoder into a staged target, and publishes that once the verdict is good.
+//! [`inspect()`] tells what an image is without importing it.
+//!
+//! The only crate that knows both transports and formats. It shows nothing: [`Events`] and the
+//! [`Report`] go to whoever does.
+
+mod cancel;
+mod error;
+mod event;
+mod inspect;
+mod output;
+mod plan;
+mod progress;
+mod run;
+
+pub use cancel::Cancel;
+pub use error::{Error, ImageError};
+pub use event::{Event, Events, Moved, Phase};
+pub use inspect::inspect;
+pub use plan::{Plan, Probe, Strategy, plan};
+pub use progress::Progress;
+pub use run::{Report, probe, run};

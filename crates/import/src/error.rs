@@ -1,0 +1,209 @@
+//! Why an import failed: the first cause, with the source and the target that it is about.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+use bootyard_image::{ErrorKind, Format};
+use bootyard_source as source;
+use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError};
+use bootyard_volume as volume;
+
+/// A failed import or inspection. Whatever it is, nothing stands under the target's name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The source cannot be reached or read, or broke off.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// The source's bytes are not an image that can be read.
+    #[error("cannot read `{source_name}` as a disk image", source_name = .0.source_name)]
+    Image(#[source] Box<ImageError>),
+    /// The target cannot be claimed, written or published.
+    #[error(transparent)]
+    Target(#[from] volume::Error),
+    /// The source's bytes are not the ones that the digest is of.
+    #[error("`{source_name}` is not the file that was asked for")]
+    Checksum {
+        /// The source, without its secrets.
+        source_name: String,
+        /// Both digests.
+        #[source]
+        error: VerifyError,
+    },
+    /// The asked size is smaller than the image's disk.
+    #[error("the asked size {size} is too small: the image holds a disk of {virtual_size}")]
+    SizeTooSmall {
+        /// The size of the image's disk.
+        virtual_size: ByteSize,
+        /// The asked size.
+        size: ByteSize,
+    },
+    /// The image's disk is larger than what is accepted.
+    #[error("the image holds a disk of {virtual_size}; expected at most {max_size}")]
+    TooLarge {
+        /// The size of the image's disk.
+        virtual_size: ByteSize,
+        /// The largest that is accepted.
+        max_size: ByteSize,
+    },
+    /// The disk turned out to be larger than what is accepted, while it came.
+    #[error("`{source_name}` holds more than the {limit} that are accepted")]
+    BeyondLimit {
+        /// The source, without its secrets.
+        source_name: String,
+        /// The largest that is accepted.
+        limit: ByteSize,
+    },
+    /// The size of the disk must be known at the start, and is not.
+    #[error("`{source_name}` does not tell its length, which a qcow2 volume needs")]
+    UnknownSize {
+        /// The source, without its secrets.
+        source_name: String,
+    },
+    /// The user stopped it.
+    #[error("the import was stopped")]
+    Cancelled,
+    /// This machine gives no more threads or descriptors.
+    #[error("cannot start the import")]
+    Setup(#[source] io::Error),
+}
+
+/// An image that cannot be read, with what helps to tell the user what to do.
+#[derive(Debug)]
+pub struct ImageError {
+    error: bootyard_image::Error,
+    /// What the first bytes look like, if they came.
+    format: Option<Format>,
+    source_name: String,
+    /// The image's own name, for commands that the user can copy.
+    file_name: String,
+    remote: bool,
+}
+
+impl ImageError {
+    /// What is wrong with the image.
+    pub const fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for ImageError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
+
+impl Error {
+    /// The failure to read `source`, whose first bytes look like `format`.
+    pub(crate) fn image(
+        error: bootyard_image::Error,
+        source: &Source,
+        format: Option<Format>,
+    ) -> Self {
+        let (file_name, remote) = match source {
+            Source::File(path) => (path.display().to_string(), false),
+            Source::Http(url) => (url.file_name().unwrap_or("IMAGE").to_owned(), true),
+        };
+        let source_name = source.to_string();
+        Self::Image(Box::new(ImageError { error, format, source_name, file_name, remote }))
+    }
+}
+
+impl Explain for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Source(error) => error.class(),
+            Self::Image(error) if error.kind() == ErrorKind::Write => Class::Target,
+            Self::Image(_) | Self::TooLarge { .. } | Self::BeyondLimit { .. } => Class::Image,
+            Self::Target(error) => error.class(),
+            Self::Checksum { .. } => Class::Checksum,
+            Self::SizeTooSmall { .. } | Self::UnknownSize { .. } => Class::Usage,
+            Self::Cancelled => Class::Interrupted,
+            Self::Setup(_) => Class::Other,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Source(error) => return error.hint(),
+            Self::Target(error) => return error.hint(),
+            Self::Image(error) => return error.hint(),
+            Self::Checksum { .. } => {
+                "compare with the digest that the publisher shows for exactly \
+                 this file; if it is right, the file was changed or damaged on its way"
+                    .to_owned()
+            }
+            Self::SizeTooSmall { virtual_size, .. } => {
+                format!("ask for at least `--size {virtual_size}`, or leave `--size` away")
+            }
+            Self::TooLarge { virtual_size, .. } => {
+                format!("if that is what you want, allow it with `--max-size {virtual_size}`")
+            }
+            Self::BeyondLimit { .. } => "if that is what you want, allow it with larger `--size` \
+                 and `--max-size`, or a larger device"
+                .to_owned(),
+            Self::UnknownSize { .. } => {
+                "name the size with `--size`, or use `--output-format raw`".to_owned()
+            }
+            Self::Cancelled => "nothing was left behind; run the same command again".to_owned(),
+            Self::Setup(_) => return None,
+        })
+    }
+}
+
+impl ImageError {
+    fn hint(&self) -> Option<String> {
+        let name = &self.file_name;
+        Some(match (self.kind(), self.format) {
+            (ErrorKind::NotAnImage, _) if self.remote => {
+                "open the URL in a browser: it may lead to a web page instead of the file; \
+                 use the direct download link"
+                    .to_owned()
+            }
+            (ErrorKind::NotAnImage, _) => {
+                format!("see what it is: `file {name}`")
+            }
+            (ErrorKind::Unsupported, Some(format)) => match unpack(format) {
+                Some(command) => format!("unpack it first: `{command} {name}`"),
+                None => format!("convert it first: `qemu-img convert -O qcow2 {name} new.qcow2`"),
+            },
+            (ErrorKind::NeedsOtherFile, _) => {
+                format!("flatten it first: `qemu-img convert -O qcow2 {name} flat.qcow2`")
+            }
+            (ErrorKind::Encrypted, _) => {
+                "decrypt it first with `qemu-img convert`, which takes the passphrase from an \
+                 `--object secret`"
+                    .to_owned()
+            }
+            (ErrorKind::Truncated, _) => {
+                format!("get the whole file again; `qemu-img check {name}` tells whether it is one")
+            }
+            (ErrorKind::Corrupt, _) => {
+                format!("get the file again; `qemu-img check {name}` shows the damage")
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// The command that unpacks a format which only wraps a disk.
+const fn unpack(format: Format) -> Option<&'static str> {
+    Some(match format {
+        Format::Gzip => "gunzip",
+        Format::Xz => "unxz",
+        Format::Zstd => "unzstd",
+        Format::Bzip2 => "bunzip2",
+        Format::Lz4 => "unlz4",
+        Format::Zip => "unzip",
+        Format::SevenZip => "7z x",
+        Format::Tar | Format::Ova => "tar -xf",
+        _ => return None,
+    })
+}

@@ -1,0 +1,169 @@
+//! Where the decoded disk goes: raw into the staged target, or as qcow2 into it.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bootyard_image::{Body, Piece, ReadAt, Sink, WriteAt, qcow2};
+use bootyard_spec::OutputFormat;
+use bootyard_volume as volume;
+use bootyard_volume::Staged;
+
+/// The first failure of the storage, in its own words. A decoder passes on an [`io::Error`] only,
+/// so it is noted where it happens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fault(Arc<Mutex<Option<volume::Error>>>);
+
+impl Fault {
+    /// The failure, if there was one.
+    pub(crate) fn take(&self) -> Option<volume::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn note(&self, error: volume::Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    /// Passes `result` on. Of an error that carries the storage's own, only the kind goes on.
+    fn watch<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            match error.downcast::<volume::Error>() {
+                Ok(own) => {
+                    self.note(own);
+                    kind.into()
+                }
+                Err(other) => other,
+            }
+        })
+    }
+}
+
+/// Storage whose failures are noted.
+pub(crate) struct Watched<T> {
+    storage: Arc<T>,
+    fault: Fault,
+}
+
+impl<T> Watched<T> {
+    pub(crate) const fn new(storage: Arc<T>, fault: Fault) -> Self {
+        Self { storage, fault }
+    }
+}
+
+impl<T: ReadAt> ReadAt for Watched<T> {
+    fn len(&self) -> u64 {
+        self.storage.len()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.fault.watch(self.storage.read_exact_at(buf, offset))
+    }
+}
+
+impl<T: WriteAt> WriteAt for Watched<T> {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.fault.watch(self.storage.write_all_at(data, offset))
+    }
+
+    fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
+        self.fault.watch(self.storage.zero_at(len, offset))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.fault.watch(self.storage.sync())
+    }
+}
+
+impl<T: Sink> Sink for Watched<T> {
+    fn put(&self, piece: Piece<'_>) -> io::Result<()> {
+        self.fault.watch(self.storage.put(piece))
+    }
+}
+
+/// Takes the disk's pieces, counts what they hold, and refuses those beyond a limit.
+pub(crate) struct Output {
+    form: Form,
+    limit: u64,
+    beyond: AtomicBool,
+    written: AtomicU64,
+}
+
+enum Form {
+    Raw(Watched<Staged>),
+    Qcow2(qcow2::Writer<Watched<Staged>>),
+}
+
+impl Output {
+    /// An output for a disk of at most `limit` bytes, on a volume of `volume_size` bytes.
+    pub(crate) fn new(
+        format: OutputFormat,
+        staged: Watched<Staged>,
+        volume_size: u64,
+        limit: u64,
+    ) -> io::Result<Self> {
+        let form = match format {
+            OutputFormat::Raw => Form::Raw(staged),
+            OutputFormat::Qcow2 => Form::Qcow2(qcow2::Writer::new(staged, volume_size)?),
+        };
+        Ok(Self { form, limit, beyond: AtomicBool::new(false), written: AtomicU64::new(0) })
+    }
+
+    /// How many bytes of data have been written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether the disk was larger than the limit.
+    pub(crate) fn is_beyond_limit(&self) -> bool {
+        self.beyond.load(Ordering::Relaxed)
+    }
+
+    /// Ends the disk, which had `virtual_size` bytes, with zeros up to the volume's end.
+    pub(crate) fn finish(
+        self,
+        virtual_size: u64,
+        volume_size: u64,
+    ) -> Result<(), bootyard_image::Error> {
+        let len = volume_size.saturating_sub(virtual_size);
+        let tail = Piece { offset: virtual_size, body: Body::Zero(len) };
+        match self.form {
+            Form::Raw(target) if len > 0 => target.put(tail).map_err(bootyard_image::Error::write),
+            Form::Raw(_) => Ok(()),
+            // What is not stored in a qcow2 file reads as zeros.
+            Form::Qcow2(writer) => writer.finish(),
+        }
+    }
+}
+
+impl Sink for Output {
+    fn put(&self, piece: Piece<'_>) -> io::Result<()> {
+        let len = match piece.body {
+            Body::Data(data) => data.len() as u64,
+            Body::Zero(len) => len,
+        };
+        if piece.offset.saturating_add(len) > self.limit {
+            self.beyond.store(true, Ordering::Relaxed);
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        match &self.form {
+            Form::Raw(target) => target.put(piece),
+            Form::Qcow2(writer) => writer.put(piece),
+        }?;
+        if matches!(piece.body, Body::Data(_)) {
+            self.written.fetch_add(len, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (written, limit) = (self.written(), self.limit);
+        f.debug_struct("Output")
+            .field("limit", &limit)
+            .field("written", &written)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,257 @@
+//! What an import will do, decided before it does it: a pure function of what is asked and of what
+//! the source's head says.
+
+use std::fmt;
+
+use bootyard_image::Format;
+use bootyard_image::raw::SECTOR;
+use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, Source, Target};
+
+use crate::Error;
+
+/// What was found out before the transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// The format that the first bytes show.
+    pub format: Format,
+    /// The size of the guest's disk in bytes; `None` for a raw disk of unknown length.
+    pub virtual_size: Option<u64>,
+    /// The length of the source in bytes, if it tells.
+    pub source_len: Option<u64>,
+    /// The size of the target in bytes, if it is a block device.
+    pub capacity: Option<u64>,
+}
+
+/// What an import will do. `Display` shows it to the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Where the bytes come from.
+    pub source: Source,
+    /// Where the disk goes.
+    pub target: Target,
+    /// The image's format.
+    pub format: Format,
+    /// How the disk is stored.
+    pub output_format: OutputFormat,
+    /// How the bytes are fetched.
+    pub strategy: Strategy,
+    /// Bytes that will be fetched, if the source tells its length.
+    pub fetch_bytes: Option<u64>,
+    /// The size of the image's disk in bytes, if it is known before the end.
+    pub virtual_size: Option<u64>,
+    /// The size of the volume in bytes, if it is known before the end.
+    pub volume_size: Option<u64>,
+    /// The most bytes that the image's disk may turn out to have, where its size is not known.
+    pub limit: u64,
+    /// Whether a digest was given to compare with.
+    pub checked: bool,
+}
+
+/// How the bytes are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The whole source once, from its first byte to its last.
+    Stream,
+}
+
+impl Strategy {
+    /// The name in events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+        }
+    }
+
+    /// Why this strategy was chosen.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Stream => "every byte is fetched once and hashed on its way",
+        }
+    }
+}
+
+/// Decides what an import does. Fails where the asked sizes and the image contradict each other.
+pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
+    let size = request.size.map(ByteSize::bytes);
+    let max_size = request.max_size.map(ByteSize::bytes);
+    // A qcow2 file on a device may be of a larger disk than the device.
+    let capacity = probe.capacity.filter(|_| request.output_format == OutputFormat::Raw);
+    let limit = [size, max_size, capacity].into_iter().flatten().min();
+    let virtual_size = probe.virtual_size.map(round_up).transpose()?;
+    if let Some(virtual_size) = virtual_size {
+        fits(request, virtual_size)?;
+    }
+    let known = size.or(virtual_size);
+    let volume_size = match (known, capacity) {
+        // A device's size is not ours to choose: the volume is all of it. One that is too small is
+        // refused where it is reserved.
+        (known, Some(capacity)) => Some(capacity.max(known.unwrap_or(0))),
+        (known, None) => known.map(round_up).transpose()?,
+    };
+    if volume_size.is_none() && request.output_format == OutputFormat::Qcow2 {
+        return Err(Error::UnknownSize { source_name: request.source.to_string() });
+    }
+    Ok(Plan {
+        source: request.source.clone(),
+        target: request.target.clone(),
+        format: probe.format,
+        output_format: request.output_format,
+        strategy: Strategy::Stream,
+        fetch_bytes: probe.source_len,
+        virtual_size,
+        volume_size,
+        limit: limit.unwrap_or(u64::MAX),
+        checked: request.checksum.is_some(),
+    })
+}
+
+/// Whether a disk of `virtual_size` bytes agrees with the sizes that were asked for.
+pub(crate) fn fits(request: &ImportRequest, virtual_size: u64) -> Result<(), Error> {
+    let virtual_size = ByteSize::from_bytes(virtual_size);
+    if let Some(max_size) = request.max_size.filter(|max_size| virtual_size > *max_size) {
+        return Err(Error::TooLarge { virtual_size, max_size });
+    }
+    if let Some(size) = request.size.filter(|size| virtual_size > *size) {
+        return Err(Error::SizeTooSmall { virtual_size, size });
+    }
+    Ok(())
+}
+
+/// `len` in whole sectors: what a guest can address, and to which `qemu-img` rounds up too.
+pub(crate) fn round_up(len: u64) -> Result<u64, Error> {
+    let rounded = len.checked_next_multiple_of(SECTOR).filter(|len| i64::try_from(*len).is_ok());
+    rounded.ok_or(Error::TooLarge {
+        virtual_size: ByteSize::from_bytes(len),
+        max_size: ByteSize::from_bytes(i64::MAX as u64),
+    })
+}
+
+impl Plan {
+    /// The length that the target has before anything is stored. A qcow2 file grows.
+    pub(crate) fn file_len(&self) -> u64 {
+        match self.output_format {
+            OutputFormat::Raw => self.volume_size.unwrap_or(0),
+            OutputFormat::Qcow2 => 0,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: Option<u64>| {
+            bytes.map_or("unknown".to_owned(), |bytes| ByteSize::from_bytes(bytes).to_string())
+        };
+        writeln!(f, "source    {}", self.source)?;
+        writeln!(f, "format    {}", self.format)?;
+        writeln!(f, "strategy  {}: {}", self.strategy.name(), self.strategy.reason())?;
+        writeln!(f, "fetch     {}", size(self.fetch_bytes))?;
+        writeln!(f, "checksum  {}", if self.checked { "compared" } else { "none given" })?;
+        writeln!(f, "disk      {}", size(self.virtual_size))?;
+        match &self.target {
+            Target::Volume(name) => write!(f, "volume    {name}"),
+            Target::Path(path) => write!(f, "target    {}", path.display()),
+        }?;
+        write!(f, ", {}, {}", self.output_format.name(), size(self.volume_size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn request(flags: &[(&str, &str)]) -> ImportRequest {
+        let flag = |name| flags.iter().find(|(flag, _)| *flag == name).map(|(_, value)| *value);
+        ImportRequest {
+            source: "http://u:secret@h/debian.qcow2".parse().unwrap(),
+            target: Target::Volume("debian".parse().unwrap()),
+            size: flag("size").map(|size| size.parse().unwrap()),
+            max_size: flag("max-size").map(|size| size.parse().unwrap()),
+            checksum: None,
+            output_format: flag("output").map_or(OutputFormat::Raw, |f| f.parse().unwrap()),
+        }
+    }
+
+    const QCOW2: Probe = Probe {
+        format: Format::Qcow2,
+        virtual_size: Some(2 * GIB),
+        source_len: Some(300 << 20),
+        capacity: None,
+    };
+    const RAW: Probe =
+        Probe { format: Format::Raw, virtual_size: Some(1000), source_len: Some(1000), ..QCOW2 };
+    const CHUNKED_RAW: Probe = Probe { virtual_size: None, source_len: None, ..RAW };
+
+    const fn on_device(probe: Probe, capacity: u64) -> Probe {
+        Probe { capacity: Some(capacity), ..probe }
+    }
+
+    #[test]
+    fn the_volume_has_the_size_that_was_asked_for_and_fits_the_disk() {
+        for (flags, probe, volume_size, limit) in [
+            (&[][..], QCOW2, Some(2 * GIB), u64::MAX),
+            (&[("size", "10Gi")], QCOW2, Some(10 * GIB), 10 * GIB),
+            (&[("size", "2Gi"), ("max-size", "2Gi")], QCOW2, Some(2 * GIB), 2 * GIB),
+            (&[], RAW, Some(1024), u64::MAX),
+            (&[("size", "1500")], RAW, Some(1536), 1500),
+            (&[], CHUNKED_RAW, None, u64::MAX),
+            (&[("size", "1Gi"), ("max-size", "1Mi")], CHUNKED_RAW, Some(GIB), 1 << 20),
+            (&[("size", "1Gi"), ("output", "qcow2")], CHUNKED_RAW, Some(GIB), GIB),
+            (&[], on_device(QCOW2, 3 * GIB), Some(3 * GIB), 3 * GIB),
+            // Too small: asked for whole, so that reserving it names the device.
+            (&[], on_device(QCOW2, GIB), Some(2 * GIB), GIB),
+        ] {
+            let plan = plan(&request(flags), &probe).unwrap();
+            assert_eq!((plan.volume_size, plan.limit), (volume_size, limit), "{flags:?} {probe:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_contradict_the_image_are_refused() {
+        let huge = Probe { virtual_size: Some(i64::MAX as u64), ..RAW };
+        for (flags, probe, message) in [
+            (
+                &[("size", "1Gi")][..],
+                QCOW2,
+                "the asked size 1Gi is too small: the image holds a disk of 2Gi",
+            ),
+            (
+                &[("size", "10Gi"), ("max-size", "1536Mi")],
+                QCOW2,
+                "the image holds a disk of 2Gi; expected at most 1536Mi",
+            ),
+            (&[("max-size", "512")], RAW, "the image holds a disk of 1Ki; expected at most 512"),
+            (
+                &[("output", "qcow2")],
+                CHUNKED_RAW,
+                "`http://u:****@h/debian.qcow2` does not tell its length, which a qcow2 volume needs",
+            ),
+            (
+                &[],
+                huge,
+                "the image holds a disk of 9223372036854775807; \
+                 expected at most 9223372036854775807",
+            ),
+        ] {
+            let error = plan(&request(flags), &probe).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_plan_reads_well_and_shows_no_secret() {
+        let plan = plan(&request(&[("size", "10Gi")]), &QCOW2).unwrap();
+        assert_eq!(
+            plan.to_string(),
+            "source    http://u:****@h/debian.qcow2\n\
+             format    qcow2\n\
+             strategy  stream: every byte is fetched once and hashed on its way\n\
+             fetch     300Mi\n\
+             checksum  none given\n\
+             disk      2Gi\n\
+             volume    debian, raw, 10Gi"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! What lands is what `qemu-img convert` makes of the same file.
+#![expect(clippy::disallowed_methods, reason = "attaches loop devices")]
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use bootyard_image::ErrorKind;
+use bootyard_import::{Cancel, Error};
+use bootyard_spec::{OutputFormat, Target};
+use bootyard_testkit::{
+    FaultServer, Nginx, Reply, corpus_entries, pseudo_random, qemu_img, require_tool, run,
+    sha256_file, skip, sparse_image,
+};
+
+use crate::{Names, Place};
+
+const SIZE: u64 = (20 << 20) + 512;
+
+/// The same disk in every way that `qemu-img` can store it in a qcow2 that we read, as arguments.
+const QCOW2: [&[&str]; 7] = [
+    &["-c"],
+    &["-c", "-o", "compression_type=zstd"],
+    &["-c", "-o", "compat=0.10"],
+    &["-c", "-o", "cluster_size=4k"],
+    &["-c", "-o", "cluster_size=2M"],
+    &[],
+    &["-o", "preallocation=metadata"],
+];
+
+fn qcow2(raw: &Path, image: &Path, arguments: &[&str]) {
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", "raw", "-O", "qcow2"]).args(arguments).args([raw, image]);
+    run(&mut command);
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn every_format_lands_as_qemu_img_converts_it() {
+    if !["qemu-img", "nginx"].into_iter().all(require_tool) {
+        return;
+    }
+    let images = tempfile::tempdir().unwrap();
+    let raw = images.path().join("raw");
+    sparse_image(&raw, SIZE, 1);
+    let expected = sha256_file(&raw);
+    for (index, arguments) in QCOW2.iter().enumerate() {
+        qcow2(&raw, &images.path().join(index.to_string()), arguments);
+    }
+    let server = Nginx::serve(images.path());
+    for name in (0..QCOW2.len()).map(|index| index.to_string()).chain(["raw".to_owned()]) {
+        let place = Place::new();
+        let sha256 = format!("sha256:{}", sha256_file(images.path().join(&name)));
+        let mut request = place.request(&server.url(&name));
+        request.checksum = Some(sha256.parse().unwrap());
+        let report = place.import(&request).unwrap();
+        assert_eq!(sha256_file(&report.path), expected, "{name}");
+        assert_eq!((report.virtual_size, report.volume_size), (SIZE, SIZE), "{name}");
+        assert_eq!((report.spilled_bytes, report.retries), (0, 0), "{name}");
+        assert_eq!(report.checked.unwrap().to_string(), sha256);
+        let stored = fs_err::metadata(images.path().join(&name)).unwrap();
+        assert_eq!(report.source_bytes, stored.len());
+        assert_eq!(place.files(), ["disk"]);
+        // Zeros that the source stores become holes, so we need no more than the data itself.
+        let allocated = report.allocated_bytes.unwrap();
+        assert_eq!(allocated, fs_err::metadata(&report.path).unwrap().blocks() * 512);
+        let sparse = fs_err::metadata(&raw).unwrap().blocks() * 512;
+        assert!(allocated <= sparse, "{name}: {allocated} of {sparse}");
+        assert!(report.data_bytes <= allocated, "{name}: {}", report.data_bytes);
+    }
+}
+
+#[test]
+fn every_qcow2_of_the_corpus_lands_or_is_refused_by_name() {
+    let entries = corpus_entries();
+    if entries.is_empty() {
+        skip!("no corpus");
+    }
+    let mut landed = 0;
+    for entry in entries.iter().filter(|entry| entry.format == "qcow2") {
+        let place = Place::new();
+        match (place.import(&place.request(path(&entry.path))), &entry.sha256_raw) {
+            (Ok(report), Some(expected)) => {
+                assert_eq!(&sha256_file(&report.path), expected, "{entry:?}");
+                landed += 1;
+            }
+            (Ok(_), None) => {}
+            (Err(Error::Image(error)), _) => {
+                let refused = !matches!(error.kind(), ErrorKind::Write | ErrorKind::Read);
+                assert!(refused, "{entry:?}: {error:?}");
+                let fair = matches!(
+                    error.kind(),
+                    ErrorKind::NeedsOtherFile | ErrorKind::Encrypted | ErrorKind::Unsupported
+                );
+                assert!(fair || entry.sha256_raw.is_none(), "{entry:?}: {error:?}");
+                assert!(place.files().is_empty(), "{entry:?}");
+            }
+            (Err(error), _) => panic!("{entry:?}: {error:?}"),
+        }
+    }
+    assert!(landed > 0);
+}
+
+#[test]
+fn a_volume_may_be_larger_and_may_be_qcow2() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let images = tempfile::tempdir().unwrap();
+    let (raw, image) = (images.path().join("raw"), images.path().join("image.qcow2"));
+    sparse_image(&raw, SIZE, 2);
+    qcow2(&raw, &image, &["-c"]);
+    let place = Place::new();
+    let mut request = place.request(path(&image));
+    request.target = Target::Volume("debian".parse().unwrap());
+    request.size = Some("32Mi".parse().unwrap());
+    request.output_format = OutputFormat::Qcow2;
+    let events = Names::default();
+    let report = place.import_with(&request, &events, &Cancel::new()).unwrap();
+    assert_eq!(report.path, place.path("home/volumes/debian/disk.qcow2"));
+    assert_eq!((report.virtual_size, report.volume_size), (SIZE, 32 << 20));
+    qemu_img(["check", path(&report.path)]);
+    // Different sizes compare as equal where the longer one has only zeros more.
+    qemu_img(["compare", "-f", "raw", "-F", "qcow2", path(&raw), path(&report.path)]);
+    assert_eq!(
+        events.take(),
+        ["connecting", "planned qcow2", "transferring", "moved", "verifying", "publishing"]
+    );
+}
+
+#[test]
+fn a_block_device_gets_the_disk_and_zeros_behind_it() {
+    if !["losetup", "qemu-img"].into_iter().all(require_tool) {
+        return;
+    }
+    let place = Place::new();
+    let (raw, image) = (place.path("raw"), place.path("image"));
+    sparse_image(&raw, SIZE, 3);
+    qcow2(&raw, &image, &["-c"]);
+    let backing = place.path("device");
+    fs_err::write(&backing, pseudo_random(24 << 20, 4)).unwrap();
+    let attach = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output().unwrap();
+    if !attach.status.success() {
+        skip!("cannot attach a loop device");
+    }
+    let device = String::from_utf8(attach.stdout).unwrap().trim().to_owned();
+    let mut request = place.request(path(&image));
+    request.target = Target::Path(device.clone().into());
+    let result = place.import(&request);
+    request.size = Some("25Mi".parse().unwrap());
+    let too_small = place.import(&request);
+    run(Command::new("losetup").args(["--detach", &device]));
+
+    assert_eq!(result.unwrap().volume_size, 24 << 20);
+    let (disk, stored) = (fs_err::read(&raw).unwrap(), fs_err::read(&backing).unwrap());
+    assert!(stored[..disk.len()] == disk);
+    assert!(stored[disk.len()..].iter().all(|byte| *byte == 0));
+    let message = format!("block device `{device}` is too small: expected at least 25Mi, got 24Mi");
+    assert_eq!(too_small.unwrap_err().to_string(), message);
+}
+
+#[test]
+fn a_raw_disk_of_unknown_length_lands_whole() {
+    let disk = pseudo_random((3 << 20) + 1, 5);
+    let server = FaultServer::serve(disk.clone(), [Reply::honest().chunked()]);
+    let place = Place::new();
+    let mut request = place.request(&server.url("disk"));
+    let report = place.import(&request).unwrap();
+    let stored = fs_err::read(&report.path).unwrap();
+    assert!(stored.starts_with(&disk));
+    assert_eq!(stored.len(), (3 << 20) + 512);
+    assert_eq!((report.virtual_size, report.source_bytes), ((3 << 20) + 512, (3 << 20) + 1));
+
+    let place = Place::new();
+    request.target = Target::Path(place.path("disk"));
+    request.size = Some("4Mi".parse().unwrap());
+    let report = place.import(&request).unwrap();
+    assert_eq!(fs_err::metadata(&report.path).unwrap().len(), 4 << 20);
+}
