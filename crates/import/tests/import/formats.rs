@@ -5,8 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use bootyard_image::ErrorKind;
-use bootyard_import::{Cancel, Error};
+use bootyard_image::{ErrorKind, Format};
+use bootyard_import::{Cancel, Error, inspect, probe};
+use bootyard_source::Options;
 use bootyard_spec::{OutputFormat, Target};
 use bootyard_testkit::{
     FaultServer, Nginx, Reply, corpus_entries, pseudo_random, qemu_img, require_tool, run,
@@ -179,4 +180,33 @@ fn a_raw_disk_of_unknown_length_lands_whole() {
     request.size = Some("4Mi".parse().unwrap());
     let report = place.import(&request).unwrap();
     assert_eq!(fs_err::metadata(&report.path).unwrap().len(), 4 << 20);
+}
+
+#[test]
+fn an_image_is_described_from_its_head_also_where_it_would_be_refused() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let place = Place::new();
+    let raw = place.path("raw");
+    sparse_image(&raw, SIZE, 6);
+    qcow2(&raw, &place.path("image"), &["-c", "-o", "compression_type=zstd"]);
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "raw", "overlay"]);
+    run(create.current_dir(place.path("")));
+
+    let info = |name| inspect(&place.request(path(&place.path(name))).source, &Options::default());
+    let image = info("image").unwrap();
+    assert_eq!((image.format, image.virtual_size), (Format::Qcow2, Some(SIZE)));
+    assert_eq!((image.compression, image.refused), (Some("zstd"), None));
+    let overlay = info("overlay").unwrap();
+    assert_eq!(overlay.backing_file.as_deref(), Some("raw"));
+    assert!(overlay.refused.is_some());
+    assert_eq!(info("raw").unwrap().virtual_size, Some(SIZE));
+
+    let server = FaultServer::serve(fs_err::read(&raw).unwrap(), [Reply::honest().chunked()]);
+    let source = place.request(&server.url("raw")).source;
+    assert_eq!(inspect(&source, &Options::default()).unwrap().virtual_size, None);
+    let probed = probe(&source, &Options::default()).unwrap();
+    assert_eq!((probed.format, probed.virtual_size, probed.source_len), (Format::Raw, None, None));
 }
