@@ -9,7 +9,7 @@ use bootyard_spec::{Class, Explain, exit_code};
 /// Any command's failure, ready to be shown.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    pub(crate) class: Class,
+    class: Class,
     error: Box<dyn StdError + Send + Sync>,
     hint: Option<String>,
     /// The output's reader is gone: nothing to say, and nobody to say it to.
@@ -26,6 +26,11 @@ impl Failure {
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// The same failure in another class: here it means something else than where it was found.
+    pub(crate) fn with_class(self, class: Class) -> Self {
+        Self { class, ..self }
     }
 
     /// The failure to write a result to standard output.

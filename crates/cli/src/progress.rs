@@ -74,8 +74,9 @@ impl Display {
     fn moved(&self, moved: Moved) {
         let now = self.started.elapsed();
         let mut state = self.state.borrow_mut();
-        let due = state.shown_at.is_none_or(|at| now.saturating_sub(at) >= self.form.interval());
-        if !due && moved.total != Some(moved.fetched) {
+        let since = state.shown_at.map_or(now, |at| now.saturating_sub(at));
+        let is_last = moved.total == Some(moved.fetched) && !matches!(self.form, Form::Lines);
+        if since < self.form.interval() && !is_last {
             return;
         }
         state.shown_at = Some(now);
@@ -106,7 +107,8 @@ impl Events for Display {
                 bar.set_prefix(phase.name());
                 bar.tick();
             }
-            (Event::Phase(phase @ (Phase::Verifying | Phase::Publishing)), Form::Lines) => {
+            // Of an import that is over in a moment a log needs the report only.
+            (Event::Phase(phase), Form::Lines) if self.state.borrow().shown_at.is_some() => {
                 output::error(&format!("{phase}\n"));
             }
             (Event::Retried(count), Form::Bar(bar)) => {

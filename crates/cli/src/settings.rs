@@ -29,7 +29,7 @@ pub(crate) fn store_home() -> Result<PathBuf, Failure> {
         .map(|data| data.join("bootyard"))
         .ok_or_else(|| {
             Failure::new(Class::Usage, "no place for the store: `HOME` is not set")
-                .with_hint(format!("Set `{HOME_VARIABLE}` to a directory."))
+                .with_hint(format!("set `{HOME_VARIABLE}` to a directory"))
         })
 }
 

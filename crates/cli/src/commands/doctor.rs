@@ -47,7 +47,7 @@ fn report(verdict: &KvmVerdict, facts: &HostFacts) -> String {
     text += &match &facts.qemu {
         Some(path) => format!("{:<8}{}\n", "qemu", path.display()),
         None => format!(
-            "{:<8}not installed\n{:<8}hint: Install it: `apt install qemu-system-x86`.\n",
+            "{:<8}not installed\n{:<8}hint: install it: `apt install qemu-system-x86`\n",
             "qemu", ""
         ),
     };
@@ -58,11 +58,11 @@ fn remedy(verdict: &KvmVerdict) -> Option<&'static str> {
     match verdict {
         KvmVerdict::Full => None,
         KvmVerdict::Emulated { .. } | KvmVerdict::Broken { .. } => {
-            Some("This is the host's hypervisor; ask for nested virtualisation, or use QEMU.")
+            Some("this is the host's hypervisor; ask for nested virtualisation, or use QEMU")
         }
         KvmVerdict::Absent { .. } => Some(
-            "Load the module (`modprobe kvm-intel` or `kvm-amd`), and let yourself use \
-             `/dev/kvm` (group `kvm`).",
+            "load the module (`modprobe kvm-intel` or `kvm-amd`), and let yourself use \
+             `/dev/kvm` (group `kvm`)",
         ),
     }
 }

@@ -59,8 +59,8 @@ fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
 fn no_writer(path: &Path, format: Format) -> Failure {
     let what = format!("the kvm engine cannot write to `{}`: it is {format}", path.display());
     Failure::new(Class::Usage, what).with_hint(format!(
-        "Import it into a volume, which is raw: `bootyard import {} --name NAME`; or use \
-         `--engine qemu`.",
+        "import it into a volume, which is raw: `bootyard import {} --name NAME`; or use \
+         `--engine qemu`",
         path.display()
     ))
 }
@@ -68,11 +68,11 @@ fn no_writer(path: &Path, format: Format) -> Failure {
 fn failure(error: bootyard_vmm::Error) -> Failure {
     let (class, hint) = match error.kind() {
         ErrorKind::KvmMissing | ErrorKind::KvmBroken => {
-            (Class::Engine, Some("`bootyard doctor` shows what this host can do."))
+            (Class::Engine, Some("`bootyard doctor` shows what this host can do"))
         }
         ErrorKind::Config => (Class::Usage, None),
         ErrorKind::Boot => {
-            (Class::Boot, Some("Use `--engine qemu`, which boots through firmware as a PC would."))
+            (Class::Boot, Some("use `--engine qemu`, which boots through firmware as a PC would"))
         }
         ErrorKind::Device => (Class::Engine, None),
     };

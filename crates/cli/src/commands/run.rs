@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use bootyard_image::Format;
 use bootyard_spec::{Class, GuestEnd, VmDisk, VmSpec, VolumeName};
-use bootyard_supervise::strategy::{BackOff, Policy, State};
+use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
     Cancel, Choice, DiskFormat, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome,
     QemuEngine, Serial, choose_engine,
@@ -22,11 +22,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let plan = LaunchPlan::of(&spec, format)?;
     let (choice, why) = choose_engine(spec.engine, &host::facts())?;
     let engine = engine(choice)?;
-    let policy = Policy {
-        strategy: spec.run_strategy,
-        time_limit: spec.time_limit,
-        back_off: BackOff::default(),
-    };
+    let policy = Policy::of(&spec);
     let cancel = Cancel::new().map_err(|error| Failure::new(Class::Other, error))?;
     let switch = cancel.clone();
     signals::once(move || switch.cancel())?;
@@ -63,16 +59,19 @@ fn resolve(store: &Store, disk: &str) -> Result<PathBuf, Failure> {
     if disk.contains('/') {
         return Ok(disk.into());
     }
-    let hint = format!("A file is named with a slash: `--disk ./{disk}`.");
-    let name = disk.parse::<VolumeName>();
-    let name = name.map_err(|error| Failure::new(Class::Usage, error).with_hint(&hint))?;
-    match store.get(&name) {
-        Ok(volume) => Ok(volume.path),
-        Err(error) if std::path::Path::new(disk).exists() => {
-            Err(Failure::from(error).with_hint(hint))
+    let name = disk.parse::<VolumeName>().map_err(|error| no_volume(disk, error))?;
+    store.get(&name).map(|volume| volume.path).map_err(|error| {
+        match std::path::Path::new(disk).exists() {
+            true => no_volume(disk, error),
+            false => Failure::from(error).with_class(Class::Usage),
         }
-        Err(error) => Err(error.into()),
-    }
+    })
+}
+
+/// The user most likely means the file of that name.
+fn no_volume(disk: &str, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    Failure::new(Class::Usage, error)
+        .with_hint(format!("a file is named with a slash: `--disk ./{disk}`"))
 }
 
 /// The first disk's name without its folder and ending.

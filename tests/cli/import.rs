@@ -1,0 +1,262 @@
+//! `bootyard import` of local files; transports are tested in the `import` binary.
+
+use bootyard_testkit::{Cli, qemu_img, require_tool, sha256_file};
+use expect_test::expect;
+
+use crate::{check, small_qcow2};
+
+#[test]
+fn a_volume_is_reported_with_its_digest_and_place() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let cli = Cli::from_env();
+    small_qcow2(&cli, "small.qcow2");
+    let output = cli.run(["import", "small.qcow2", "--name", "small"]);
+    let digest = sha256_file(cli.work().join("small.qcow2"));
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stdout.contains(&format!("sha256:{digest} (nothing to compare with)")));
+    assert!(output.stdout.contains("path     $TEST_ENV/store/volumes/small/disk.raw"), "{output}");
+    let volume = cli.store().join("volumes/small/disk.raw");
+    let raw = cli.root().join("small.raw");
+    assert_eq!(sha256_file(volume), sha256_file(raw));
+}
+
+#[test]
+fn events_and_report_are_json_lines() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let cli = Cli::from_env();
+    small_qcow2(&cli, "small.qcow2");
+    let output = cli.run(["import", "small.qcow2", "--to", "out.raw", "--json"]);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output}");
+    let lines: Vec<serde_json::Value> =
+        output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+    assert_eq!(events.first(), Some(&"phase"));
+    assert!(events.contains(&"planned") && events.contains(&"progress"), "{events:?}");
+    let report = lines.last().unwrap();
+    assert_eq!(report["event"], "imported");
+    assert_eq!(report["virtual_size_bytes"], 8 << 20);
+    assert_eq!(report["spilled_bytes"], 0);
+    assert_eq!(report["sha256"], sha256_file(cli.work().join("small.qcow2")));
+}
+
+#[test]
+fn a_failure_in_json_is_the_last_line_and_on_standard_error() {
+    let cli = Cli::from_env();
+    check(
+        &cli,
+        &["import", "missing.qcow2", "--to", "out.raw", "--json"],
+        &expect![[r#"
+        exit code: 3
+        ----- stdout -----
+        {"event":"phase","phase":"connecting"}
+        {"event":"failed","exit_code":3,"message":"`missing.qcow2` does not exist","causes":[],"hint":"check the path"}
+        ----- stderr -----
+        error: `missing.qcow2` does not exist
+        hint: check the path"#]],
+    );
+}
+
+#[test]
+fn a_wrong_checksum_leaves_nothing() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let cli = Cli::from_env();
+    fs_err::write(cli.work().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+    let wrong = format!("md5:{}", "0".repeat(32));
+    let arguments = ["import", "disk.raw", "--name", "a", "--checksum", &wrong];
+    check(
+        &cli,
+        &arguments,
+        &expect![[r#"
+            exit code: 5
+            ----- stdout -----
+
+            ----- stderr -----
+            error: `disk.raw` is not the file that was asked for
+              caused by: checksum mismatch: expected md5:00000000000000000000000000000000, got md5:24c8b42e9f4d53ef58987e469baaad49
+            hint: compare with the digest that the publisher shows for exactly this file; if it is right, the file was changed or damaged on its way"#]],
+    );
+    let left: Vec<_> = fs_err::read_dir(cli.store().join("volumes"))
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_is_refused_is_refused_by_name() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let cli = Cli::from_env();
+    let work = cli.work();
+    small_qcow2(&cli, "base.qcow2");
+    let create = |arguments: &[&str], name: &str| {
+        let path = work.join(name).display().to_string();
+        qemu_img([&["create", "-q"], arguments, &[&path, "8M"]].concat());
+    };
+    let base = work.join("base.qcow2").display().to_string();
+    create(&["-f", "qcow2", "-F", "qcow2", "-b", &base], "overlay.qcow2");
+    let data = format!("data_file={}", work.join("data.raw").display());
+    create(&["-f", "qcow2", "-o", &data], "external.qcow2");
+    create(
+        &[
+            "-f",
+            "qcow2",
+            "--object",
+            "secret,id=k,data=x",
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=k",
+        ],
+        "luks.qcow2",
+    );
+    create(&["-f", "vmdk"], "disk.vmdk");
+    fs_err::write(work.join("page.html"), "<!DOCTYPE html><html><body>404</body></html>").unwrap();
+    fs_err::write(work.join("empty"), "").unwrap();
+    let mut text = String::new();
+    for name in ["overlay.qcow2", "external.qcow2", "luks.qcow2", "disk.vmdk", "page.html", "empty"]
+    {
+        text += &format!("{}\n\n", cli.run(["import", name, "--name", "x"]));
+    }
+    expect![[r#"
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: cannot read `overlay.qcow2` as a disk image
+          caused by: the image is an overlay over another file, `$TEST_ENV/work/base.qcow2` (at offset 0x8)
+        hint: flatten it first: `qemu-img convert -O qcow2 overlay.qcow2 flat.qcow2`
+
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: cannot read `external.qcow2` as a disk image
+          caused by: the guest's data is in another file, `$TEST_ENV/work/data.raw` (at offset 0x48)
+        hint: flatten it first: `qemu-img convert -O qcow2 external.qcow2 flat.qcow2`
+
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: cannot read `luks.qcow2` as a disk image
+          caused by: the disk is encrypted with LUKS (at offset 0x20)
+        hint: decrypt it first with `qemu-img convert`, which takes the passphrase from an `--object secret`
+
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: cannot read `disk.vmdk` as a disk image
+          caused by: `vmdk` images are not supported (at offset 0x0)
+        hint: convert it first: `qemu-img convert -O qcow2 disk.vmdk new.qcow2`
+
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: cannot read `page.html` as a disk image
+          caused by: expected a disk image, got an HTML page (at offset 0x0)
+        hint: see what it is: `file page.html`
+
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: cannot read `empty` as a disk image
+          caused by: expected a disk image, got an empty file (at offset 0x0)
+        hint: see what it is: `file empty`
+
+    "#]].assert_eq(&text);
+}
+
+#[test]
+fn a_target_that_exists_is_kept() {
+    let cli = Cli::from_env();
+    fs_err::write(cli.work().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+    fs_err::write(cli.work().join("mine"), "mine").unwrap();
+    check(
+        &cli,
+        &["import", "disk.raw", "--to", "mine"],
+        &expect![[r#"
+        exit code: 6
+        ----- stdout -----
+
+        ----- stderr -----
+        error: target `./mine` exists
+        hint: name another target, or remove it first: `rm ./mine`"#]],
+    );
+    assert_eq!(fs_err::read(cli.work().join("mine")).unwrap(), b"mine");
+}
+
+#[test]
+fn sizes_are_checked_against_the_image() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let cli = Cli::from_env();
+    small_qcow2(&cli, "small.qcow2");
+    check(
+        &cli,
+        &["import", "small.qcow2", "--name", "a", "--size", "4Mi"],
+        &expect![[r#"
+        exit code: 2
+        ----- stdout -----
+
+        ----- stderr -----
+        error: the asked size 4Mi is too small: the image holds a disk of 8Mi
+        hint: ask for at least `--size 8Mi`, or leave `--size` away"#]],
+    );
+    check(
+        &cli,
+        &["import", "small.qcow2", "--name", "a", "--max-size", "4Mi"],
+        &expect![[r#"
+        exit code: 4
+        ----- stdout -----
+
+        ----- stderr -----
+        error: the image holds a disk of 8Mi; expected at most 4Mi
+        hint: if that is what you want, allow it with `--max-size 8Mi`"#]],
+    );
+    let output = cli.run(["import", "small.qcow2", "--name", "a", "--size", "16Mi"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let volume = cli.store().join("volumes/a/disk.raw");
+    assert_eq!(fs_err::metadata(volume).unwrap().len(), 16 << 20);
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_writes_nothing() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let cli = Cli::from_env();
+    qemu_img([
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        &cli.work().join("e.qcow2").display().to_string(),
+        "1G",
+    ]);
+    check(
+        &cli,
+        &["import", "e.qcow2", "--name", "a", "--size", "2Gi", "--dry-run"],
+        &expect![[r#"
+            exit code: 0
+            ----- stdout -----
+            source    e.qcow2
+            format    qcow2
+            strategy  stream: every byte is fetched once and hashed on its way
+            fetch     196624
+            checksum  none given
+            disk      1Gi
+            volume    a, raw, 2Gi
+            ----- stderr -----
+        "#]],
+    );
+    assert!(!cli.store().join("volumes").exists());
+}

@@ -1,0 +1,145 @@
+//! Targets: block devices, full file systems, races.
+
+use std::path::Path;
+use std::process::Command;
+
+use bootyard_testkit::{Cli, require_tool, run, sha256_file, skip};
+
+use crate::Images;
+
+/// A loop device over a file, detached when dropped.
+struct Loop(String);
+
+impl Loop {
+    fn attach(file: &Path, sector: u32) -> Option<Self> {
+        let sector = sector.to_string();
+        let words = ["--find", "--show", "--sector-size", &sector];
+        let output = Command::new("losetup").args(words).arg(file).output().ok()?;
+        let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then_some(Self(name))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        run(Command::new("losetup").args(["--detach", &self.0]));
+    }
+}
+
+#[test]
+fn a_block_device_gets_the_disk_and_zeros_behind_it() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let images = Images::new();
+    let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
+    for sector in [512, 4096] {
+        let backing = images.path("device");
+        fs_err::write(&backing, vec![0xaa; 32 << 20]).expect("a file for the device");
+        let Some(device) = Loop::attach(&backing, sector) else {
+            skip!("no loop device with sectors of {sector} bytes");
+        };
+        let cli = Cli::from_env();
+        let output = cli.run(["import", &source, "--to", &device.0]);
+        assert_eq!(output.code, Some(0), "{output}");
+        drop(device);
+        let written = fs_err::read(&backing).expect("the device's file");
+        let disk = fs_err::read(images.path("disk.raw")).expect("the disk");
+        let (front, tail) = written.split_at(disk.len());
+        assert!(front == disk, "the device differs from the disk");
+        assert!(tail.iter().all(|byte| *byte == 0), "old bytes are left behind the disk");
+    }
+}
+
+#[test]
+fn a_device_that_is_too_small_is_left_as_it_was() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let images = Images::new();
+    let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
+    let backing = images.path("device");
+    fs_err::write(&backing, vec![0xaa; 1 << 20]).expect("a file for the device");
+    let Some(device) = Loop::attach(&backing, 512) else {
+        skip!("no loop device");
+    };
+    let cli = Cli::from_env();
+    let output = cli.run(["import", &source, "--to", &device.0]);
+    assert_eq!(output.code, Some(6), "{output}");
+    drop(device);
+    let left = fs_err::read(&backing).expect("the device's file");
+    assert!(left.iter().all(|byte| *byte == 0xaa));
+}
+
+#[test]
+fn a_full_file_system_is_one_error_and_leaves_nothing() {
+    if !require_tool("qemu-img") || !require_tool("mke2fs") {
+        return;
+    }
+    let images = Images::new();
+    let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
+    let (file, mount) = (images.path("small.ext4"), images.path("mount"));
+    fs_err::create_dir(&mount).expect("a folder to mount on");
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&file).arg("8M"));
+    let mounted = Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&mount).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        skip!("no loop mount");
+    }
+    let cli = Cli::from_env().env("BOOTYARD_HOME", &mount.display().to_string());
+    let output = cli.run(["import", &source, "--name", "disk"]);
+    let left = run(Command::new("find").arg(&mount).args(["-name", "*disk*", "-type", "f"]));
+    run(Command::new("umount").arg(&mount));
+    assert_eq!(output.code, Some(6), "{output}");
+    assert!(output.stderr.contains("No space left") || output.stderr.contains("no space"));
+    assert!(output.stderr.contains("hint: "), "{output}");
+    assert_eq!(left, "");
+}
+
+#[test]
+fn of_two_imports_into_one_name_one_wins() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let images = Images::new();
+    let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
+    let cli = Cli::from_env();
+    let start = || cli.command(["import", &source, "--name", "disk"]).output().expect("an import");
+    let (first, second) = std::thread::scope(|scope| {
+        let other = scope.spawn(start);
+        (start(), other.join().expect("the other import"))
+    });
+    let mut codes = [first.status.code(), second.status.code()];
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(6)]);
+    let volume = cli.store().join("volumes/disk/disk.raw");
+    assert_eq!(sha256_file(volume), sha256_file(images.path("disk.raw")));
+}
+
+#[test]
+fn a_killed_import_shows_nothing_and_the_next_one_takes_over() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let images = Images::new();
+    let source = images.convert("zlib.qcow2", &["-c"]);
+    let image = fs_err::read(&source).expect("the image");
+    let server = bootyard_testkit::FaultServer::serve(
+        image.clone(),
+        [bootyard_testkit::Reply::honest().stall_after(image.len() as u64 / 2)],
+    );
+    let cli = Cli::from_env();
+    let mut import = cli.command(["import", &server.url("disk.qcow2"), "--name", "disk"]);
+    let mut child = import.stderr(std::process::Stdio::null()).spawn().expect("an import");
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    child.kill().expect("a child to kill");
+    child.wait().expect("its end");
+    assert!(!cli.store().join("volumes/disk/disk.raw").exists());
+    let output = cli.run(["import", &source.display().to_string(), "--name", "disk"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let names: Vec<_> = fs_err::read_dir(cli.store().join("volumes/disk"))
+        .expect("the volume")
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert_eq!(names, ["disk.raw"]);
+}
