@@ -1,3 +1,5 @@
+//! Kernels of every kind, made and damaged by hand, and the one of this machine.
+
 use super::state::CodeSegment;
 use super::*;
 
