@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// A file to put into the lab's root directory.
     #[arg(long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What to run there; a shell, if absent. `bootyard` is built and found where it is named.
+    /// What to run there; a shell, if absent. `bootyard` is built and found there.
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -111,13 +111,10 @@ fn lab(args: &Args) -> Result<Lab> {
     let has_terminal = std::io::stdin().is_terminal();
     ensure!(has_terminal || !args.command.is_empty(), "a shell in the lab needs a terminal");
     setup::ensure_installed(&[Need::Boot])?;
-    let mut files = Vec::new();
+    let mut files = vec![(build_static()?, "bin/bootyard".to_owned())];
     for path in &args.files {
         let name = path.file_name().context("a file without a name")?.to_string_lossy();
         files.push((path.clone(), name.into_owned()));
-    }
-    if args.command.is_empty() || args.command.iter().any(|word| word.contains("bootyard")) {
-        files.push((build_static()?, "bin/bootyard".to_owned()));
     }
     let disk = |text: &String| match text.strip_suffix(",ro") {
         Some(path) => (PathBuf::from(path), true),

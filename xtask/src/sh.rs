@@ -25,10 +25,17 @@ pub(crate) fn tied(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// This cargo, in the repository.
+/// This cargo, in the repository, as if called from a shell. What an outer cargo or test runner says
+/// of its own package is left out: build scripts take a change of it for a reason to build anew.
 pub(crate) fn cargo() -> Command {
     let mut command = cmd(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::dirs::root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_MANIFEST", "CARGO_PKG_"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -5,6 +5,9 @@ use std::io::{self, Write};
 
 use crate::error::Failure;
 
+/// How every error begins, where there is no colour.
+pub(crate) const ERROR: &str = "error: ";
+
 /// Writes a result.
 pub(crate) fn result(text: &str) -> Result<(), Failure> {
     let mut stdout = anstream::AutoStream::auto(io::stdout().lock());

@@ -153,7 +153,12 @@ fn verdict(spec: &VmSpec, outcome: &Outcome) -> Result<ExitCode, Failure> {
     };
     let mut what = format!("{}: {}", spec.name, outcome.end);
     if let Some(failure) = &outcome.failure {
-        what += &format!(" ({})\n{}", failure.status, failure.stderr.trim_end());
+        let said = failure.stderr.trim_end();
+        what = match said.strip_prefix(output::ERROR) {
+            // Our own machine's error, complete with causes and hint.
+            Some(own) => own.to_owned(),
+            None => format!("{what} ({})\n{said}", failure.status),
+        };
     }
     Err(Failure::new(class, what))
 }
