@@ -78,6 +78,14 @@ impl Error {
         Self::new(ErrorKind::Exists, path, what).with_hint(hint)
     }
 
+    /// Something that no import left stands where the part file `path` is to be.
+    pub(crate) fn in_the_way(path: &Path) -> Self {
+        let what =
+            format!("`{}` is in the way: expected nothing, or a file of its own", path.display());
+        let hint = "see what it is with `ls -ld`, and move it away or name another target";
+        Self::new(ErrorKind::Exists, path, what).with_hint(hint)
+    }
+
     /// `free` bytes are there where `needed` are wanted for the disk at `path`.
     pub(crate) fn no_space(path: &Path, needed: u64, free: u64) -> Self {
         let what = format!(

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, FallocateFlags, RenameFlags, fallocate, fstatvfs, renameat_with};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, RenameFlags, fallocate, fstatvfs, linkat, renameat_with,
+};
 
 /// Block devices zero out, and files punch holes, in units of their sectors or pages; whatever the
 /// sector size is, 4096 bytes are a multiple of it.
@@ -43,6 +45,14 @@ fn write_zeros(file: &File, mut offset: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the open `file`, whatever its names are now, the name `to` as well; fails with
+/// [`io::ErrorKind::AlreadyExists`] where `to` exists, and with [`io::ErrorKind::NotFound`] where
+/// the file has lost its last name (open(2), of `/proc/self/fd`).
+pub(crate) fn link_new(file: &File, to: &Path) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, open, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
+}
+
 /// Gives `from` the name `to` in one step that fails with [`io::ErrorKind::AlreadyExists`] where
 /// `to` exists, whatever it is.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
@@ -54,11 +64,6 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         }
         result => Ok(result?),
     }
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    fs_err::File::open(folder)?.sync_all()
 }
 
 /// How many bytes an unprivileged user can still store on the file system of `file`.

@@ -3,13 +3,17 @@
 //! `disk.raw` is written as `.disk.raw.bootyard-part`, under an exclusive lock of the operating
 //! system, which ends with the process that holds it. A part file whose lock is free is therefore
 //! the left-over of a dead process, and is taken over; one whose lock is held belongs to a living
-//! one. Whoever holds the lock is the only one who may rename or remove the file.
+//! one. Whoever holds the lock is the only one who may name or remove the file, and does so only
+//! while the name still leads to the locked file: others may have replaced it.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::OFlags;
 
 use crate::fsops;
 use crate::{Error, ErrorKind};
@@ -22,7 +26,9 @@ const ATTEMPTS_MAX: u32 = 16;
 pub(crate) struct Part {
     pub(crate) file: File,
     names: Names,
-    published: bool,
+    /// The folders whose entries lead to the disk and may be new, the innermost first; opened at
+    /// the start, when a failure costs nothing yet.
+    folders: Vec<fs_err::File>,
 }
 
 /// The names around a part file.
@@ -45,7 +51,7 @@ impl Names {
             let what = format!("`{}` is no name for a file", path.display());
             return Err(Error::new(ErrorKind::NotFound, path, what));
         };
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let folder = or_here(folder);
         if !folder.is_dir() {
             let what = format!("there is no folder `{}`", folder.display());
             let hint = format!("make it first: `mkdir -p {}`", folder.display());
@@ -68,6 +74,15 @@ impl Names {
         self.path.parent().unwrap_or(Path::new("/"))
     }
 
+    /// The folders whose entries a power cut could lose: the disk's own, for a folder of its own the
+    /// one that holds it, and whatever more has to be made.
+    fn folders(&self) -> Vec<PathBuf> {
+        let outwards = || self.folder().ancestors().map(or_here);
+        let found = outwards().position(Path::is_dir).unwrap_or(0);
+        let count = 1 + found.max(usize::from(self.own_folder));
+        outwards().take(count).map(Path::to_owned).collect()
+    }
+
     fn refuse_taken(&self) -> Result<(), Error> {
         let taken = |path: &&PathBuf| fs_err::symlink_metadata(path).is_ok();
         self.rivals.iter().find(taken).map_or(Ok(()), |path| Err(Error::exists(path)))
@@ -78,6 +93,7 @@ impl Part {
     /// Claims the names: refuses a final name that exists, and a part file that is being written.
     pub(crate) fn claim(names: Names) -> Result<Self, Error> {
         names.refuse_taken()?;
+        let folders = names.folders();
         let cannot_create =
             |error: io::Error| Error::io(error, &names.path, "cannot create the disk");
         for _ in 0..ATTEMPTS_MAX {
@@ -88,6 +104,7 @@ impl Part {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && names.own_folder => {
                     continue;
                 }
+                Err(_) if is_other(&names.part) => return Err(Error::in_the_way(&names.part)),
                 result => result.map_err(cannot_create)?,
             };
             match file.try_lock() {
@@ -96,7 +113,12 @@ impl Part {
                 Ok(()) if !is_at(&file, &names.part) => continue,
                 Ok(()) => {}
             }
-            let part = Self { file, names, published: false };
+            let found = file.metadata().map_err(cannot_create)?;
+            if !found.is_file() || found.nlink() != 1 {
+                return Err(Error::in_the_way(&names.part));
+            }
+            let folders = folders.iter().map(fs_err::File::open).collect::<io::Result<_>>();
+            let part = Self { folders: folders.map_err(cannot_create)?, file, names };
             // The owner of the lock until now may just have published.
             part.names.refuse_taken()?;
             part.set_len(0)?;
@@ -117,49 +139,68 @@ impl Part {
     }
 
     /// Makes the bytes durable, gives them their final name, and makes that durable too. Returns
-    /// the number of bytes that the file occupies.
-    pub(crate) fn publish(mut self) -> Result<u64, Error> {
+    /// the number of bytes that the file occupies. Takes the name back where it fails.
+    pub(crate) fn publish(self) -> Result<u64, Error> {
         let path = &self.names.path;
         let failed = |error| Error::io(error, path, "cannot publish the disk");
         self.file.sync_all().map_err(failed)?;
         // 512 is the unit of `st_blocks`, whatever the file system's block size is (stat(3type)).
         let allocated = self.file.metadata().map_err(failed)?.blocks() * 512;
         self.names.refuse_taken()?;
-        match fsops::rename_new(&self.names.part, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::exists(path));
-            }
-            result => result.map_err(failed)?,
-        }
-        self.published = true;
-        let path = &self.names.path;
-        let failed = |error| Error::io(error, path, "cannot make the disk's name durable");
-        fsops::sync_folder(self.folder()).map_err(failed)?;
-        if let (true, Some(outer)) = (self.names.own_folder, self.folder().parent()) {
-            fsops::sync_folder(outer).map_err(failed)?;
+        self.name()?;
+        if let Err(error) = self.folders.iter().try_for_each(fs_err::File::sync_all) {
+            remove_own(&self.file, path);
+            return Err(Error::io(error, path, "cannot make the disk's name durable"));
         }
         Ok(allocated)
+    }
+
+    /// Moves the open file, and no other, from the part file's name to the final one.
+    fn name(&self) -> Result<(), Error> {
+        let Names { part, path, .. } = &self.names;
+        let named = match fsops::link_new(&self.file, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+            // Without `/proc`, or on a file system without hard links.
+            Err(_) if is_at(&self.file, part) => fsops::rename_new(part, path),
+            result => result,
+        };
+        named.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Error::exists(path),
+            io::ErrorKind::NotFound => {
+                let what = format!("part file `{}` was removed or replaced", part.display());
+                Error::new(ErrorKind::Io, part, what).with_hint("run the same command again")
+            }
+            _ => Error::io(error, path, "cannot publish the disk"),
+        })?;
+        remove_own(&self.file, part);
+        Ok(())
     }
 }
 
 impl Drop for Part {
     /// Removes what was not published. What cannot be removed is a left-over like a dead
-    /// process's, so failures need no report.
+    /// process's, so failures need no report; the folder of a published disk is not empty.
     fn drop(&mut self) {
-        if self.published {
-            return;
-        }
-        let _ = fs_err::remove_file(&self.names.part);
+        remove_own(&self.file, &self.names.part);
         if self.names.own_folder {
             let _ = fs_err::remove_dir(self.folder());
         }
     }
 }
 
+/// Opens or makes a part file; neither follows a link nor waits for the other end of a pipe.
 fn open(part: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = fs_err::OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true).create(true).truncate(false).custom_flags(flags.bits() as i32);
     Ok(options.open(part)?.into_file())
+}
+
+/// Removes the name `path` if it still leads to the open `file`.
+fn remove_own(file: &File, path: &Path) {
+    if is_at(file, path) {
+        let _ = fs_err::remove_file(path);
+    }
 }
 
 /// True if `path` still names the open `file`.
@@ -168,4 +209,34 @@ fn is_at(file: &File, path: &Path) -> bool {
         return false;
     };
     (open.dev(), open.ino()) == (named.dev(), named.ino())
+}
+
+/// True if something stands at `path` that is no regular file.
+fn is_other(path: &Path) -> bool {
+    fs_err::symlink_metadata(path).is_ok_and(|found| !found.is_file())
+}
+
+/// `folder`, or the working directory where it has no name.
+fn or_here(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_folder_that_is_made_is_made_durable() {
+        let home = tempfile::tempdir().unwrap();
+        let folders = |disk: &str| {
+            let names = Names::of_volume(home.path().join(disk), Vec::new());
+            let folders = names.folders().into_iter();
+            let inside = |path: PathBuf| path.strip_prefix(home.path()).unwrap().to_owned();
+            folders.map(inside).collect::<Vec<_>>()
+        };
+        let made = ["a/b/volumes/x", "a/b/volumes", "a/b", "a", ""].map(PathBuf::from);
+        assert_eq!(folders("a/b/volumes/x/disk.raw"), made);
+        fs_err::create_dir_all(home.path().join(&made[0])).unwrap();
+        assert_eq!(folders("a/b/volumes/x/disk.raw"), made[..2]);
+    }
 }

@@ -101,6 +101,47 @@ fn an_existing_target_is_refused_at_the_start_and_at_the_end() {
 }
 
 #[test]
+fn only_the_own_file_is_published_or_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let (part, other) = (folder.path().join(".disk.raw.bootyard-part"), folder.path().join("o"));
+    for publish in [true, false] {
+        let staged = Staged::for_path(&path).unwrap();
+        fs_err::write(&other, "foreign").unwrap();
+        fs_err::rename(&other, &part).unwrap();
+        if publish {
+            let message = "part file `DIR/.disk.raw.bootyard-part` was removed or replaced";
+            refused(staged.publish(&verified()), ErrorKind::Io, &at(&folder, message));
+        } else {
+            drop(staged);
+        }
+        assert_eq!(names(folder.path()), [".disk.raw.bootyard-part"]);
+        assert_eq!(fs_err::read_to_string(&part).unwrap(), "foreign");
+        fs_err::remove_file(&part).unwrap();
+    }
+}
+
+#[test]
+fn what_is_no_part_file_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let (part, other) = (folder.path().join(".disk.raw.bootyard-part"), folder.path().join("o"));
+    fs_err::write(&other, "precious").unwrap();
+    let message = at(
+        &folder,
+        "`DIR/.disk.raw.bootyard-part` is in the way: expected nothing, or a file of its own",
+    );
+    for make in ["ln -s o", "ln o", "mkfifo", "mkdir"] {
+        run(Command::new("sh")
+            .current_dir(folder.path())
+            .args(["-c", &format!("{make} .disk.raw.bootyard-part")]));
+        refused(Staged::for_path(&path), ErrorKind::Exists, &message);
+        assert_eq!(fs_err::read_to_string(&other).unwrap(), "precious", "{make}");
+        fs_err::remove_file(&part).or_else(|_| fs_err::remove_dir(&part)).unwrap();
+    }
+}
+
+#[test]
 fn a_volume_has_one_disk_whatever_its_format() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path());
