@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A URL that shows `****` for its password and for query values that are signatures or tokens, in
-/// `Display` and `Debug` alike. [`SafeUrl::expose`] gives the real one to the code that sends it.
+/// A URL that shows `****` for its password, for a user name alone (some servers take a token for
+/// it), for query values that are signatures or tokens and for its fragment, in `Display` and
+/// `Debug` alike. [`SafeUrl::expose`] gives the real one to the code that sends it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SafeUrl(url::Url);
 
@@ -27,6 +28,11 @@ const SECRET_PARAMETERS: [&str; 9] = [
     "apikey",
     "api_key",
 ];
+
+/// Words that are secrets as a parameter's whole name or as one of its words: `auth_key`, but not
+/// `keyboard`.
+const SECRET_WORDS: [&str; 9] =
+    ["sig", "key", "auth", "pass", "passwd", "pwd", "hmac", "jwt", "authorization"];
 
 const MASK: &str = "****";
 
@@ -58,15 +64,23 @@ impl FromStr for SafeUrl {
 
 fn is_secret(parameter: &str) -> bool {
     let parameter = parameter.to_ascii_lowercase();
-    parameter == "sig" || SECRET_PARAMETERS.iter().any(|secret| parameter.contains(secret))
+    let mut words = parameter.split(|c: char| !c.is_ascii_alphanumeric());
+    words.any(|word| SECRET_WORDS.contains(&word))
+        || SECRET_PARAMETERS.iter().any(|secret| parameter.contains(secret))
 }
 
 impl fmt::Display for SafeUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = self.0.clone();
-        if shown.password().is_some() && shown.set_password(Some(MASK)).is_err() {
+        let masked = match (shown.username(), shown.password()) {
+            (_, Some(_)) => shown.set_password(Some(MASK)),
+            ("", None) => Ok(()),
+            (_, None) => shown.set_username(MASK),
+        };
+        if masked.is_err() {
             return f.write_str(MASK);
         }
+        shown.set_fragment(shown.fragment().map(|_| MASK));
         let masked = self.0.query().map(|query| {
             let parts = query.split('&').map(|pair| match pair.split_once('=') {
                 Some((name, _)) if is_secret(name) => format!("{name}={MASK}"),
@@ -100,13 +114,20 @@ mod tests {
             shown("https://h.example/x?X-Amz-Signature=abc&X-Amz-Date=1&sig=q&part=2"),
             "https://h.example/x?X-Amz-Signature=****&X-Amz-Date=1&sig=****&part=2"
         );
+        assert_eq!(shown("https://ghp_token@h.example/x"), "https://****@h.example/x");
+        assert_eq!(shown("https://h.example/x#access=abc"), "https://h.example/x#****");
+        assert_eq!(
+            shown("http://h/?key=a&auth=b&Pass=c&pwd=d&x-hmac=e&jwt=f&auth_key=g&key"),
+            "http://h/?key=****&auth=****&Pass=****&pwd=****&x-hmac=****&jwt=****&auth_key=****&key"
+        );
         let debug = format!("{:?}", "http://u:p@h/".parse::<SafeUrl>().unwrap());
         assert_eq!(debug, "SafeUrl(http://u:****@h/)");
     }
 
     #[test]
     fn the_rest_is_untouched() {
-        let plain = "http://127.0.0.1:8080/a%20b/debian-12.qcow2?x=1";
+        let plain =
+            "http://127.0.0.1:8080/a%20b/debian-12.qcow2?x=1&keyboard=de&author=me&compass=n";
         assert_eq!(shown(plain), plain);
         let url: SafeUrl = plain.parse().unwrap();
         assert_eq!(url.file_name(), Some("debian-12.qcow2"));
