@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bootyard_spec::{Class, Explain, SafeUrl};
+use reqwest::Url;
 
 use crate::Validator;
 use crate::http::REDIRECTS_MAX;
@@ -108,13 +109,24 @@ impl Error {
     }
 
     /// The server answered with this status.
-    pub(crate) fn status(url: &SafeUrl, status: u16, retry_after: Option<Duration>) -> Self {
+    pub(crate) fn status(
+        url: &SafeUrl,
+        last: &Url,
+        status: u16,
+        retry_after: Option<Duration>,
+    ) -> Self {
         let kind = match status {
+            300..=303 | 307 | 308 => ErrorKind::Redirect,
             404 | 410 => ErrorKind::NotFound,
             401 | 403 | 407 => ErrorKind::Denied,
             _ => ErrorKind::Status,
         };
-        let mut error = Self::new(kind, format!("`{url}` answered with HTTP status {status}"));
+        let name = route(url, redirected(url, Some(last)).as_ref());
+        let what = match kind {
+            ErrorKind::Redirect => format!("{name} redirects to no URL, with HTTP status {status}"),
+            _ => format!("{name} answered with HTTP status {status}"),
+        };
+        let mut error = Self::new(kind, what);
         error.0.status = Some(status);
         error.0.retry_after = retry_after;
         error
@@ -126,10 +138,15 @@ impl Error {
         Self::new(ErrorKind::Setup, what).because(innermost(error))
     }
 
-    /// A request failed before its answer came.
-    pub(crate) fn request(url: &SafeUrl, error: &reqwest::Error) -> Self {
-        let host = url.expose().host_str().unwrap_or_default();
-        let port = url.expose().port_or_known_default().unwrap_or_default();
+    /// A request failed before its answer came; `last` is where redirects had led.
+    pub(crate) fn request(url: &SafeUrl, last: Option<&Url>, error: &reqwest::Error) -> Self {
+        let last = redirected(url, last);
+        let name = route(url, last.as_ref());
+        let failed = last.as_ref().unwrap_or(url).expose();
+        let host = failed.host_str().unwrap_or_default();
+        let port = failed.port_or_known_default().unwrap_or_default();
+        let from = last.as_ref().map(|_| format!(", to which `{url}` redirects"));
+        let peer = format!("`{host}:{port}`{}", from.unwrap_or_default());
         let (kind, what) = match classify(error) {
             // The innermost cause of too many redirects is only that.
             ErrorKind::Redirect if error.is_redirect() => {
@@ -137,10 +154,10 @@ impl Error {
                 return Self::new(ErrorKind::Redirect, what);
             }
             kind @ ErrorKind::Redirect => (kind, format!("cannot follow a redirect of `{url}`")),
-            kind @ ErrorKind::Resolve => (kind, format!("cannot find the address of `{url}`")),
-            kind @ ErrorKind::Connect => (kind, format!("cannot connect to `{host}:{port}`")),
-            kind @ ErrorKind::Tls => (kind, format!("no secure connection to `{host}:{port}`")),
-            kind => (kind, format!("`{url}` gave no answer")),
+            kind @ ErrorKind::Resolve => (kind, format!("cannot find the address of {name}")),
+            kind @ ErrorKind::Connect => (kind, format!("cannot connect to {peer}")),
+            kind @ ErrorKind::Tls => (kind, format!("no secure connection to {peer}")),
+            kind => (kind, format!("{name} gave no answer")),
         };
         Self::new(kind, what).because(innermost(error))
     }
@@ -220,6 +237,28 @@ impl Error {
     /// How long the server asked to wait.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+}
+
+/// Where redirects have led, if that is not the URL that was asked for.
+fn redirected(asked: &SafeUrl, last: Option<&Url>) -> Option<SafeUrl> {
+    // The client takes credentials out of the URL to send them, and never sends a fragment.
+    let sent = |url: &Url| {
+        let mut sent = url.clone();
+        sent.set_fragment(None);
+        // Only a URL without a host refuses these.
+        let _ = (sent.set_username(""), sent.set_password(None));
+        sent
+    };
+    let last = last.filter(|last| sent(last) != sent(asked.expose()))?;
+    Some(SafeUrl::from(last.clone()))
+}
+
+/// The URL that was asked for, and the last one after redirects.
+fn route(asked: &SafeUrl, last: Option<&SafeUrl>) -> String {
+    match last {
+        Some(last) => format!("`{asked}` (redirected to `{last}`)"),
+        None => format!("`{asked}`"),
     }
 }
 

@@ -8,16 +8,17 @@ use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use bootyard_spec::SafeUrl;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{
-    ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, IF_RANGE,
-    RANGE, RETRY_AFTER,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
+    HeaderName, IF_RANGE, RANGE, RETRY_AFTER, TRANSFER_ENCODING,
 };
-use reqwest::{Certificate, Client, ClientBuilder, Response, StatusCode, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
@@ -35,6 +36,10 @@ const SMALL: usize = 32 << 10;
 /// Enough bytes gathered: at this size what a chunk costs by itself is nothing.
 const GATHERED: usize = 256 << 10;
 
+/// A request that brings this many bytes has not failed, although it breaks off: the attempts start
+/// anew. A few bytes do not count, since a server that sends only these would be asked for ever.
+const WORTHWHILE: u64 = 64 << 10;
+
 #[derive(Debug)]
 pub(crate) struct Http {
     server: Server,
@@ -43,7 +48,11 @@ pub(crate) struct Http {
     body: Option<Response>,
     received: u64,
     /// How many requests have been made for the stream.
+    requests: u32,
+    /// How many of them, the present one included, since one brought enough.
     attempts: u32,
+    /// Where the bytes of the present answers start to count for [`WORTHWHILE`].
+    counted: u64,
     /// Small chunks that are not yet given out.
     gathered: BytesMut,
     /// The failure behind the gathered bytes.
@@ -59,6 +68,9 @@ pub(crate) struct Facts {
     pub(crate) validator: Option<Validator>,
     pub(crate) accepts_ranges: bool,
     pub(crate) content_type: Option<String>,
+    /// The body's end is marked: by its length or by chunks (RFC 9112 §6.3). Otherwise it ends with
+    /// the connection, which a broken one does as well.
+    pub(crate) ends_surely: bool,
 }
 
 /// Whom to ask, and how.
@@ -68,12 +80,19 @@ struct Server {
     url: SafeUrl,
     name: String,
     options: Options,
+    hop: Hop,
 }
+
+/// Where the last redirect led: the client's errors do not tell. Requests at the same time share
+/// it, so that it is for messages only.
+#[derive(Debug, Clone, Default)]
+struct Hop(Arc<Mutex<Option<Url>>>);
 
 impl Http {
     pub(crate) async fn open(url: SafeUrl, options: &Options) -> Result<Self, Error> {
-        let client = client(options).map_err(|error| Error::setup(&error))?;
-        let server = Server { client, name: url.to_string(), url, options: options.clone() };
+        let hop = Hop::default();
+        let client = client(options, &hop).map_err(|error| Error::setup(&error))?;
+        let server = Server { client, name: url.to_string(), url, options: options.clone(), hop };
         let mut attempts = 1;
         let answer = loop {
             match server.ask(Wanted::ALL, None).await {
@@ -82,13 +101,15 @@ impl Http {
             }
             attempts += 1;
         };
-        let facts = Facts::of(answer.headers(), answer.content_length());
+        let facts = Facts::of(&answer);
         Ok(Self {
             server,
             facts,
             body: Some(answer),
             received: 0,
+            requests: attempts,
             attempts,
+            counted: 0,
             gathered: BytesMut::new(),
             met: None,
             finished: false,
@@ -104,7 +125,7 @@ impl Http {
     }
 
     pub(crate) fn retries(&self) -> u32 {
-        self.attempts - 1
+        self.requests - 1
     }
 
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
@@ -183,12 +204,22 @@ impl Http {
         let progress = Progress { received: self.received, len: self.facts.len };
         let resumable = self.facts.accepts_ranges && self.facts.validator.is_some();
         let stage = if self.received == 0 { Stage::Start } else { Stage::Midway { resumable } };
+        if self.received - self.counted >= WORTHWHILE {
+            (self.attempts, self.counted) = (1, self.received);
+        }
         loop {
             let pause = self.server.pause(error, self.attempts, stage).await;
-            pause.map_err(|error| error.within(&self.server.name, progress))?;
+            let told =
+                |error: Error| error.after(self.requests).within(&self.server.name, progress);
+            pause.map_err(told)?;
             self.attempts += 1;
+            self.requests += 1;
             match self.server.ask(wanted, Some(&self.facts)).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    let range = content_range(answer.headers());
+                    self.facts.len = self.facts.len.or_else(|| range?.total);
+                    return Ok(answer);
+                }
                 Err(next) => error = next,
             }
         }
@@ -222,10 +253,13 @@ impl Server {
                 request = request.header(IF_RANGE, validator.as_str());
             }
         }
+        self.hop.set(None);
         let limit = self.options.connect_timeout + self.options.stall_timeout;
         let answer = match timeout(limit, request.send()).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(Error::request(&self.url, &error)),
+            Ok(Err(error)) => {
+                return Err(Error::request(&self.url, self.hop.get().as_ref(), &error));
+            }
             Err(_) => return Err(Error::no_answer(&self.name, limit)),
         };
         self.check(&answer, wanted, known)?;
@@ -239,8 +273,14 @@ impl Server {
         let range = match status {
             StatusCode::OK => None,
             StatusCode::PARTIAL_CONTENT if ranged => content_range(headers),
-            _ => return Err(Error::status(&self.url, status.as_u16(), retry_after(headers))),
+            _ => {
+                let (status, retry_after) = (status.as_u16(), retry_after(headers));
+                return Err(Error::status(&self.url, answer.url(), status, retry_after));
+            }
         };
+        if let Some(coding) = encoded(headers) {
+            return Err(Error::bad_answer(&self.name, "no `Content-Encoding`", coding));
+        }
         let total = match &range {
             Some(range) => range.total,
             None => answer.content_length().filter(|_| status == StatusCode::OK),
@@ -315,14 +355,38 @@ impl Server {
     }
 }
 
+impl Hop {
+    /// Follows redirects and notes where they lead.
+    fn policy(&self) -> redirect::Policy {
+        let hop = self.clone();
+        redirect::Policy::custom(move |attempt| {
+            hop.set(Some(attempt.url().clone()));
+            redirect::Policy::limited(REDIRECTS_MAX).redirect(attempt)
+        })
+    }
+
+    fn set(&self, url: Option<Url>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    }
+
+    fn get(&self) -> Option<Url> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl Facts {
-    fn of(headers: &HeaderMap, len: Option<u64>) -> Self {
+    fn of(answer: &Response) -> Self {
+        let (headers, len) = (answer.headers(), answer.content_length());
         let accepts = text(headers, ACCEPT_RANGES);
+        let last = headers.get_all(TRANSFER_ENCODING).iter().next_back();
+        let codings = last.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let coding = codings.rsplit(',').next().unwrap_or_default();
         Self {
             len,
             validator: Validator::from_headers(headers),
             accepts_ranges: accepts.is_some_and(|unit| unit.eq_ignore_ascii_case("bytes")),
             content_type: text(headers, CONTENT_TYPE).map(str::to_owned),
+            ends_surely: len.is_some() || coding.trim().eq_ignore_ascii_case("chunked"),
         }
     }
 
@@ -340,13 +404,13 @@ impl Facts {
 }
 
 /// The client of one source: it keeps no cookies and asks no environment for proxies.
-fn client(options: &Options) -> Result<Client, reqwest::Error> {
+fn client(options: &Options, hop: &Hop) -> Result<Client, reqwest::Error> {
     let extra = Certificate::from_pem_bundle(&options.extra_ca)?;
     let builder = |builder: ClientBuilder| {
         builder
             .user_agent(&options.user_agent)
             .connect_timeout(options.connect_timeout)
-            .redirect(redirect::Policy::limited(REDIRECTS_MAX))
+            .redirect(hop.policy())
             // For one object HTTP/2 only adds frames: measured on loopback with TLS it took 1.6 to
             // 2.4 times as long. Ranged reads in parallel want connections of their own besides.
             .http1_only()
@@ -368,6 +432,13 @@ fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
 /// would trust the server's clock, and our own pauses do.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text(headers, RETRY_AFTER)?.parse().ok().map(Duration::from_secs)
+}
+
+/// The coding that the body is in although none was asked for: these are not the object's bytes.
+fn encoded(headers: &HeaderMap) -> Option<&str> {
+    let codings = headers.get_all(CONTENT_ENCODING).iter();
+    let mut codings = codings.map(|value| value.to_str().unwrap_or("an unreadable one"));
+    codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity"))
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {

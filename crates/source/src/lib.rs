@@ -32,8 +32,9 @@ pub struct Options {
     /// How long a server may send nothing, before its answer or within it. Default 60 s: a mirror
     /// that fetches the object first needs more than a few seconds.
     pub stall_timeout: Duration,
-    /// How many requests may be made for one forward stream, or for one ranged read, the first
-    /// included. Default 5; with 1 nothing is retried.
+    /// How many requests in a row may fail, the first included, for one forward stream or for one
+    /// ranged read. A stream that breaks off after it has moved on counts anew. Default 5; with 1
+    /// nothing is retried.
     pub attempts: u32,
     /// The pause before the second request; each further one is twice as long. Default 200 ms.
     pub retry_delay: Duration,

@@ -70,6 +70,15 @@ impl Object {
         }
     }
 
+    /// Whether a stream that is cut short cannot look whole. `false` for an answer of HTTP that tells
+    /// neither its length nor its end: only a digest, or the bytes themselves, can tell then.
+    pub fn ends_surely(&self) -> bool {
+        match &self.0 {
+            Transport::File(_) => true,
+            Transport::Http(http) => http.facts().ends_surely,
+        }
+    }
+
     /// The path or the URL, without its secrets: for messages.
     pub fn name(&self) -> String {
         match &self.0 {
@@ -86,7 +95,7 @@ impl Object {
         }
     }
 
-    /// The next bytes of the stream, at most a few hundred KiB; `None` at its end, once exactly the
+    /// The next bytes of the stream, at most about 1 MiB; `None` at its end, once exactly the
     /// announced bytes have come. Never empty bytes. After an error the stream is over. The future may
     /// be dropped, as `select!` does, and no byte is lost; but the pause before a retry then starts
     /// again, so that who drops it at short intervals waits for ever.

@@ -24,7 +24,7 @@ pub(crate) struct Failure {
     /// The HTTP status, if it is the failure.
     pub(crate) status: Option<u16>,
     pub(crate) retry_after: Option<Duration>,
-    /// How many requests have been made for this stream, the failed one included.
+    /// How many requests have failed since the stream moved on, this one included.
     pub(crate) attempts: u32,
     pub(crate) stage: Stage,
 }

@@ -104,6 +104,29 @@ async fn each_fault_reads_well() {
              caused by: URL scheme is not allowed\n\
              hint: give the URL at which the redirects end",
         ),
+        (
+            vec![Reply::status(302)],
+            "`http://127.0.0.1:PORT/disk` redirects to no URL, with HTTP status 302\n\
+             hint: give the URL at which the redirects end",
+        ),
+        (
+            vec![Reply::redirect("/there?token=t"), Reply::status(404)],
+            "`http://127.0.0.1:PORT/disk` (redirected to `http://127.0.0.1:PORT/there?token=****`) \
+             answered with HTTP status 404\n\
+             hint: check the URL: the server has nothing there",
+        ),
+        (
+            vec![Reply::redirect("http://127.0.0.1:1/there")],
+            "cannot connect to `127.0.0.1:1`, to which `http://127.0.0.1:PORT/disk` redirects\n\
+             caused by: Connection refused (os error 111)\n\
+             hint: check the host and the port, that the server runs, and that no firewall is \
+             between",
+        ),
+        (
+            vec![Reply::honest().header("Content-Encoding", "gzip")],
+            "`http://127.0.0.1:PORT/disk` answered wrongly: expected no `Content-Encoding`, got gzip\n\
+             hint: download it with another tool and give the file's path",
+        ),
     ] {
         let server = FaultServer::serve("0123456789", replies);
         assert_eq!(shown(&server.url("disk"), &two).await, expected);

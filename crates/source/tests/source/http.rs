@@ -347,6 +347,49 @@ mod faults {
     }
 
     #[tokio::test]
+    async fn an_encoded_body_is_not_taken_for_the_object() {
+        for (coding, refused) in [("gzip", true), ("zstd", true), ("identity", false), ("", false)]
+        {
+            let reply = Reply::honest().header("Content-Encoding", coding);
+            let server = FaultServer::serve(body(), [reply]);
+            let fetched = fetch(&server.url("disk"), &options()).await;
+            let kind = fetched.err().map(|error| error.kind());
+            assert_eq!(kind, refused.then_some(ErrorKind::BadAnswer), "{coding}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_moves_on_may_break_more_often_than_attempts() {
+        let cut = Reply::honest().cut_after(400_000);
+        let server = FaultServer::serve(body(), [cut]);
+        assert_fetches(&server, 7).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_that_only_the_connection_marks_is_not_sure() {
+        // A transfer coding that is not chunked leaves the end to the connection, RFC 9112 §6.3.
+        let closed = Reply::honest().header("Transfer-Encoding", "identity");
+        for (reply, sure) in [
+            (Reply::honest(), true),
+            (Reply::honest().chunked(), true),
+            (closed.clone(), false),
+            (closed.cut_after(1000), false),
+        ] {
+            let server = FaultServer::serve(body(), [reply.clone()]);
+            let object = open_url(&server.url("disk"), &options()).await.unwrap();
+            assert_eq!(object.ends_surely(), sure, "{reply:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_total_that_shows_up_late_still_binds() {
+        let first = Reply::honest().chunked().cut_after(1000);
+        let rest = Reply::honest().lie_about_total(5).chunked();
+        let server = FaultServer::serve(body(), [first, rest]);
+        assert_eq!(failure(&server, &options()).await.kind(), ErrorKind::BadAnswer);
+    }
+
+    #[tokio::test]
     async fn a_web_page_tells_its_type() {
         let server = FaultServer::serve("", [Reply::html()]);
         let object = open_url(&server.url("disk"), &options()).await.unwrap();
