@@ -319,19 +319,22 @@ impl<'a> Grub<'a> {
         limit(self.variables.len(), NAMES_MAX, "variables", at)
     }
 
-    /// Runs one simple command.
+    /// Runs one simple command and, for each `!` before it, turns its status round.
     fn run(&mut self, words: &[String], at: &Line) -> Result<(), Error> {
-        let Some((name, arguments)) = words.split_first() else { return Ok(()) };
-        if name == "!" {
-            self.run(arguments, at)?;
-            self.status = !self.status;
-            return Ok(());
+        let negations = words.iter().take_while(|word| *word == "!").count();
+        if let Some((name, arguments)) = words[negations..].split_first() {
+            self.run_named(name, arguments, at)?;
         }
+        self.status ^= !negations.is_multiple_of(2);
+        Ok(())
+    }
+
+    fn run_named(&mut self, name: &str, arguments: &[String], at: &Line) -> Result<(), Error> {
         if let Some(function) = self.functions.get(name).cloned() {
             return self.call(&function, arguments);
         }
         self.status = true;
-        match name.as_str() {
+        match name {
             "set" => match arguments.first().and_then(|word| word.split_once('=')) {
                 Some((name, value)) => self.set(name, value.to_owned(), at),
                 None => Ok(()),
@@ -357,7 +360,7 @@ impl<'a> Grub<'a> {
                 self.status = false;
                 Ok(())
             }
-            _ if IGNORED.contains(&name.as_str()) => Ok(()),
+            _ if IGNORED.contains(&name) => Ok(()),
             _ => self.assignment_or_unknown(name, at),
         }
     }

@@ -196,6 +196,18 @@ fn endless_and_exploding_scripts_end() {
     }
 }
 
+#[test]
+fn any_number_of_negations_takes_no_stack() {
+    let many = "! ".repeat(7000);
+    let mut script = String::new();
+    for depth in 0..50 {
+        writeln!(script, "function f{depth} {{ {many}f{} }}", depth + 1).unwrap();
+    }
+    script += "function f50 { false; }\nif f0; then x=even; fi\nif ! f0; then x=odd; fi\n";
+    check(&format!("{script}menuentry a {{ linux /k $x }}"), "(hd0,gpt1)/k odd");
+    check("if ! ! ! false; then x=y; fi; menuentry a { linux /k $x }", "(hd0,gpt1)/k y");
+}
+
 /// What `update-grub` writes, by folder of `testdata/grub`.
 fn fixture(name: &str) -> String {
     let path = format!("{}/../../testdata/grub/{name}/grub.cfg", env!("CARGO_MANIFEST_DIR"));
