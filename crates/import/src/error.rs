@@ -3,13 +3,15 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use bootyard_image::{ErrorKind, Format};
 use bootyard_source as source;
 use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError};
 use bootyard_volume as volume;
 
-/// A failed import or inspection. Whatever it is, nothing stands under the target's name.
+/// A failed import or inspection. Whatever it is, nothing new stands under the target's
+/// name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -61,9 +63,32 @@ pub enum Error {
         /// The source, without its secrets.
         source_name: String,
     },
+    /// A raw disk from a server that marks no end, and no digest to compare with.
+    #[error("`{source_name}` does not tell where it ends, so that a part of it would look whole")]
+    UnsureEnd {
+        /// The source, without its secrets.
+        source_name: String,
+    },
+    /// What no format claims is a text by its server's word, and there is no digest to prove it not.
+    #[error("`{source_name}` is a `{content_type}` by its server; expected a disk image")]
+    Text {
+        /// The source, without its secrets.
+        source_name: String,
+        /// The media type.
+        content_type: String,
+    },
     /// The user stopped it.
     #[error("the import was stopped")]
-    Cancelled,
+    Cancelled {
+        /// The block device that lost its old contents by then, if it is the target.
+        device: Option<PathBuf>,
+    },
+    /// The target is the source itself.
+    #[error("target `{}` is the source itself", .path.display())]
+    SameFile {
+        /// The target.
+        path: PathBuf,
+    },
     /// This machine gives no more threads or descriptors.
     #[error("cannot start the import")]
     Setup(#[source] io::Error),
@@ -121,11 +146,15 @@ impl Explain for Error {
         match self {
             Self::Source(error) => error.class(),
             Self::Image(error) if error.kind() == ErrorKind::Write => Class::Target,
+            Self::UnsureEnd { .. } => Class::Source,
+            Self::Text { .. } => Class::Image,
             Self::Image(_) | Self::TooLarge { .. } | Self::BeyondLimit { .. } => Class::Image,
             Self::Target(error) => error.class(),
             Self::Checksum { .. } => Class::Checksum,
-            Self::SizeTooSmall { .. } | Self::UnknownSize { .. } => Class::Usage,
-            Self::Cancelled => Class::Interrupted,
+            Self::SizeTooSmall { .. } | Self::UnknownSize { .. } | Self::SameFile { .. } => {
+                Class::Usage
+            }
+            Self::Cancelled { .. } => Class::Interrupted,
             Self::Setup(_) => Class::Other,
         }
     }
@@ -149,10 +178,24 @@ impl Explain for Error {
             Self::BeyondLimit { .. } => "if that is what you want, allow it with larger `--size` \
                  and `--max-size`, or a larger device"
                 .to_owned(),
+            Self::UnsureEnd { .. } => {
+                "give the digest that the publisher shows with `--checksum`".to_owned()
+            }
+            Self::Text { .. } => "open the URL in a browser: it may lead to a web page instead of \
+                 the file; if it is the disk, give its digest with `--checksum`"
+                .to_owned(),
             Self::UnknownSize { .. } => {
                 "name the size with `--size`, or use `--output-format raw`".to_owned()
             }
-            Self::Cancelled => "nothing was left behind; run the same command again".to_owned(),
+            Self::Cancelled { device: None } => {
+                "nothing was left behind; run the same command again".to_owned()
+            }
+            Self::Cancelled { device: Some(device) } => format!(
+                "the old contents of `{}` are lost: its first MiB was cleared; run the same \
+                 command again",
+                device.display()
+            ),
+            Self::SameFile { .. } => "name another target".to_owned(),
             Self::Setup(_) => return None,
         })
     }

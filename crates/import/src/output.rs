@@ -10,6 +10,11 @@ use bootyard_spec::OutputFormat;
 use bootyard_volume as volume;
 use bootyard_volume::Staged;
 
+use crate::Cancel;
+
+/// The end of a volume is zeroed in steps of this many bytes: between them the import can be stopped.
+const TAIL_STEP: u64 = 1 << 30;
+
 /// The first failure of the storage, in its own words. A decoder passes on an [`io::Error`] only,
 /// so it is noted where it happens.
 #[derive(Debug, Clone, Default)]
@@ -82,12 +87,14 @@ impl<T: Sink> Sink for Watched<T> {
     }
 }
 
-/// Takes the disk's pieces, counts what they hold, and refuses those beyond a limit.
+/// Takes the disk's pieces, counts what they hold, and refuses those beyond a limit, and all once
+/// the import is stopped.
 pub(crate) struct Output {
     form: Form,
     limit: u64,
     beyond: AtomicBool,
     written: AtomicU64,
+    cancel: Cancel,
 }
 
 enum Form {
@@ -102,12 +109,14 @@ impl Output {
         staged: Watched<Staged>,
         volume_size: u64,
         limit: u64,
+        cancel: Cancel,
     ) -> io::Result<Self> {
         let form = match format {
             OutputFormat::Raw => Form::Raw(staged),
             OutputFormat::Qcow2 => Form::Qcow2(qcow2::Writer::new(staged, volume_size)?),
         };
-        Ok(Self { form, limit, beyond: AtomicBool::new(false), written: AtomicU64::new(0) })
+        let (beyond, written) = (AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self { form, limit, beyond, written, cancel })
     }
 
     /// How many bytes of data have been written so far.
@@ -126,19 +135,34 @@ impl Output {
         virtual_size: u64,
         volume_size: u64,
     ) -> Result<(), bootyard_image::Error> {
-        let len = volume_size.saturating_sub(virtual_size);
-        let tail = Piece { offset: virtual_size, body: Body::Zero(len) };
-        match self.form {
-            Form::Raw(target) if len > 0 => target.put(tail).map_err(bootyard_image::Error::write),
-            Form::Raw(_) => Ok(()),
+        match &self.form {
+            Form::Raw(target) => self
+                .zero_tail(target, virtual_size, volume_size)
+                .map_err(bootyard_image::Error::write),
             // What is not stored in a qcow2 file reads as zeros.
             Form::Qcow2(writer) => writer.finish(),
         }
+    }
+
+    fn zero_tail(&self, target: &Watched<Staged>, mut offset: u64, end: u64) -> io::Result<()> {
+        while offset < end {
+            self.refuse_cancelled()?;
+            let len = (end - offset).min(TAIL_STEP);
+            target.put(Piece { offset, body: Body::Zero(len) })?;
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// Makes whoever stores end. The error is never shown: the switch says why.
+    fn refuse_cancelled(&self) -> io::Result<()> {
+        if self.cancel.is_cancelled() { Err(io::Error::other("stopped")) } else { Ok(()) }
     }
 }
 
 impl Sink for Output {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
+        self.refuse_cancelled()?;
         let len = match piece.body {
             Body::Data(data) => data.len() as u64,
             Body::Zero(len) => len,

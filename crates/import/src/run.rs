@@ -8,7 +8,8 @@
 //! [`CHUNKS_QUEUED`] of them, so that the slowest of source, digest and decoder sets the pace and
 //! memory stays as it is. When the source has ended the decoder finishes, the verifier gives its
 //! verdict, and only then the target is published. Whatever fails, everything is stopped and
-//! joined, and the target is dropped, which removes it.
+//! joined, and the target is dropped, which removes it. [`Cancel`] is looked at wherever something
+//! waits or is stored: in the pump, and by [`Output`] for each piece.
 
 use std::future::Future;
 use std::io;
@@ -29,10 +30,11 @@ use tokio::sync::mpsc;
 
 use crate::output::{Fault, Output, Watched};
 use crate::plan::{fits, plan, round_up};
+use crate::trust::refuse_dubious;
 use crate::{Cancel, Error, Event, Events, Moved, Phase, Plan, Probe};
 
-/// How many chunks wait before the digest and before the decoder. A chunk has a few hundred KiB at
-/// most, and both queues hold the same bytes: about 2 MiB, enough to bridge a worker's pause.
+/// How many chunks wait before the digest and before the decoder. A chunk has 1 MiB at
+/// most, and both queues hold the same bytes: up to 8 MiB, enough to bridge a worker's pause.
 const CHUNKS_QUEUED: usize = 8;
 /// The most threads that decompress and store. More than a disk can follow, and each has a few
 /// clusters in memory.
@@ -82,6 +84,7 @@ pub fn run(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Report, Error> {
+    refuse_same(request, store)?;
     let staged = match &request.target {
         Target::Volume(name) => store.stage(name, request.output_format)?,
         Target::Path(path) => Staged::for_path(path)?,
@@ -89,6 +92,7 @@ pub fn run(
     events.event(Event::Phase(Phase::Connecting));
     let runtime = runtime()?;
     let opened = runtime.block_on(unless(cancel, Opened::open(&request.source, options)))??;
+    refuse_dubious(request, opened.probe.format, &opened.object)?;
     let probe = Probe { capacity: staged.capacity(), ..opened.probe };
     let plan = plan(request, &probe)?;
     // How much will be stored cannot be told from a stream: even a large file may hold zeros.
@@ -97,10 +101,13 @@ pub fn run(
 
     let import = Import { request, events, cancel, plan: &plan, runtime: &runtime };
     let staged = Arc::new(staged);
-    let transferred = import.transfer(opened, &staged)?;
+    let transferred = import.transfer(opened, &staged);
+    // Whatever else went wrong then is only how the threads ended.
     if cancel.is_cancelled() {
-        return Err(Error::Cancelled);
+        let device = staged.capacity().map(|_| staged.path().to_owned());
+        return Err(Error::Cancelled { device });
     }
+    let transferred = transferred?;
     events.event(Event::Phase(Phase::Publishing));
     let staged = Arc::into_inner(staged).expect("decoder and output have been dropped");
     let Transferred { summary, verified, volume_size, retries } = transferred;
@@ -119,6 +126,22 @@ pub fn run(
         allocated_bytes: published.allocated_bytes,
         retries,
     })
+}
+
+/// Refuses a target that is the source itself, whatever their names are: claiming it would clear
+/// the source.
+fn refuse_same(request: &ImportRequest, store: &Store) -> Result<(), Error> {
+    let Source::File(source) = &request.source else { return Ok(()) };
+    let target = match &request.target {
+        Target::Volume(name) => store.get(name).ok().map(|volume| volume.path),
+        Target::Path(path) => Some(path.clone()),
+    };
+    match target {
+        Some(target) if bootyard_volume::is_same(source, &target) => {
+            Err(Error::SameFile { path: target })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads as much of a source as tells what it is, for [`plan`] without an import.
@@ -153,7 +176,7 @@ impl Opened {
                 }
                 None => head.end().map(Some),
             };
-            let looks_like = || seen.first().map(|chunk| sniff(chunk));
+            let looks_like = || (!seen.is_empty()).then(|| sniff(&seen.concat()));
             let found = found.map_err(|error| Error::image(error, source, looks_like()))?;
             if let Some(found) = found {
                 break found;
@@ -226,7 +249,7 @@ impl Import<'_> {
     fn output(&self, staged: &Arc<Staged>, fault: &Fault) -> Result<Arc<Output>, Error> {
         let target = Watched::new(Arc::clone(staged), fault.clone());
         let (format, size) = (self.plan.output_format, self.plan.volume_size.unwrap_or(0));
-        match Output::new(format, target, size, self.plan.limit) {
+        match Output::new(format, target, size, self.plan.limit, self.cancel.clone()) {
             Ok(output) => Ok(Arc::new(output)),
             Err(error) => Err(self.not_stored(bootyard_image::Error::write(error), fault)),
         }
@@ -268,9 +291,11 @@ impl Import<'_> {
                 self.events.event(Event::Retried(retries));
             }
             fetched += chunk.len() as u64;
-            if queues.digest.send(chunk.clone()).await.is_err()
-                || queues.decode.send(chunk).await.is_err()
-            {
+            let sent = async {
+                queues.digest.send(chunk.clone()).await.is_ok()
+                    && queues.decode.send(chunk).await.is_ok()
+            };
+            if !unless(self.cancel, sent).await? {
                 return Ok(());
             }
         }
@@ -360,7 +385,7 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 async fn unless<F: Future>(cancel: &Cancel, future: F) -> Result<F::Output, Error> {
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(Error::Cancelled),
+        () = cancel.cancelled() => Err(Error::Cancelled { device: None }),
         output = future => Ok(output),
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{
@@ -70,4 +70,13 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     let stat = fstatvfs(file)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// True if both paths lead to one file, or to one block device, which may have many files.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    let (Ok(one), Ok(other)) = (fs_err::metadata(one), fs_err::metadata(other)) else {
+        return false;
+    };
+    let devices = one.file_type().is_block_device() && other.file_type().is_block_device();
+    (devices && one.rdev() == other.rdev()) || (one.dev(), one.ino()) == (other.dev(), other.ino())
 }

@@ -18,6 +18,7 @@ mod store;
 
 pub use attached::AttachedDisk;
 pub use error::{Error, ErrorKind};
+pub use fsops::is_same;
 pub use spill::SpillFile;
 pub use staged::{Published, Staged};
 pub use store::{Store, Volume};

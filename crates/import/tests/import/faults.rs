@@ -3,9 +3,10 @@
 
 use std::error::Error as StdError;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-use bootyard_import::{Cancel, Error, Event, Events};
+use bootyard_import::{Cancel, Error, Event, Events, Phase};
 use bootyard_spec::{Class, Explain, ImportRequest, OutputFormat, Target};
 use bootyard_testkit::{
     FaultServer, Reply, announce, pseudo_random, require_tool, run, sparse_image,
@@ -289,7 +290,78 @@ fn a_stopped_import_leaves_nothing_even_while_the_source_is_silent() {
     assert_eq!(error.class(), Class::Interrupted);
     assert!(place.files().is_empty());
     // A switch that is on stops the next one before it begins.
-    assert!(matches!(place.import_with(&request, &(), &cancel), Err(Error::Cancelled)));
+    assert!(matches!(
+        place.import_with(&request, &(), &cancel),
+        Err(Error::Cancelled { device: None })
+    ));
+}
+
+/// Stops the import once its source has ended, and notes when.
+pub(crate) struct StopWhenVerifying(Cancel, Mutex<Option<Instant>>);
+
+impl StopWhenVerifying {
+    pub(crate) fn new(cancel: &Cancel) -> Self {
+        Self(cancel.clone(), Mutex::default())
+    }
+}
+
+impl Events for StopWhenVerifying {
+    fn event(&self, event: Event<'_>) {
+        if matches!(event, Event::Phase(Phase::Verifying)) {
+            *self.1.lock().unwrap() = Some(Instant::now());
+            self.0.cancel();
+        }
+    }
+}
+
+/// A qcow2 image of 10 MiB, all of whose `clusters` clusters of 2 MiB are the same one.
+fn bomb(clusters: usize) -> Vec<u8> {
+    const CLUSTER: usize = 2 << 20;
+    let mut image = vec![0; 4 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb\0\0\0\x02");
+    put(20, &21_u32.to_be_bytes());
+    put(24, &((clusters * CLUSTER) as u64).to_be_bytes());
+    put(36, &1_u32.to_be_bytes());
+    put(40, &(CLUSTER as u64).to_be_bytes());
+    put(48, &(3 * CLUSTER as u64).to_be_bytes());
+    put(56, &1_u32.to_be_bytes());
+    put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
+    for index in 0..clusters {
+        put(2 * CLUSTER + index * 8, &(4 * CLUSTER as u64).to_be_bytes());
+    }
+    image.extend(pseudo_random(CLUSTER, 1));
+    image
+}
+
+#[test]
+fn an_import_is_stopped_while_its_decoder_works() {
+    let place = Place::new();
+    fs_err::write(place.path("bomb"), bomb(8 << 10)).unwrap();
+    let cancel = Cancel::new();
+    let events = StopWhenVerifying::new(&cancel);
+    let request = place.request(place.path("bomb").to_str().unwrap());
+    let error = place.import_with(&request, &events, &cancel).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { device: None }), "{error:?}");
+    let stopped = events.1.lock().unwrap().expect("the source ended before the import");
+    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
+    assert_eq!(place.files(), ["bomb"]);
+}
+
+#[test]
+fn a_target_that_is_the_source_is_refused() {
+    let place = Place::new();
+    let (disk, link) = (place.path("disk"), place.path("link"));
+    fs_err::write(&disk, pseudo_random(4096, 1)).unwrap();
+    fs_err::hard_link(&disk, &link).unwrap();
+    for target in [disk.clone(), link] {
+        let target = Target::Path(target);
+        let request = ImportRequest { target, ..place.request(disk.to_str().unwrap()) };
+        let error = place.import(&request).unwrap_err();
+        assert!(error.to_string().ends_with("is the source itself"), "{error}");
+        assert_eq!(error.class(), Class::Usage);
+    }
+    assert!(fs_err::read(&disk).unwrap() == pseudo_random(4096, 1));
 }
 
 #[test]

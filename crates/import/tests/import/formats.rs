@@ -8,12 +8,13 @@ use std::process::Command;
 use bootyard_image::{ErrorKind, Format};
 use bootyard_import::{Cancel, Error, inspect, probe};
 use bootyard_source::Options;
-use bootyard_spec::{OutputFormat, Target};
+use bootyard_spec::{Explain, ImportRequest, OutputFormat, Target};
 use bootyard_testkit::{
     FaultServer, Nginx, Reply, corpus_entries, pseudo_random, qemu_img, require_tool, run,
     sha256_file, skip, sparse_image,
 };
 
+use crate::faults::StopWhenVerifying;
 use crate::{Names, Place};
 
 const SIZE: u64 = (20 << 20) + 512;
@@ -153,14 +154,24 @@ fn a_block_device_gets_the_disk_and_zeros_behind_it() {
     let result = place.import(&request);
     request.size = Some("25Mi".parse().unwrap());
     let too_small = place.import(&request);
+    let itself =
+        place.import(&ImportRequest { target: request.target.clone(), ..place.request(&device) });
+    let stored = fs_err::read(&backing).unwrap();
+    let cancel = Cancel::new();
+    request.size = None;
+    let stopped = place.import_with(&request, &StopWhenVerifying::new(&cancel), &cancel);
     run(Command::new("losetup").args(["--detach", &device]));
 
     assert_eq!(result.unwrap().volume_size, 24 << 20);
-    let (disk, stored) = (fs_err::read(&raw).unwrap(), fs_err::read(&backing).unwrap());
+    let disk = fs_err::read(&raw).unwrap();
     assert!(stored[..disk.len()] == disk);
     assert!(stored[disk.len()..].iter().all(|byte| *byte == 0));
     let message = format!("block device `{device}` is too small: expected at least 25Mi, got 24Mi");
     assert_eq!(too_small.unwrap_err().to_string(), message);
+    let message = format!("target `{device}` is the source itself");
+    assert_eq!(itself.unwrap_err().to_string(), message);
+    let hint = stopped.unwrap_err().hint().unwrap();
+    assert!(hint.starts_with(&format!("the old contents of `{device}` are lost")), "{hint}");
 }
 
 #[test]
