@@ -34,21 +34,24 @@ fn failed(codec: &'static str, why: impl Into<String>) -> LoadError {
 }
 
 fn lz4(mut rest: &[u8]) -> Result<Vec<u8>, LoadError> {
-    let mut out = Vec::new();
+    let (mut out, mut unpacked, mut ended) = (Vec::new(), vec![0; LZ4_BLOCK], false);
     // A rest that is no longer than a length is the appended size, or nothing.
     while rest.len() > size_of::<u32>() {
+        // Else many tiny blocks that give nothing would keep us busy for hours.
+        if ended {
+            return Err(failed("lz4", "a block before the last one unpacks to less than 8 MiB"));
+        }
         let len = array(rest, 0).map_or(0, u32::from_le_bytes) as usize;
         let block = rest[size_of::<u32>()..].get(..len);
         let block = block.ok_or_else(|| failed("lz4", "a block ends beyond the payload"))?;
         rest = &rest[size_of::<u32>() + len..];
-        let start = out.len();
-        if start + LZ4_BLOCK > UNPACKED_MAX {
+        let got = lz4_flex::block::decompress_into(block, &mut unpacked)
+            .map_err(|error| failed("lz4", error.to_string()))?;
+        if out.len() + got > UNPACKED_MAX {
             return Err(failed("lz4", "it unpacks to more than 512 MiB"));
         }
-        out.resize(start + LZ4_BLOCK, 0);
-        let got = lz4_flex::block::decompress_into(block, &mut out[start..])
-            .map_err(|error| failed("lz4", error.to_string()))?;
-        out.truncate(start + got);
+        out.extend_from_slice(&unpacked[..got]);
+        ended = got < LZ4_BLOCK;
     }
     Ok(out)
 }

@@ -250,6 +250,26 @@ fn damaged_payloads_are_errors() {
     }
 }
 
+#[test]
+fn only_the_last_block_of_an_lz4_payload_may_be_short() {
+    let magic = [0x02, 0x21, 0x4c, 0x18];
+    let block = |len: usize| {
+        let block = lz4_flex::block::compress(&vec![7; len]);
+        [&(block.len() as u32).to_le_bytes()[..], &block].concat()
+    };
+    const FULL: usize = 8 << 20;
+    let whole = [&magic[..], &block(FULL), &block(FULL), &block(5), &[0; 4]].concat();
+    assert_eq!(payload::unpack(&whole).unwrap().len(), 2 * FULL + 5);
+
+    let nothing = [1, 0, 0, 0, 0].repeat(4 << 20);
+    let short = [block(FULL - 1), block(1)].concat();
+    for blocks in [nothing, short] {
+        let refused = payload::unpack(&[&magic[..], &blocks].concat()).unwrap_err();
+        let why = "a block before the last one unpacks to less than 8 MiB";
+        assert_eq!(refused, LoadError::Payload { codec: "lz4", why: why.to_owned() });
+    }
+}
+
 /// The distribution's kernel, where there is one: LZ4 on Debian, with a PVH entry inside.
 #[test]
 fn an_installed_kernel_has_its_pvh_entry_found() {
