@@ -64,8 +64,13 @@ impl Error {
         Self { kind, what, offset: Some(offset), source: Some(error) }
     }
 
-    /// The failure to store the guest's bytes.
+    /// The failure to store the guest's bytes. If an error of this type is all that `error` holds,
+    /// it is returned as it is.
     pub fn write(error: io::Error) -> Self {
+        let error = match error.downcast::<Self>() {
+            Ok(own) => return own,
+            Err(error) => error,
+        };
         let what = "storing the disk failed".to_owned();
         Self { kind: ErrorKind::Write, what, offset: None, source: Some(error) }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use super::header::Header;
-use super::table::{Mapping, Tables, entries};
+use super::table::{Mapping, Named, Tables, entries};
 use crate::codec::{Fault, Unpacker};
 use crate::open::read_head;
 use crate::raw::check_range;
@@ -78,18 +78,33 @@ pub fn open<R: ReadAt>(source: R) -> Result<Image<R>, Error> {
     source
         .read_exact_at(&mut table, header.l1_offset)
         .map_err(|error| Error::read(error, header.l1_offset))?;
+    let l1: Vec<u64> = entries(&table).collect();
+    let tables = Tables::new(&header);
+    check_l1(&header, &tables, &l1)?;
     let clusters = (UNPACKED_MAX >> header.cluster_bits).max(1);
     Ok(Image {
         source,
-        tables: Tables::new(&header),
+        tables,
         header,
-        l1: entries(&table).collect(),
+        l1,
         slices: Mutex::new(Recent::new(SLICES_MAX)),
         unpacked: Mutex::new(Unpacked {
             clusters: Recent::new(clusters),
             unpacker: Unpacker::new(),
         }),
     })
+}
+
+/// Checks the entries for what the disk has; those behind its end are never used.
+fn check_l1(header: &Header, tables: &Tables, l1: &[u64]) -> Result<(), Error> {
+    let used = header.virtual_size.div_ceil(header.l2_coverage()) as usize;
+    let mut named = Named::default();
+    for (at, entry) in (header.l1_offset..).step_by(8).zip(l1.iter().take(used)) {
+        if let Some(l2) = tables.l2_offset(*entry, at)? {
+            named.add(l2, at)?;
+        }
+    }
+    Ok(())
 }
 
 fn check_inside(name: &str, offset: u64, len: u64, file_len: u64) -> Result<(), Error> {

@@ -6,6 +6,11 @@
 //! may ever ask for; but a table that comes later might, so it goes to the [`Hold`].
 //!
 //! Refcounts are read for one purpose: the blocks that hold them are not worth holding.
+//!
+//! What is kept in memory has limits that do not depend on the image: the needs, that is the tables
+//! of the active L1 and the clusters of its tables for which the decoder waits
+//! ([`NEEDS_BYTES_MAX`]), the L2 tables that have been named ([`Named`]), what was set aside
+//! ([`Hold`]), and the stream's last bytes ([`RECENT_MIN`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -13,14 +18,18 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::header::Header;
-use super::table::{Mapping, Tables, entries};
+use super::table::{Mapping, Named, Tables, entries};
 use crate::codec::Codec;
 use crate::stream::{Hold, Packed, Pool};
 use crate::{Error, ErrorKind};
 
-/// How many needs are kept in mind, about 50 bytes each; clusters that follow each other are one.
-/// A table that would add more is set aside until the end.
-const NEEDS_MAX: usize = 1 << 19;
+/// How much memory the needs may take.
+const NEEDS_BYTES_MAX: usize = 64 << 20;
+/// What one need takes at most: 32 bytes, and the map's nodes may be less than half full.
+const NEED_BYTES: usize = 128;
+/// How many needs are kept in mind; clusters that follow each other are one. An L2 table that would
+/// add more is set aside until the end. An image with more L2 tables to wait for is refused.
+const NEEDS_MAX: usize = NEEDS_BYTES_MAX / NEED_BYTES;
 /// How many of them may be refcount blocks: those of a file of 8 TiB with clusters of 64 KiB.
 const SKIPS_MAX: usize = 1 << 12;
 /// The L1 table and the refcount table are taken in pieces of this many bytes.
@@ -135,6 +144,7 @@ pub(crate) struct Push {
     ended: bool,
     /// The needs that are not met yet, with their lengths.
     needs: BTreeMap<Need, u64>,
+    named: Named,
     skips: usize,
     window: Window,
     /// How far back the window reaches at least.
@@ -156,6 +166,7 @@ impl Push {
             pos: 0,
             ended: false,
             needs: BTreeMap::new(),
+            named: Named::default(),
             skips: 0,
             window: Window::default(),
             recent: RECENT_MIN.max(4 * header.cluster_size()),
@@ -299,6 +310,7 @@ impl Push {
             match self.tables.l2_offset(entry, at)? {
                 None => zeros.end = (guest + self.l2_coverage).min(self.virtual_size),
                 Some(l2) => {
+                    self.named.add(l2, at)?;
                     pool.zero(zeros.start, zeros.end - zeros.start)?;
                     zeros = guest + self.l2_coverage..guest + self.l2_coverage;
                     let need = Need { at: l2, what: What::L2Table, guest };
@@ -311,7 +323,8 @@ impl Push {
 
     fn take_l2_table(&mut self, table: Need, bytes: &[u8], pool: &mut Pool) -> Result<(), Error> {
         if !self.ended && self.needs.len() + bytes.len() / 8 > NEEDS_MAX {
-            if self.deferred.last().is_none_or(|(at, _)| *at != table.at) {
+            // One that was recalled is held already.
+            if table.at + self.cluster_size == self.pos {
                 self.hold.keep(table.at, bytes)?;
             }
             self.deferred.push((table.at, table.guest));
@@ -361,17 +374,11 @@ impl Push {
             return self.recall(need, len, pool);
         }
         if past == 0 {
-            if self.needs.len() >= NEEDS_MAX {
-                let what = format!("the L1 table names more than {NEEDS_MAX} L2 tables");
-                return Err(Error::new(ErrorKind::TooLarge, what).at(self.l1_offset));
-            }
-            self.needs.insert(need, len);
-            return Ok(());
+            return self.note(need, len);
         }
         match need.what {
             What::Packed if !self.ended && self.window.reaches_back_to(need.at) => {
-                self.needs.insert(need, len);
-                Ok(())
+                self.note(need, len)
             }
             What::Packed if self.ended => {
                 let bytes = self.held(need, past)?;
@@ -380,11 +387,22 @@ impl Push {
             What::Data | What::SharedData => {
                 self.recall(need, past, pool)?;
                 let rest = Need { at: need.at + past, guest: need.guest + past, ..need };
-                self.needs.insert(rest, len - past);
-                Ok(())
+                self.note(rest, len - past)
             }
             _ => Err(late(need)),
         }
+    }
+
+    /// Adds a need, if memory allows.
+    fn note(&mut self, need: Need, len: u64) -> Result<(), Error> {
+        if self.needs.len() >= NEEDS_MAX {
+            let what = format!(
+                "more than {NEEDS_MAX} tables and clusters of the L1 table would have to be waited for"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, what).at(need.at));
+        }
+        self.needs.insert(need, len);
+        Ok(())
     }
 
     /// Meets a need from what was set aside.

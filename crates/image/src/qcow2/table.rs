@@ -1,5 +1,7 @@
 //! L1 and L2 entries: where a cluster of the guest's disk is.
 
+use std::collections::HashSet;
+
 use super::header::Header;
 use crate::{Error, ErrorKind};
 
@@ -11,6 +13,10 @@ pub(super) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// "Standard Cluster Descriptor": the cluster reads as zeros, whatever its offset. Version 3.
 const ZERO: u64 = 1;
+
+/// How many L2 tables the active L1 table may name: what maps 512 TiB with clusters of 64 KiB, and
+/// 32 GiB with the smallest, of 512 bytes. Knowing them apart takes some 20 MiB then.
+const L2_TABLES_MAX: usize = 1 << 20;
 
 /// Where the bytes of one cluster are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +124,28 @@ impl Tables {
     fn check_overlap(&self, what: &str, host: u64, len: u64, at: u64) -> Result<(), Error> {
         if self.fixed.iter().any(|(begin, end)| host < *end && *begin < host + len) {
             return Err(corrupt(format!("the {what} at {host:#x} overlaps the metadata"), at));
+        }
+        Ok(())
+    }
+}
+
+/// The L2 tables that the active L1 table has named so far. Nobody who writes an image uses a table
+/// twice in one L1, since then a write to one part of the disk would appear in another; but a small
+/// file could so claim to hold any amount of data.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    tables: HashSet<u64>,
+}
+
+impl Named {
+    /// Adds the table at `l2`, which the L1 entry at `at` names.
+    pub(super) fn add(&mut self, l2: u64, at: u64) -> Result<(), Error> {
+        if !self.tables.insert(l2) {
+            return Err(corrupt(format!("the L1 table names the L2 table at {l2:#x} twice"), at));
+        }
+        if self.tables.len() > L2_TABLES_MAX {
+            let what = format!("the L1 table names more than {L2_TABLES_MAX} L2 tables");
+            return Err(Error::new(ErrorKind::TooLarge, what).at(at));
         }
         Ok(())
     }

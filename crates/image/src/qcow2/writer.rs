@@ -6,6 +6,7 @@
 //! without the rest is no image.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -18,6 +19,11 @@ const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// How many entries an L2 table has, and how many bytes of the disk it maps.
 const L2_ENTRIES: u64 = CLUSTER / 8;
 const L2_COVERAGE: u64 = L2_ENTRIES * CLUSTER;
+/// The map is kept in parts of this many entries: 512 bytes for 8 MiB of the disk.
+const PART_ENTRIES: u64 = 128;
+const PART_COVERAGE: u64 = PART_ENTRIES * CLUSTER;
+/// How many parts the map may have: those of 4 TiB, in 256 MiB of memory and a little more.
+const PARTS_MAX: usize = 1 << 19;
 /// How many refcounts of 16 bits a block has.
 const BLOCK_ENTRIES: u64 = CLUSTER / 2;
 /// What an L1 table of 32 MiB, QEMU's limit, maps.
@@ -28,8 +34,11 @@ const HEADER_LEN: usize = 104;
 
 /// An image that is being written. It takes pieces as a [`Sink`] until [`Writer::finish`].
 ///
-/// The clusters are of 64 KiB and not compressed. Zeros take no space. The map is kept in memory:
-/// 4 bytes for each cluster of the parts of the disk that hold data, 64 MiB for a full TiB.
+/// The clusters are of 64 KiB and not compressed. Zeros take no space.
+///
+/// The map is kept in memory: somewhat more than 512 bytes for each 8 MiB of the disk, aligned,
+/// that hold any data; about 70 MiB for a full TiB. At 4 TiB, which take less than 320 MiB, it is
+/// full, and [`Sink::put`] fails with [`ErrorKind::TooLarge`] as the cause.
 #[derive(Debug)]
 pub struct Writer<W> {
     target: W,
@@ -50,18 +59,16 @@ struct Layout {
 /// Which clusters have been given away.
 #[derive(Debug)]
 struct Map {
-    tables: BTreeMap<u64, Table>,
+    /// The clusters of the L2 tables, by the tables' places in the L1 table.
+    tables: BTreeMap<u64, u32>,
+    /// The clusters that they name, 0 for none, by the places of the parts on the disk.
+    parts: BTreeMap<u64, Box<Part>>,
+    parts_max: usize,
     /// The first cluster of the file that is free.
     next: u64,
 }
 
-#[derive(Debug)]
-struct Table {
-    /// The table's own cluster in the file.
-    cluster: u64,
-    /// The clusters that it names, 0 for none.
-    entries: Box<[u32]>,
-}
+type Part = [u32; PART_ENTRIES as usize];
 
 impl Layout {
     /// Lays out a disk of `virtual_size` bytes.
@@ -110,21 +117,46 @@ impl Layout {
 }
 
 impl Map {
+    const fn new(next: u64) -> Self {
+        Self { tables: BTreeMap::new(), parts: BTreeMap::new(), parts_max: PARTS_MAX, next }
+    }
+
     /// The cluster for `guest`, and whether it is new.
-    fn cluster(&mut self, guest: u64) -> io::Result<(u64, bool)> {
-        let Self { tables, next } = self;
-        let table = tables.entry(guest / L2_COVERAGE).or_insert_with(|| {
-            let cluster = *next;
+    fn cluster(&mut self, guest: u64) -> Result<(u64, bool), Error> {
+        let Self { tables, parts, parts_max, next } = self;
+        let full = parts.len() >= *parts_max;
+        let mut take = || {
             *next += 1;
-            Table { cluster, entries: vec![0; L2_ENTRIES as usize].into() }
-        });
-        let entry = &mut table.entries[(guest % L2_COVERAGE / CLUSTER) as usize];
-        if *entry != 0 {
-            return Ok((u64::from(*entry), false));
+            u32::try_from(*next - 1).expect("the map is full long before 2^32 clusters")
+        };
+        let part = match parts.entry(guest / PART_COVERAGE) {
+            Entry::Occupied(part) => part.into_mut(),
+            Entry::Vacant(_) if full => {
+                let most = (*parts_max as u64 * PART_COVERAGE) >> 20;
+                let what = format!("the data to write touches more than {most} MiB of the disk");
+                return Err(Error::new(ErrorKind::TooLarge, what));
+            }
+            Entry::Vacant(place) => {
+                tables.entry(guest / L2_COVERAGE).or_insert_with(&mut take);
+                place.insert(Box::new([0; PART_ENTRIES as usize]))
+            }
+        };
+        let entry = &mut part[(guest % PART_COVERAGE / CLUSTER) as usize];
+        let new = *entry == 0;
+        if new {
+            *entry = take();
         }
-        *entry = u32::try_from(*next).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        *next += 1;
-        Ok((u64::from(*entry), true))
+        Ok((u64::from(*entry), new))
+    }
+
+    /// The L2 table at `index` of the L1 table.
+    fn l2_table(&self, index: u64) -> Vec<u8> {
+        let first = index * (L2_ENTRIES / PART_ENTRIES);
+        let parts = first..first + L2_ENTRIES / PART_ENTRIES;
+        words(parts.flat_map(|part| match self.parts.get(&part) {
+            Some(part) => part.map(entry),
+            None => [0; PART_ENTRIES as usize],
+        }))
     }
 }
 
@@ -139,7 +171,7 @@ impl<W: WriteAt> Writer<W> {
         let layout = Layout::new(virtual_size);
         // Until the header is there, what was in the target before must not pass for an image.
         target.zero_at(layout.first_free() * CLUSTER, 0)?;
-        let map = Map { tables: BTreeMap::new(), next: layout.first_free() };
+        let map = Map::new(layout.first_free());
         Ok(Self { target, layout, map: Mutex::new(map) })
     }
 
@@ -151,14 +183,9 @@ impl<W: WriteAt> Writer<W> {
     fn write_tables(&self) -> io::Result<()> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         let mut l1 = vec![0; self.layout.l1_entries as usize];
-        for (index, table) in &map.tables {
-            l1[*index as usize] = (table.cluster * CLUSTER) | COPIED;
-            let entry = |cluster: &u32| match *cluster {
-                0 => 0,
-                cluster => (u64::from(cluster) * CLUSTER) | COPIED,
-            };
-            let bytes = words(table.entries.iter().map(entry));
-            self.target.write_all_at(&bytes, table.cluster * CLUSTER)?;
+        for (index, cluster) in &map.tables {
+            l1[*index as usize] = entry(*cluster);
+            self.target.write_all_at(&map.l2_table(*index), u64::from(*cluster) * CLUSTER)?;
         }
         self.target.write_all_at(&words(l1), self.layout.l1_offset)?;
         self.write_refcounts(map.next)?;
@@ -188,7 +215,7 @@ impl<W: WriteAt> Writer<W> {
     /// Stores `data`, which lies within one cluster.
     fn put_in_cluster(&self, data: &[u8], guest: u64) -> io::Result<()> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let (cluster, new) = map.cluster(guest)?;
+        let (cluster, new) = map.cluster(guest).map_err(io::Error::other)?;
         let (begin, skip) = (cluster * CLUSTER, guest % CLUSTER);
         if new {
             // The lock is kept, so that no other piece of the cluster comes before its zeros.
@@ -220,7 +247,57 @@ impl<W: WriteAt> Sink for Writer<W> {
     }
 }
 
+/// The entry of an L1 or L2 table that names `cluster`, if that is not 0.
+const fn entry(cluster: u32) -> u64 {
+    match cluster {
+        0 => 0,
+        cluster => (cluster as u64 * CLUSTER) | COPIED,
+    }
+}
+
 /// Numbers as a table has them.
 fn words(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
     numbers.into_iter().flat_map(u64::to_be_bytes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_map_takes_no_new_part_but_fills_those_it_has() {
+        let mut map = Map { parts_max: 3, ..Map::new(4) };
+        // The first two have one L2 table.
+        assert_eq!(map.cluster(0).unwrap(), (5, true));
+        assert_eq!(map.cluster(PART_COVERAGE).unwrap(), (6, true));
+        assert_eq!(map.cluster(7 * L2_COVERAGE).unwrap(), (8, true));
+        let error = map.cluster(2 * PART_COVERAGE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert_eq!(error.to_string(), "the data to write touches more than 24 MiB of the disk");
+        assert_eq!(map.cluster(CLUSTER).unwrap(), (9, true));
+        assert_eq!(map.cluster(CLUSTER + 1).unwrap(), (9, false));
+        assert_eq!(map.next, 10);
+    }
+
+    #[test]
+    fn a_disk_beyond_the_map_is_refused_by_name() {
+        let target = crate::raw::FileAt::new(tempfile::tempfile().unwrap()).unwrap();
+        let writer = Writer::new(target, 1 << 40).unwrap();
+        writer.map.lock().unwrap().parts_max = 1;
+        let put = |offset| writer.put(Piece { offset, body: Body::Data(&[1]) });
+        put(PART_COVERAGE).unwrap();
+        let error = Error::write(put(0).unwrap_err());
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        put(2 * PART_COVERAGE - 1).unwrap();
+    }
+
+    #[test]
+    fn the_map_is_as_small_as_it_says() {
+        let most = PARTS_MAX as u64 * PART_COVERAGE;
+        assert_eq!(most, 4 << 40);
+        assert_eq!(PARTS_MAX * size_of::<Part>(), 256 << 20);
+        // Clusters of data, a table for each, and the fixed tables are numbers of 32 bits.
+        let tables = most / CLUSTER + PARTS_MAX as u64 + Layout::new(SIZE_MAX).first_free();
+        assert!(tables < 1 << 32);
+    }
 }

@@ -72,6 +72,91 @@ fn the_image_is_good() {
     assert_eq!(summary.data_bytes, 3 * CLUSTER as u64);
 }
 
+/// An image with clusters of `1 << bits` bytes and nothing behind its header but the `l1` table.
+fn bare(bits: u32, l1: &[u64]) -> Vec<u8> {
+    let (cluster, coverage) = (1 << bits, 1 << (2 * bits - 3));
+    let mut built = Built::new();
+    built.file.truncate(cluster);
+    built.u32(20, bits);
+    built.u64(24, l1.len() as u64 * coverage);
+    built.u32(36, l1.len() as u32);
+    built.u64(40, 2 * cluster as u64);
+    built.u64(48, cluster as u64);
+    built.file.resize(2 * cluster, 0);
+    built.file.extend(l1.iter().flat_map(|entry| entry.to_be_bytes()));
+    built.file
+}
+
+/// Both ways of reading must refuse `file` for the same reason. Returns it.
+fn refused(file: &[u8]) -> Error {
+    let opened = open(file.to_vec()).map(drop).unwrap_err();
+    let streamed = decode(file, &[100_000]).unwrap_err();
+    assert_eq!(streamed.to_string(), opened.to_string());
+    assert_eq!(streamed.kind(), opened.kind());
+    streamed
+}
+
+#[test]
+fn an_l2_table_has_one_place_in_the_l1_table() {
+    let l1_at = 2 * CLUSTER as u64;
+    let l2 = |cluster: u64| cluster * CLUSTER as u64;
+    for (l1, second) in [
+        (vec![l2(4), l2(4)], 1),
+        (vec![l2(4), 0, l2(5), l2(4) | COPIED, l2(5)], 3),
+        // The L1 table is taken in more than one piece.
+        (vec![l2(9); 20_000], 1),
+        ((10..20_010).chain([15_000]).map(l2).collect(), 20_000),
+    ] {
+        let mut file = bare(16, &l1);
+        file.resize(file.len() + 16 * CLUSTER, 0);
+        let error = refused(&file);
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert_eq!(error.offset(), Some(l1_at + second * 8));
+        assert!(error.to_string().contains("twice"), "{error}");
+    }
+    // Behind the disk's end nobody looks.
+    let mut built = Built { file: image() };
+    built.u32(36, 3);
+    built.u64(L1 + 8, L2 as u64);
+    built.u64(L1 + 16, L2 as u64);
+    assert!(decode(&built.file, &[1000]).unwrap().0 == read(&built.file).unwrap());
+}
+
+#[test]
+fn a_shared_l2_table_costs_nothing() {
+    // 512 GiB of zeros by each of 300,000 entries, from one table of 2 MiB that has passed.
+    let cluster = 2_u64 << 20;
+    let mut built = Built { file: bare(21, &[0]) };
+    built.file.resize(3 * cluster as usize, 0);
+    built.file.extend((2 * cluster).to_be_bytes().repeat(300_000));
+    built.u64(24, 300_000 << 39);
+    built.u32(36, 300_000);
+    built.u64(40, 3 * cluster);
+    let error = refused(&built.file);
+    assert_eq!(error.offset(), Some(3 * cluster + 8));
+}
+
+#[test]
+fn more_tables_than_can_be_waited_for_are_refused() {
+    const WAITING_MAX: u64 = 1 << 19;
+    let first = ((WAITING_MAX * 8) >> 9) + 100;
+    let l1: Vec<u64> = (first..first + WAITING_MAX + 1).map(|cluster| cluster << 9).collect();
+    let error = decode(&bare(9, &l1), &[1 << 20]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("would have to be waited for"), "{error}");
+    open(bare(9, &l1)).map(drop).unwrap();
+}
+
+#[test]
+fn more_tables_than_can_be_told_apart_are_refused() {
+    const NAMED_MAX: u64 = 1 << 20;
+    let first = ((NAMED_MAX * 8) >> 9) + 100;
+    let l1: Vec<u64> = (first..first + NAMED_MAX + 1).map(|cluster| cluster << 9).collect();
+    let error = open(bare(9, &l1)).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert_eq!(error.offset(), Some(1024 + NAMED_MAX * 8));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
