@@ -15,6 +15,7 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod trust;
 
 pub use cancel::Cancel;
 pub use error::{Error, ImageError};

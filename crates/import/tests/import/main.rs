@@ -3,6 +3,7 @@
 
 mod faults;
 mod formats;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
