@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bootyard_image::{ErrorKind, Format};
 use bootyard_source as source;
-use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError};
+use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError, shell_word};
 use bootyard_volume as volume;
 
 /// A failed import or inspection. Whatever it is, nothing new stands under the target's
@@ -203,7 +203,7 @@ impl Explain for Error {
 
 impl ImageError {
     fn hint(&self) -> Option<String> {
-        let name = &self.file_name;
+        let name = shell_word(&self.file_name);
         Some(match (self.kind(), self.format) {
             (ErrorKind::NotAnImage, _) if self.remote => {
                 "open the URL in a browser: it may lead to a web page instead of the file; \

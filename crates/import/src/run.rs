@@ -95,8 +95,7 @@ pub fn run(
     refuse_dubious(request, opened.probe.format, &opened.object)?;
     let probe = Probe { capacity: staged.capacity(), ..opened.probe };
     let plan = plan(request, &probe)?;
-    // How much will be stored cannot be told from a stream: even a large file may hold zeros.
-    staged.reserve(plan.file_len(), 0)?;
+    staged.reserve(plan.file_len())?;
     events.event(Event::Planned(&plan));
 
     let import = Import { request, events, cancel, plan: &plan, runtime: &runtime };
@@ -316,7 +315,7 @@ impl Import<'_> {
             Some(size) => size,
             None => {
                 let size = round_up(summary.virtual_size)?;
-                staged.reserve(size, 0)?;
+                staged.reserve(size)?;
                 size
             }
         };

@@ -8,6 +8,7 @@
 
 mod digest;
 mod explain;
+mod hint;
 mod name;
 mod request;
 mod size;
@@ -17,6 +18,7 @@ mod vm;
 
 pub use digest::{Algorithm, Digest, ParseDigestError, Verified, Verifier, VerifyError};
 pub use explain::{Class, Explain, exit_code};
+pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
 pub use request::{ImportRequest, OutputFormat, ParseOutputFormatError, Target};
 pub use size::{ByteSize, ParseSizeError};

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use bootyard_image::{ReadAt, WriteAt};
+use bootyard_spec::shell_word;
 
 use crate::{Error, ErrorKind, fsops};
 
@@ -36,7 +37,7 @@ impl AttachedDisk {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let what = format!("disk `{}` is attached to another machine", path.display());
-                let hint = format!("see which with `fuser {}`", path.display());
+                let hint = format!("see which with `fuser -v {}`", shell_word(path));
                 return Err(Error::new(ErrorKind::InUse, path, what).with_hint(hint));
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bootyard_image::Body;
-use bootyard_spec::ByteSize;
+use bootyard_spec::{ByteSize, shell_word};
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
 
@@ -43,7 +43,7 @@ impl Device {
                 let what = format!("block device `{}` is in use", path.display());
                 let hint = format!(
                     "see what holds it with `lsblk {0}` and `fuser -v {0}`; unmount it first",
-                    path.display()
+                    shell_word(path)
                 );
                 return Err(Error::new(ErrorKind::InUse, path, what).with_hint(hint));
             }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bootyard_spec::{ByteSize, Class, Explain};
+use bootyard_spec::{ByteSize, Class, Explain, shell_word};
 
 /// A failure to store or to find a disk, with the path that it is about.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum ErrorKind {
     InUse,
     /// The file system has no space left.
     NoSpace,
-    /// The block device is smaller than the disk.
+    /// The block device, or the file system's largest file, is smaller than the disk.
     TooSmall,
     /// There is no such volume, or no folder for the file.
     NotFound,
@@ -63,8 +63,8 @@ impl Error {
                 (ErrorKind::NoSpace, Some(no_space_hint(path)))
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                let folder = path.parent().unwrap_or(path).display();
-                let hint = format!("see who may write there: `ls -ld {folder} {}`", path.display());
+                let (folder, file) = (folder_of(path), shell_word(path));
+                let hint = format!("see who may write there: `ls -ld {folder} {file}`");
                 (ErrorKind::Permission, Some(hint))
             }
             _ => (ErrorKind::Io, None),
@@ -74,7 +74,12 @@ impl Error {
 
     pub(crate) fn exists(path: &Path) -> Self {
         let what = format!("target `{}` exists", path.display());
-        let hint = format!("name another target, or remove it first: `rm {}`", path.display());
+        let hint = match fs_err::symlink_metadata(path) {
+            Ok(found) if found.is_file() => {
+                format!("name another target, or remove it first: `rm {}`", shell_word(path))
+            }
+            _ => "name another target".to_owned(),
+        };
         Self::new(ErrorKind::Exists, path, what).with_hint(hint)
     }
 
@@ -82,8 +87,18 @@ impl Error {
     pub(crate) fn in_the_way(path: &Path) -> Self {
         let what =
             format!("`{}` is in the way: expected nothing, or a file of its own", path.display());
-        let hint = "see what it is with `ls -ld`, and move it away or name another target";
+        let file = shell_word(path);
+        let hint = format!("see what it is: `ls -ld {file}`; move it away, or name another target");
         Self::new(ErrorKind::Exists, path, what).with_hint(hint)
+    }
+
+    /// The file system has no files of `len` bytes, which `path` is to have.
+    pub(crate) fn file_too_large(path: &Path, len: u64) -> Self {
+        let (path_name, len) = (path.display(), ByteSize::from_bytes(len));
+        let what =
+            format!("`{path_name}` cannot have {len}: the file system has no files of that size");
+        Self::new(ErrorKind::TooSmall, path, what)
+            .with_hint("name a smaller `--size`, or store the disk on another file system")
     }
 
     /// `free` bytes are there where `needed` are wanted for the disk at `path`.
@@ -98,8 +113,14 @@ impl Error {
     }
 }
 
+/// The folder of `path`, for a command.
+fn folder_of(path: &Path) -> String {
+    let folder = path.parent().unwrap_or(path);
+    shell_word(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+}
+
 fn no_space_hint(path: &Path) -> String {
-    let folder = path.parent().unwrap_or(path).display();
+    let folder = folder_of(path);
     format!(
         "see what is free with `df -h {folder}`; make room there, or store the disk on another \
          file system with `--to FILE` or BOOTYARD_HOME"

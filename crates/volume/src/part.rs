@@ -12,6 +12,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use bootyard_spec::shell_word;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
 
@@ -54,7 +55,7 @@ impl Names {
         let folder = or_here(folder);
         if !folder.is_dir() {
             let what = format!("there is no folder `{}`", folder.display());
-            let hint = format!("make it first: `mkdir -p {}`", folder.display());
+            let hint = format!("make it first: `mkdir -p {}`", shell_word(folder));
             return Err(Error::new(ErrorKind::NotFound, folder, what).with_hint(hint));
         }
         let mut hidden = OsString::from(".");
@@ -125,7 +126,7 @@ impl Part {
             return Ok(part);
         }
         let what = format!("another import into `{}` is running", names.path.display());
-        let hint = format!("wait for it, or see who it is: `fuser -v {}`", names.part.display());
+        let hint = format!("wait for it, or see who it is: `fuser -v {}`", shell_word(&names.part));
         Err(Error::new(ErrorKind::InUse, &names.path, what).with_hint(hint))
     }
 
@@ -134,8 +135,11 @@ impl Part {
     }
 
     pub(crate) fn set_len(&self, len: u64) -> Result<(), Error> {
-        let cannot = |error| Error::io(error, &self.names.path, "cannot set the disk's size");
-        self.file.set_len(len).map_err(cannot)
+        let path = &self.names.path;
+        self.file.set_len(len).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => Error::file_too_large(path, len),
+            _ => Error::io(error, path, "cannot set the disk's size"),
+        })
     }
 
     /// Makes the bytes durable, gives them their final name, and makes that durable too. Returns

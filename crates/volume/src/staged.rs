@@ -87,19 +87,12 @@ impl Staged {
         }
     }
 
-    /// Gives the target `size` bytes, all zero in a file. Fails where they can not fit: a block
-    /// device that is too small, or a file system with less than `at_least` bytes free, which is
-    /// how much the caller knows that it will store.
-    pub fn reserve(&self, size: u64, at_least: u64) -> Result<(), Error> {
+    /// Gives the target `size` bytes, all zero in a file, which has holes there. Fails where they
+    /// cannot fit: on a block device that is too small, or in no file of this file system.
+    pub fn reserve(&self, size: u64) -> Result<(), Error> {
         match &self.medium {
             Medium::Device(device) => device.reserve(size)?,
-            Medium::File(part) => {
-                let free = fsops::free_bytes(&part.file).unwrap_or(u64::MAX);
-                if free < at_least {
-                    return Err(Error::no_space(&self.path, at_least, free));
-                }
-                part.set_len(size)?;
-            }
+            Medium::File(part) => part.set_len(size)?,
         }
         self.size.store(size, Ordering::Relaxed);
         Ok(())

@@ -12,7 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bootyard_spec::{OutputFormat, VolumeName};
+use bootyard_spec::{OutputFormat, VolumeName, shell_word};
 
 use crate::part::Names;
 use crate::{Error, ErrorKind, Staged};
@@ -47,7 +47,7 @@ impl Store {
         if let Ok(volume) = self.get(name) {
             let folder = self.folder(name);
             let hint =
-                format!("choose another name, or remove it first: `rm -r {}`", folder.display());
+                format!("choose another name, or remove it first: `rm -r {}`", shell_word(folder));
             let what = format!("volume `{name}` exists");
             return Err(Error::new(ErrorKind::Exists, &volume.path, what).with_hint(hint));
         }

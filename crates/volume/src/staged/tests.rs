@@ -46,7 +46,7 @@ fn a_disk_appears_whole_and_sparse_under_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.raw");
     let staged = Staged::for_path(&path).unwrap();
-    staged.reserve(8 << 20, 0).unwrap();
+    staged.reserve(8 << 20).unwrap();
     let bytes = pseudo_random(64 << 10, 1);
     staged.put(zero(0, 1 << 20)).unwrap();
     staged.put(data(1 << 20, &bytes)).unwrap();
@@ -66,7 +66,7 @@ fn a_disk_appears_whole_and_sparse_under_its_name() {
 fn what_is_not_published_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let staged = Staged::for_path(&folder.path().join("disk.raw")).unwrap();
-    staged.reserve(1 << 20, 0).unwrap();
+    staged.reserve(1 << 20).unwrap();
     assert_eq!(names(folder.path()), [".disk.raw.bootyard-part"]);
     drop(staged);
     assert!(names(folder.path()).is_empty());
@@ -95,6 +95,11 @@ fn an_existing_target_is_refused_at_the_start_and_at_the_end() {
     refused(Staged::for_path(&dangling), ErrorKind::Exists, &message);
     let message = at(&folder, "target `DIR` is a folder");
     refused(Staged::for_path(folder.path()), ErrorKind::Exists, &message);
+    assert_eq!(Staged::for_path(&dangling).unwrap_err().hint().unwrap(), "name another target");
+    let spaced = folder.path().join("my disk");
+    fs_err::write(&spaced, "precious").unwrap();
+    let hint = Staged::for_path(&spaced).unwrap_err().hint().unwrap();
+    assert_eq!(hint, at(&folder, "name another target, or remove it first: `rm 'DIR/my disk'`"));
     let inside = folder.path().join("none/disk.raw");
     let message = at(&folder, "there is no folder `DIR/none`");
     refused(Staged::for_path(&inside), ErrorKind::NotFound, &message);
@@ -171,7 +176,7 @@ fn of_many_that_want_one_name_one_gets_it() {
     let name: VolumeName = "debian".parse().unwrap();
     let attempt = |format| {
         let staged = store.stage(&name, format)?;
-        staged.reserve(4096, 0)?;
+        staged.reserve(4096)?;
         staged.put(data(0, b"disk")).unwrap();
         staged.publish(&verified())
     };
@@ -210,7 +215,7 @@ fn the_left_over_of_a_dead_process_is_taken_over_and_a_living_one_is_refused() {
     holder.stdin.take().unwrap().write_all(b"\n").unwrap();
     holder.wait().unwrap();
     let staged = Staged::for_path(&path).unwrap();
-    staged.reserve(4096, 0).unwrap();
+    staged.reserve(4096).unwrap();
     staged.publish(&verified()).unwrap();
     assert_eq!(fs_err::read(&path).unwrap(), [0; 4096], "nothing of the left-over remains");
 }
@@ -267,13 +272,7 @@ fn a_full_file_system_is_told_with_what_is_needed_and_free() {
     let Some(mount) = Mount::new() else { return };
     let path = mount.path().join("disk.raw");
     let staged = Staged::for_path(&path).unwrap();
-    let error = staged.reserve(1 << 30, 1 << 30).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace);
-    let start = format!("no space for `{}`: expected at least 1Gi free, got ", path.display());
-    assert!(error.to_string().starts_with(&start), "{error}");
-    assert!(error.hint().unwrap().contains("`df -h "), "{error:?}");
-
-    staged.reserve(1 << 30, 0).unwrap();
+    staged.reserve(1 << 30).unwrap();
     let block = pseudo_random(1 << 20, 1);
     let error = (0..64).find_map(|index| staged.put(data(index << 20, &block)).err()).unwrap();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
@@ -281,8 +280,19 @@ fn a_full_file_system_is_told_with_what_is_needed_and_free() {
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     let start = format!("no space for `{}`: expected at least 1Mi free, got ", path.display());
     assert!(error.to_string().starts_with(&start), "{error}");
+    assert!(error.hint().unwrap().contains("`df -h "), "{error:?}");
     drop(staged);
     assert_eq!(names(&mount.path()), ["lost+found"]);
+}
+
+#[test]
+fn a_disk_beyond_the_largest_file_is_told_with_its_size() {
+    let Some(mount) = Mount::new() else { return };
+    let path = mount.path().join("disk.raw");
+    let staged = Staged::for_path(&path).unwrap();
+    let message = "`PATH` cannot have 4Pi: the file system has no files of that size";
+    let message = message.replace("PATH", path.to_str().unwrap());
+    refused(staged.reserve(4 << 50), ErrorKind::TooSmall, &message);
 }
 
 /// A loop device, detached when dropped.
@@ -334,7 +344,7 @@ fn a_block_device_boots_nothing_until_it_is_published() {
         let Some(device) = Loop::new(8 << 20, sector) else { return };
         let staged = Staged::for_path(device.path()).unwrap();
         assert_eq!(staged.capacity(), Some(8 << 20));
-        staged.reserve(8 << 20, 0).unwrap();
+        staged.reserve(8 << 20).unwrap();
         // A run across the withheld start, holes with odd edges, and odd ends.
         let disk = {
             let mut disk = pseudo_random(8 << 20, 2);
@@ -363,7 +373,7 @@ fn a_block_device_boots_nothing_until_it_is_published() {
 fn an_unpublished_block_device_stays_unbootable() {
     let Some(device) = Loop::new(2 << 20, "512") else { return };
     let staged = Staged::for_path(device.path()).unwrap();
-    staged.reserve(2 << 20, 0).unwrap();
+    staged.reserve(2 << 20).unwrap();
     staged.put(data(0, &pseudo_random(2 << 20, 3))).unwrap();
     drop(staged);
     assert!(device.durable()[..1 << 20].iter().all(|byte| *byte == 0));
@@ -377,7 +387,7 @@ fn a_block_device_in_use_or_too_small_is_refused() {
     let in_use = format!("block device `{shown}` is in use");
     refused(Staged::for_path(device.path()), ErrorKind::InUse, &in_use);
     let too_small = format!("block device `{shown}` is too small: expected at least 3Mi, got 2Mi");
-    refused(staged.reserve(3 << 20, 0), ErrorKind::TooSmall, &too_small);
+    refused(staged.reserve(3 << 20), ErrorKind::TooSmall, &too_small);
     drop(staged);
     assert!(device.durable() == pseudo_random(2 << 20, 9), "a refused device is untouched");
 
@@ -409,7 +419,7 @@ fn as_a_file_it_is_written_anywhere_and_zeroed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");
     let staged = Staged::for_path(&path).unwrap();
-    staged.reserve(0, 0).unwrap();
+    staged.reserve(0).unwrap();
     staged.write_all_at(&pseudo_random(1 << 20, 4), 0).unwrap();
     staged.zero_at((1 << 20) - 4096, 4096).unwrap();
     staged.write_all_at(b"end", 4 << 20).unwrap();
