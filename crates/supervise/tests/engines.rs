@@ -268,8 +268,8 @@ fn a_machines_exit_code_tells_the_end() {
 #[test]
 fn a_machine_holds_the_lifeline_and_is_killed_with_its_handle() {
     let guest = Guest::new(&[HANG]);
-    // The last argument is the descriptor's number; reading it blocks as long as we live.
-    let engine = machine(&guest, "for fd; do :; done; echo up; eval \"cat <&$fd\"; echo gone");
+    // The last argument ends in the descriptor's number; reading it blocks as long as we live.
+    let engine = machine(&guest, "for fd; do :; done; echo up; eval \"cat <&${fd#*=}\"; echo gone");
     let machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
     let pid = machine.pid();
     while guest.written().is_empty() {

@@ -1,6 +1,6 @@
 //! Our own machine: this program again, with its hidden `machine` subcommand.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -37,17 +37,23 @@ impl Engine for KvmEngine {
 /// The command line of the `machine` subcommand.
 fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["machine".into()];
-    let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
-    option("--name", plan.name.clone().into());
-    option("--cpus", plan.cpus.to_string().into());
-    option("--memory", plan.memory.bytes().to_string().into());
+    // In one word, because a value may begin with a dash.
+    let mut option = |name: &str, value: &OsStr| {
+        let mut option = OsString::from(name);
+        option.push("=");
+        option.push(value);
+        arguments.push(option);
+    };
+    option("--name", plan.name.as_ref());
+    option("--cpus", plan.cpus.to_string().as_ref());
+    option("--memory", plan.memory.bytes().to_string().as_ref());
     for disk in &plan.disks {
-        option("--disk", disk_argument(disk));
+        option("--disk", &disk_argument(disk));
     }
     if let Some(append) = &plan.append {
-        option("--append", append.into());
+        option("--append", append.as_ref());
     }
-    option("--lifeline", lifeline.to_string().into());
+    option("--lifeline", lifeline.to_string().as_ref());
     arguments
 }
 
@@ -115,13 +121,13 @@ mod tests {
             cpus: NonZeroU32::MIN,
             memory: ByteSize::from_bytes(512 << 20),
             disks: vec![disk("/a b", false), disk("/seed", true)],
-            append: Some("quiet splash".to_owned()),
+            append: Some("-quiet splash".to_owned()),
         };
         let line = arguments(&plan, 7).join("|".as_ref());
         assert_eq!(
             line,
-            "machine|--name|vm-1|--cpus|1|--memory|536870912|--disk|/a b|--disk|/seed:ro\
-             |--append|quiet splash|--lifeline|7"
+            "machine|--name=vm-1|--cpus=1|--memory=536870912|--disk=/a b|--disk=/seed:ro\
+             |--append=-quiet splash|--lifeline=7"
         );
     }
 }
