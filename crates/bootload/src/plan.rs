@@ -32,6 +32,10 @@ pub struct Options {
     pub entry: Option<String>,
     /// Text that is appended to the kernel command line.
     pub append: Option<String>,
+    /// Bytes of the machine's memory, which kernel and initial RAM disk must fit together, as they
+    /// are on the disk. A file that cannot fit is refused unread. Without it, only this crate's own
+    /// limits hold.
+    pub memory: Option<u64>,
 }
 
 /// All that a machine needs to start a guest's kernel.
@@ -220,16 +224,18 @@ impl<'a> Menu<'a> {
         if let Some(append) = &options.append {
             cmdline = format!("{cmdline} {append}").trim().to_owned();
         }
+        let mut room = options.memory.unwrap_or(u64::MAX);
+        let kernel_bytes = self.load(&kernel, KERNEL_MAX, &mut room)?;
         let (mut initrd, mut initrd_paths) = (Vec::new(), Vec::new());
         for part in initrds {
-            initrd.extend(self.load(&part, INITRD_MAX - initrd.len() as u64)?);
+            initrd.extend(self.load(&part, INITRD_MAX - initrd.len() as u64, &mut room)?);
             initrd_paths.push(part.place.path);
         }
         Ok(BootPlan {
             partition: self.partition,
             config: self.config.to_owned(),
             entry,
-            kernel: self.load(&kernel, KERNEL_MAX)?,
+            kernel: kernel_bytes,
             kernel_path: kernel.place.path,
             initrd,
             initrd_paths,
@@ -238,12 +244,25 @@ impl<'a> Menu<'a> {
         })
     }
 
-    fn load(&self, Load { place, at }: &Load, limit: u64) -> Result<Vec<u8>, Error> {
-        let file = self.scan.read(&place.device, &place.path, limit)?;
-        file.ok_or_else(|| {
-            let what = format_args!("`{}` is not on `{}`", place.path, place.device);
-            at.error_of(ErrorKind::Missing, what)
-        })
+    /// Reads a file of at most `limit` bytes into a machine that has `room` for so many, which it
+    /// takes off.
+    fn load(
+        &self,
+        Load { place, at }: &Load,
+        limit: u64,
+        room: &mut u64,
+    ) -> Result<Vec<u8>, Error> {
+        let Place { device, path } = place;
+        let missing =
+            || at.error_of(ErrorKind::Missing, format_args!("`{path}` is not on `{device}`"));
+        let size = self.scan.size(device, path)?.ok_or_else(missing)?;
+        if size > *room {
+            let what = format_args!("`{path}` has {size} bytes, the memory has room for {room}");
+            return Err(at.error_of(ErrorKind::TooLarge, what));
+        }
+        let bytes = self.scan.read(device, path, limit.min(*room))?.ok_or_else(missing)?;
+        *room -= bytes.len() as u64;
+        Ok(bytes)
     }
 
     fn list(&mut self) -> Result<Vec<Entry>, Error> {

@@ -164,7 +164,8 @@ fn entries_are_found_by_title_id_index_and_path() {
         "Debian GNU/Linux, with Linux 6.1.0-53-cloud-amd64",
         "gnulinux-6.1.0-53-cloud-amd64-advanced-25e0f7ba-05cb-4d17-ae3d-21eb0e1a8e4f",
     ] {
-        let options = Options { entry: Some(name.to_owned()), append: Some("quiet".to_owned()) };
+        let (entry, append) = (Some(name.to_owned()), Some("quiet".to_owned()));
+        let options = Options { entry, append, ..Options::default() };
         let plan = find(&disk, &options).unwrap();
         assert_eq!(
             (plan.entry.as_str(), plan.kernel.as_slice()),
@@ -172,7 +173,7 @@ fn entries_are_found_by_title_id_index_and_path() {
         );
         assert!(plan.cmdline.ends_with("consoleblank=0 quiet"), "{}", plan.cmdline);
     }
-    let options = Options { entry: Some("Windows".to_owned()), append: None };
+    let options = Options { entry: Some("Windows".to_owned()), ..Options::default() };
     let error = find(&disk, &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSuchEntry);
     assert!(error.to_string().starts_with("no boot entry `Windows`; expected `Advanced options"));
@@ -317,6 +318,37 @@ fn a_kernel_beyond_the_limit_is_refused_unread() {
     let error = boot(&fs_err::read(image).unwrap()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert_eq!(error.to_string(), "expected at most 268435456 bytes in `/huge`, got 1099511627776");
+}
+
+#[test]
+fn files_that_the_memory_cannot_hold_are_refused_unread() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = b"menuentry a {\nlinux /k\ninitrd /small /sparse\n}";
+    let root = tree(
+        dir.path(),
+        &[("/boot/grub/grub.cfg", config), ("/k", &[1; 5000]), ("/small", &[2; 3000])],
+    );
+    File::create(root.join("sparse")).unwrap().set_len(512 * MIB).unwrap();
+    let image = dir.path().join("fs");
+    File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+    run(Command::new("/usr/sbin/mke2fs").args(["-q", "-F", "-d"]).arg(root).arg(&image));
+    let disk = disk(fs_err::read(image).unwrap());
+    for (memory, expected) in [
+        (4999, "line 2: `/k` has 5000 bytes, the memory has room for 4999"),
+        (5001, "line 3: `/small` has 3000 bytes, the memory has room for 1"),
+        (
+            8000 + 512 * MIB - 1,
+            "line 3: `/sparse` has 536870912 bytes, the memory has room for 536870911",
+        ),
+    ] {
+        let error = find(&disk, &Options { memory: Some(memory), ..Options::default() });
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert_eq!(error.to_string(), format!("`/boot/grub/grub.cfg` {expected}"));
+    }
 }
 
 /// A small bootable file system without checksums, behind which damage would hide; made once.

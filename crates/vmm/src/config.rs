@@ -43,7 +43,7 @@ pub struct MachineConfig {
 /// What a machine starts.
 #[derive(Debug, Clone)]
 pub enum Boot {
-    /// What the boot loader finds on the first disk.
+    /// What the boot loader finds on the first disk. Its limit on memory is set to the machine's.
     FromDisk(bootyard_bootload::Options),
     /// A kernel that is given.
     Kernel {
@@ -70,6 +70,8 @@ pub enum Reboot {
 /// A disk of the machine.
 #[derive(Clone)]
 pub struct DiskConfig {
+    /// What messages call it: its path, for instance.
+    pub name: String,
     /// Its bytes. A disk without a writer is read-only.
     pub disk: Arc<dyn Disk>,
     /// The guest may not write to it.
@@ -125,6 +127,7 @@ impl fmt::Debug for MachineConfig {
 impl fmt::Debug for DiskConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DiskConfig")
+            .field("name", &self.name)
             .field("serial", &self.serial)
             .field("read_only", &self.read_only)
             .field("size", &self.disk.virtual_size())

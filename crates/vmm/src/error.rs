@@ -58,7 +58,7 @@ pub enum Error {
     /// The disk has nothing to boot.
     #[error("cannot boot from disk `{disk}`")]
     FindBoot {
-        /// The disk's serial number.
+        /// The disk's [`crate::DiskConfig::name`].
         disk: String,
         /// What the boot loader found.
         #[source]

@@ -190,8 +190,9 @@ fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Res
 
 fn find_on_disk(config: &MachineConfig, options: &Options) -> Result<BootPlan, Error> {
     let disk = config.disks.first().expect("the configuration was checked");
-    bootyard_bootload::find(&disk.disk, options)
-        .map_err(|source| Error::FindBoot { disk: disk.serial.clone(), source })
+    let options = Options { memory: Some(config.memory_size()), ..options.clone() };
+    bootyard_bootload::find(&disk.disk, &options)
+        .map_err(|source| Error::FindBoot { disk: disk.name.clone(), source })
 }
 
 fn interrupt_line() -> Result<EventFd, Error> {

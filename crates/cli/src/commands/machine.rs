@@ -24,8 +24,8 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         cpus: args.cpus,
         memory: args.memory,
         boot: Boot::FromDisk(bootyard_bootload::Options {
-            entry: None,
             append: args.append.clone(),
+            ..bootyard_bootload::Options::default()
         }),
         disks: disks.collect::<Result<_, _>>()?,
         serial_output: Box::new(io::stdout()),
@@ -53,7 +53,12 @@ fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
         }
         format => return Err(no_writer(&path, format)),
     };
-    Ok(DiskConfig { disk, read_only, serial: format!("disk-{index}") })
+    Ok(DiskConfig {
+        name: path.display().to_string(),
+        disk,
+        read_only,
+        serial: format!("disk-{index}"),
+    })
 }
 
 fn no_writer(path: &Path, format: Format) -> Failure {
