@@ -13,7 +13,8 @@ use crate::error::Error;
 pub const CPUS_MAX: u32 = 64;
 /// The least memory: below this no distribution's kernel gets to its initrd.
 pub const MEMORY_MIN: u64 = 64 << 20;
-/// The most memory: what 40 bits of physical address reach.
+/// The most memory: 512 GiB, well within the 40 bits of physical address that a server's processor
+/// has at least.
 pub const MEMORY_MAX: u64 = 1 << 39;
 /// Memory comes in multiples of the processor's large pages.
 const MEMORY_STEP: u64 = 2 << 20;
@@ -38,7 +39,14 @@ pub struct MachineConfig {
     pub serial_input: Option<Box<dyn Read + Send>>,
     /// What a guest's wish to restart does.
     pub reboot: Reboot,
+    /// Is told, in one line for people, that a disk failed or a device stopped, of which the guest
+    /// only learns that something did. Called on the devices' and processors' threads, for the
+    /// first failure of each device and then for the 2nd, 4th, 8th….
+    pub report: Report,
 }
+
+/// Takes a line for people.
+pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// What a machine starts.
 #[derive(Debug, Clone)]

@@ -25,10 +25,11 @@ mod legacy;
 mod loader;
 mod machine;
 pub mod pci;
+mod report;
 pub mod virtio;
 
 pub use config::{
-    Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, Reboot,
+    Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, Reboot, Report,
 };
 pub use error::{Error, ErrorKind, LoadError, Stuck};
 pub use exit::Exit;

@@ -23,6 +23,7 @@ use crate::hv::{Buses, Kvm, Vcpu, VcpuThreads, Vm};
 use crate::legacy::{KeyboardController, Output, PanicDevice, PowerPorts, Rtc, SerialPort};
 use crate::loader::{BootFiles, InitState, Kernel};
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
+use crate::report::Failures;
 use crate::virtio::{Block, Entropy, VirtioDevice, VirtioPci};
 
 /// A machine that can be run.
@@ -127,13 +128,10 @@ fn add_pci(config: &MachineConfig, vm: &Arc<Vm>, buses: &Buses) -> Result<(), Er
         device: "PCI devices",
         source,
     };
-    let disks = config.disks.iter().map(|disk| -> Box<dyn VirtioDevice> {
-        Box::new(Block::new(Arc::clone(&disk.disk), disk.read_only, &disk.serial))
-    });
-    let entropy: Box<dyn VirtioDevice> = Box::new(Entropy::new());
-    for device in disks.chain([entropy]) {
+    for (device, failures) in virtio_devices(config) {
         let (msi, doorbells) = (Arc::clone(vm), Arc::clone(vm));
-        let device = VirtioPci::new(device, vm.memory().clone(), msi, doorbells);
+        let on_fault = Box::new(move |fault| failures.add(&fault));
+        let device = VirtioPci::new(device, vm.memory().clone(), msi, doorbells, on_fault);
         let device = device.map_err(|error| failed(error.into()))?;
         root.add(Arc::new(device)).map_err(|error| failed(error.into()))?;
     }
@@ -142,6 +140,20 @@ fn add_pci(config: &MachineConfig, vm: &Arc<Vm>, buses: &Buses) -> Result<(), Er
     let ecam = buses.memory.insert(layout::ECAM, Arc::new(Ecam::new(root)));
     ecam.expect("the layout's ranges are disjoint");
     Ok(())
+}
+
+/// The devices in the order of their slots, and where their failures go.
+fn virtio_devices(
+    config: &MachineConfig,
+) -> impl Iterator<Item = (Box<dyn VirtioDevice>, Failures)> {
+    let disks = config.disks.iter().map(|disk| -> (Box<dyn VirtioDevice>, _) {
+        let failures = Failures::new(&config.report, &format!("disk `{}`", disk.name));
+        let failed = failures.clone();
+        let block = Block::new(Arc::clone(&disk.disk), disk.read_only, &disk.serial);
+        (Box::new(block.on_error(move |error| failed.add(error))), failures)
+    });
+    let entropy = Failures::new(&config.report, "entropy device");
+    disks.chain([(Box::new(Entropy::new()) as Box<dyn VirtioDevice>, entropy)])
 }
 
 fn guest_memory(size: u64) -> Result<GuestMemoryMmap, Error> {
@@ -283,9 +295,11 @@ fn start_typing(mut input: Box<dyn Read + Send>, control: &Control) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use bootyard_image::{Disk, Extent};
     use vm_memory::GuestMemoryBackend;
 
     use super::*;
+    use crate::config::DiskConfig;
 
     #[test]
     fn guest_memory_begins_at_large_pages() {
@@ -296,6 +310,46 @@ mod tests {
                 assert_eq!(host as usize % (2 << 20), 0, "{range:x?} of {size:#x}");
             }
         }
+    }
+
+    /// A disk of a host that cannot read it.
+    struct Broken;
+
+    impl Disk for Broken {
+        fn virtual_size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read_at(&self, _: &mut [u8], offset: u64) -> Result<(), bootyard_image::Error> {
+            Err(bootyard_image::Error::read(io::Error::other("bad sector"), offset))
+        }
+
+        fn extent_at(&self, offset: u64) -> Result<Extent, bootyard_image::Error> {
+            Ok(Extent { len: self.virtual_size() - offset, zero: false })
+        }
+    }
+
+    #[test]
+    fn a_disk_that_does_not_boot_is_called_by_its_name() {
+        let disk = DiskConfig {
+            name: "/vm/root.raw".to_owned(),
+            disk: Arc::new(Broken),
+            read_only: true,
+            serial: "disk-0".to_owned(),
+        };
+        let config = MachineConfig {
+            name: "vm".to_owned(),
+            cpus: std::num::NonZeroU32::MIN,
+            memory: 64 << 20,
+            boot: Boot::FromDisk(Options::default()),
+            disks: vec![disk],
+            serial_output: Box::new(io::sink()),
+            serial_input: None,
+            reboot: Reboot::Restart,
+            report: Arc::new(|_| {}),
+        };
+        let error = find_on_disk(&config, &Options::default()).unwrap_err();
+        assert_eq!(error.to_string(), "cannot boot from disk `/vm/root.raw`");
     }
 
     #[test]

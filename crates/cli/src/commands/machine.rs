@@ -31,6 +31,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         serial_output: Box::new(io::stdout()),
         serial_input: Some(Box::new(io::stdin())),
         reboot: Reboot::Restart,
+        report: Arc::new(|line| output::error(&format!("{line}\n"))),
     };
     if let Some(number) = args.lifeline {
         lifeline::watch(number, || exit(machine_exit::ORPHANED))

@@ -2,11 +2,11 @@
 //! the driver's interrupt vectors. No lock here is held for long, so that the transport can wait for
 //! the thread while it holds its own.
 
-use std::sync::Mutex;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
-use super::Error;
 use super::transport::status;
+use super::{Error, OnFault};
 use crate::pci::MsiX;
 
 /// "No vector" in the registers that choose one (§4.1.5.1.2).
@@ -17,18 +17,17 @@ const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
 /// Raises a device's interrupts.
-#[derive(Debug)]
 pub(super) struct Interrupt {
     pub(super) msix: MsiX,
     status: AtomicU8,
     isr: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
-    fault: Mutex<Option<Error>>,
+    on_fault: OnFault,
 }
 
 impl Interrupt {
-    pub(super) fn new(msix: MsiX, queues: usize) -> Self {
+    pub(super) fn new(msix: MsiX, queues: usize, on_fault: OnFault) -> Self {
         let no_vector = || AtomicU16::new(NO_VECTOR);
         Self {
             msix,
@@ -36,7 +35,7 @@ impl Interrupt {
             isr: AtomicU8::new(0),
             config_vector: no_vector(),
             queue_vectors: std::iter::repeat_with(no_vector).take(queues).collect(),
-            fault: Mutex::new(None),
+            on_fault,
         }
     }
 
@@ -46,19 +45,15 @@ impl Interrupt {
         self.msix.raise(self.queue_vector(index));
     }
 
-    /// Tells the driver that the device works again only after a reset, and keeps the reason for
-    /// the machine's owner.
+    /// Tells the driver that the device works again only after a reset, and the
+    /// machine's owner why.
     pub(super) fn fail(&self, fault: Error) {
-        *self.fault.lock().expect("no holder of this lock panics") = Some(fault);
+        (self.on_fault)(fault);
         let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::AcqRel);
         if before & status::DRIVER_OK != 0 {
             self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
             self.msix.raise(self.config_vector());
         }
-    }
-
-    pub(super) fn take_fault(&self) -> Option<Error> {
-        self.fault.lock().expect("no holder of this lock panics").take()
     }
 
     pub(super) fn status(&self) -> u8 {
@@ -105,5 +100,14 @@ impl Interrupt {
         for vector in &self.queue_vectors {
             vector.store(NO_VECTOR, Ordering::Release);
         }
+    }
+}
+
+impl fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupt")
+            .field("status", &self.status)
+            .field("isr", &self.isr)
+            .finish_non_exhaustive()
     }
 }

@@ -75,6 +75,9 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
     fn run(&mut self, session: &mut Session) -> Result<(), Error>;
 }
 
+/// Is told why a device stopped, on the device's thread or a processor's.
+pub type OnFault = Box<dyn Fn(Error) + Send + Sync>;
+
 /// Why a device stopped and needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

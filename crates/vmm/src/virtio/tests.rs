@@ -307,7 +307,7 @@ fn the_access_window_reaches_registers_without_a_mapped_bar() {
 
 #[test]
 fn a_virtqueue_that_cannot_work_needs_a_reset() {
-    let (machine, function, address) = Machine::with(Entropy::new());
+    let (machine, _function, address) = Machine::with(Entropy::new());
     let driver = Driver::bind(&machine, address);
     for (register, value) in [
         (common::QUEUE_SIZE, &[3, 0][..]),
@@ -324,14 +324,14 @@ fn a_virtqueue_that_cannot_work_needs_a_reset() {
         driver.set(register, value);
         driver.set(common::QUEUE_ENABLE, &[1, 0]);
         assert_ne!(driver.add_status(DRIVER_OK) & NEEDS_RESET, 0, "{register:#x} {value:?}");
-        assert!(matches!(function.take_fault(), Some(Error::Queue { index: 0, .. })));
+        assert!(matches!(machine.take_fault(), Some(Error::Queue { index: 0, .. })));
     }
     entropy(&mut driver.start(0, QUEUE));
 }
 
 #[test]
 fn a_broken_ring_stops_the_device_until_it_is_reset() {
-    let (machine, function, address) = Machine::with(Entropy::new());
+    let (machine, _function, address) = Machine::with(Entropy::new());
     let driver = Driver::bind(&machine, address);
     type Breakage = (&'static str, fn(&mut GuestQueue<'_, '_>));
     let cases: [Breakage; 6] = [
@@ -359,7 +359,7 @@ fn a_broken_ring_stops_the_device_until_it_is_reset() {
         assert_eq!(machine.interrupt().data, 0x4000, "{what}: a configuration change");
         driver.wait_needs_reset();
         driver.reset();
-        assert!(function.take_fault().is_some(), "{what}");
+        assert!(machine.take_fault().is_some(), "{what}");
         entropy(&mut driver.start(0, QUEUE));
     }
 }
@@ -387,7 +387,7 @@ fn a_device_that_panics_asks_for_a_reset_and_survives_it() {
         }
     }
 
-    let (machine, function, address) = Machine::with(Fragile);
+    let (machine, _function, address) = Machine::with(Fragile);
     let driver = Driver::bind(&machine, address);
     for _ in 0..2 {
         let mut queue = driver.start(0, QUEUE);
@@ -395,7 +395,7 @@ fn a_device_that_panics_asks_for_a_reset_and_survives_it() {
         queue.ring();
         driver.wait_needs_reset();
         driver.reset();
-        assert!(matches!(function.take_fault(), Some(Error::Panicked)));
+        assert!(matches!(machine.take_fault(), Some(Error::Panicked)));
         machine.pending_interrupts();
     }
 }

@@ -33,7 +33,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::session::Worker;
-use super::{Error, Interrupt, Session, VirtioDevice, Virtqueue};
+use super::{Error, Interrupt, OnFault, Session, VirtioDevice, Virtqueue};
 use crate::interrupt::{Doorbells, MsiSink};
 use crate::pci::{ConfigSpace, Identity, MSIX_REGION_SIZE, MsiX, PciDevice};
 
@@ -139,12 +139,14 @@ struct QueueSetup {
 }
 
 impl VirtioPci {
-    /// `device` as a PCI function that reads and writes `memory`.
+    /// `device` as a PCI function that reads and writes `memory`. `on_fault` is told why whenever
+    /// it stops with DEVICE_NEEDS_RESET.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         msi: Arc<dyn MsiSink>,
         doorbells: Arc<dyn Doorbells>,
+        on_fault: OnFault,
     ) -> io::Result<Self> {
         let queues: Vec<_> = device.queue_sizes().iter().copied().map(QueueSetup::new).collect();
         let msix = MsiX::new(queues.len() + 1, msi);
@@ -163,7 +165,7 @@ impl VirtioPci {
             features: device.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT,
             device_config,
             memory,
-            interrupt: Arc::new(Interrupt::new(msix, queues.len())),
+            interrupt: Arc::new(Interrupt::new(msix, queues.len(), on_fault)),
             doorbells,
             events,
             config,
@@ -171,11 +173,6 @@ impl VirtioPci {
             window_capability,
             state: Mutex::new(State::new(queues, device)),
         })
-    }
-
-    /// Why the device last stopped with DEVICE_NEEDS_RESET.
-    pub fn take_fault(&self) -> Option<Error> {
-        self.interrupt.take_fault()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

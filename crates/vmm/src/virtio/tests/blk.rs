@@ -321,7 +321,7 @@ fn writes_are_flushed_at_once_only_for_drivers_that_never_flush() {
 
 #[test]
 fn a_request_without_header_or_status_stops_the_device() {
-    let (machine, function, address) = Machine::with(Block::new(disk().0, false, "vda"));
+    let (machine, _function, address) = Machine::with(Block::new(disk().0, false, "vda"));
     let driver = Driver::bind(&machine, address);
     for buffers in [&[(HEADER, 16, false)][..], &[(HEADER, 15, false), (STATUS, 1, true)]] {
         let mut queue = driver.start(ALL, QUEUE);
@@ -329,7 +329,7 @@ fn a_request_without_header_or_status_stops_the_device() {
         queue.ring();
         driver.wait_needs_reset();
         driver.reset();
-        assert!(function.take_fault().is_some());
+        assert!(machine.take_fault().is_some());
         machine.pending_interrupts();
     }
     assert_eq!(send(&mut driver.start(ALL, QUEUE), IN, 5, &[], 512).data, [5; 512]);

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::{Bus, BusDevice};
 use crate::interrupt::{Doorbells, MsiMessage, MsiSink};
 use crate::pci::{ConfigPorts, Ecam, PciAddress, PciRoot};
-use crate::virtio::{VirtioDevice, VirtioPci};
+use crate::virtio::{Error, VirtioDevice, VirtioPci};
 
 pub(super) const WINDOW: Range<u64> = 0xc000_0000..0xc010_0000;
 pub(super) const RAM_SIZE: usize = 4 << 20;
@@ -54,6 +54,7 @@ pub(super) struct Machine {
     pub(super) ecam: Ecam,
     pub(super) doorbells: Arc<FakeDoorbells>,
     messages: Mutex<Receiver<MsiMessage>>,
+    faults: Arc<Mutex<Vec<Error>>>,
     sink: Arc<FakeSink>,
 }
 
@@ -102,6 +103,7 @@ impl Machine {
             root,
             doorbells: Arc::default(),
             messages: Mutex::new(messages),
+            faults: Arc::default(),
             sink: Arc::new(FakeSink(Mutex::new(sender))),
         }
     }
@@ -116,7 +118,14 @@ impl Machine {
     pub(super) fn function(&self, device: impl VirtioDevice + 'static) -> Arc<VirtioPci> {
         let (sink, doorbells) = (self.sink.clone(), self.doorbells.clone());
         let memory = self.memory.clone();
-        Arc::new(VirtioPci::new(Box::new(device), memory, sink, doorbells).unwrap())
+        let faults = Arc::clone(&self.faults);
+        let on_fault = Box::new(move |fault| faults.lock().unwrap().push(fault));
+        Arc::new(VirtioPci::new(Box::new(device), memory, sink, doorbells, on_fault).unwrap())
+    }
+
+    /// Why a device last stopped, once.
+    pub(super) fn take_fault(&self) -> Option<Error> {
+        self.faults.lock().unwrap().pop()
     }
 
     /// The next interrupt.
