@@ -2,9 +2,10 @@
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Read};
+use std::path::Path;
 
-use bootyard_spec::{Class, Explain, exit_code};
+use bootyard_spec::{ByteSize, Class, Explain, exit_code};
 
 /// Any command's failure, ready to be shown.
 #[derive(Debug)]
@@ -95,13 +96,38 @@ impl<E: Explain + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
+/// The most bytes that are read of one input: as many as a whole seed image has at most.
+const INPUT_MAX: u64 = 240 << 20;
+
 /// Reads a file that the user named; `-` is standard input.
-pub(crate) fn read_input(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
-    let read = if path == std::path::Path::new("-") {
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::stdin().lock(), &mut bytes).map(|_| bytes)
-    } else {
-        fs_err::read(path)
-    };
-    read.map_err(|error| Failure::new(Class::Usage, error))
+pub(crate) fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error| Failure::new(Class::Usage, error);
+    if path == Path::new("-") {
+        return bounded(io::stdin().lock(), path, INPUT_MAX);
+    }
+    bounded(fs_err::File::open(path).map_err(failed)?, path, INPUT_MAX)
+}
+
+fn bounded(input: impl Read, path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = input.take(limit + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::new(Class::Usage, error))?;
+    if bytes.len() as u64 > limit {
+        let limit = ByteSize::from_bytes(limit);
+        let what = format!("`{}` is too large: expected at most {limit}", path.display());
+        return Err(Failure::new(Class::Usage, what));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_without_end_is_refused() {
+        let failure = bounded(io::repeat(1), Path::new("-"), 1024).unwrap_err();
+        assert_eq!(failure.message(), "`-` is too large: expected at most 1Ki");
+        assert_eq!(bounded(io::repeat(1).take(1024), Path::new("-"), 1024).unwrap(), [1; 1024]);
+    }
 }
