@@ -28,7 +28,9 @@
 //! **Back-off** is KubeVirt's: the n-th failure in a row waits 10·n² seconds and up to half as long
 //! again, at most 300. KubeVirt counts only machines that never came to run. Here a machine runs as
 //! soon as its process does, so a failure counts if it comes within [`BackOff::settled`] of that;
-//! later ones, and ends without failure, start again at once and start the count anew.
+//! later ones, and ends without failure, start again at once and start the count anew. So a guest
+//! that powers off as soon as it is up starts again as often as it does so under Always, as in
+//! KubeVirt: there it is the price of a new pod that keeps the pace down, here it is the boot alone.
 
 use std::time::Duration;
 
@@ -193,7 +195,9 @@ impl Policy {
     /// When the next [`Event::Tick`] is due, if time matters in this state.
     pub fn deadline(&self, state: State) -> Option<Duration> {
         match state {
-            State::Running { since, .. } => self.time_limit.map(|limit| since + limit),
+            State::Running { since, .. } => {
+                self.time_limit.map(|limit| since.saturating_add(limit))
+            }
             State::BackOff { until, .. } => Some(until),
             _ => None,
         }
@@ -233,7 +237,7 @@ impl Policy {
         if !again {
             (State::Done { end }, None)
         } else if failed && failures > 0 {
-            let until = now + self.back_off.wait(failures, jitter);
+            let until = now.saturating_add(self.back_off.wait(failures, jitter));
             (State::BackOff { until, failures }, None)
         } else {
             (State::Starting { failures: 0 }, Some(Action::Launch))

@@ -130,3 +130,9 @@ fn the_back_off_grows_to_its_cap() {
     }
     assert_eq!(back_off.wait(u32::MAX, 1.0), seconds(300));
 }
+
+#[test]
+fn a_limit_beyond_all_time_is_no_limit() {
+    let policy = Policy { time_limit: Some(Duration::MAX), ..policy(RunStrategy::Once) };
+    assert_eq!(policy.deadline(RUNNING), Some(Duration::MAX));
+}
