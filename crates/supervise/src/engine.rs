@@ -80,6 +80,8 @@ pub struct Ended {
     pub end: GuestEnd,
     /// Why, if the engine failed.
     pub failure: Option<Failure>,
+    /// What else there is to say: why the guest crashed, the first error of a disk.
+    pub note: Option<String>,
 }
 
 /// Why an engine failed.

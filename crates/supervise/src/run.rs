@@ -31,8 +31,10 @@ pub struct Outcome {
     pub end: GuestEnd,
     /// How often it was started.
     pub runs: u32,
-    /// Why the engine failed, if it did in the last run.
+    /// Why the engine failed, if `end` is that it did.
     pub failure: Option<Failure>,
+    /// What else there is to say about that end, as in [`Ended::note`].
+    pub note: Option<String>,
 }
 
 /// Starts a machine and keeps it as `policy` asks, until it is done or `cancel` is on. An engine
@@ -57,13 +59,16 @@ pub fn run(
         state: State::Stopped,
         machine: None,
         runs: 0,
-        failure: None,
+        last: None,
     };
     supervisor.event(Event::Start)?;
     loop {
         if let State::Done { end } = supervisor.state {
-            let (runs, failure) = (supervisor.runs, supervisor.failure);
-            return Ok(Outcome { end, runs, failure });
+            let runs = supervisor.runs;
+            // Who is stopped while backing off does not end as the run before did.
+            let last = supervisor.last.filter(|last| last.end == end);
+            let (failure, note) = last.map_or((None, None), |last| (last.failure, last.note));
+            return Ok(Outcome { end, runs, failure, note });
         }
         let event = supervisor.next_event()?;
         supervisor.event(event)?;
@@ -80,7 +85,7 @@ struct Supervisor<'a> {
     state: State,
     machine: Option<Box<dyn Running>>,
     runs: u32,
-    failure: Option<Failure>,
+    last: Option<Ended>,
 }
 
 impl Supervisor<'_> {
@@ -94,10 +99,10 @@ impl Supervisor<'_> {
             return Ok(if cancelled { Event::Stop } else { Event::Tick });
         };
         let woken = match self.state {
-            // It was killed: what its process says about its end does not matter any more.
+            // It was killed: how its process ended does not matter any more.
             State::Stopping { cause, .. } => {
-                machine.join()?;
-                Woken::Ended(Ended { end: cause, failure: None })
+                let note = machine.join()?.note;
+                Woken::Ended(Ended { end: cause, failure: None, note })
             }
             _ => machine.wait(self.cancel, timeout)?,
         };
@@ -107,8 +112,9 @@ impl Supervisor<'_> {
             Woken::Ended(ended) => {
                 self.observer.ended(&ended);
                 self.machine = None;
-                self.failure = ended.failure;
-                Event::Ended(ended.end)
+                let end = ended.end;
+                self.last = Some(ended);
+                Event::Ended(end)
             }
         })
     }

@@ -9,7 +9,7 @@
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bootyard_spec::{ByteSize, Class, Explain, GuestEnd, RunStrategy};
 use bootyard_supervise::strategy::{BackOff, Policy, State};
@@ -30,6 +30,9 @@ const HELLO: &[u8] = &[0xb0, b'A', 0xba, 0xf8, 0x03, 0xee];
 const POWER_OFF: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd];
 /// The pvpanic device: 1 to port 0x505.
 const PANIC: &[u8] = &[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd];
+/// The BIOS's disk service: writes the second sector.
+const WRITE_SECTOR: &[u8] =
+    &[0xb8, 0x01, 0x03, 0xb9, 0x02, 0x00, 0xba, 0x80, 0x00, 0xbb, 0x00, 0x7c, 0xcd, 0x13];
 /// `cli; hlt` for ever.
 const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
 /// Unless CMOS byte 0x7f is set: sets it and resets by port 0xcf9. What follows runs after that.
@@ -71,9 +74,13 @@ impl Guest {
         Serial { input: Stdio::null(), output: log.into_parts().0.into() }
     }
 
-    /// What the guest wrote to its serial port in all runs; the BIOS writes nothing there.
+    fn log_text(&self) -> String {
+        String::from_utf8_lossy(&fs_err::read(self.log()).unwrap()).into_owned()
+    }
+
+    /// What the guest wrote to its serial port in all runs; the BIOS writes no `A`.
     fn written(&self) -> String {
-        fs_err::read_to_string(self.log()).unwrap()
+        self.log_text().matches('A').collect()
     }
 }
 
@@ -111,7 +118,7 @@ fn qemu() -> Option<QemuEngine> {
 }
 
 fn supervise(
-    engine: &QemuEngine,
+    engine: &dyn Engine,
     guest: &Guest,
     strategy: RunStrategy,
     time_limit: Duration,
@@ -130,7 +137,7 @@ fn ends_once(code: &[&[u8]], limit: Duration, end: GuestEnd, written: &str) {
     let Some(engine) = qemu() else { return };
     let (guest, cancel) = (Guest::new(code), Cancel::new().unwrap());
     let outcome = supervise(&engine, &guest, RunStrategy::Once, limit, &cancel, &|_| {});
-    assert_eq!(outcome, Outcome { end, runs: 1, failure: None });
+    assert_eq!(outcome, Outcome { end, runs: 1, failure: None, note: None });
     assert_eq!(guest.written(), written);
 }
 
@@ -160,7 +167,7 @@ fn a_guest_is_stopped_when_the_user_says_so() {
     let (guest, cancel) = (Guest::new(&[HELLO, HANG]), Cancel::new().unwrap());
     cancel.cancel();
     let outcome = supervise(&engine, &guest, RunStrategy::Always, PATIENCE, &cancel, &|_| {});
-    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 1, failure: None });
+    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 1, failure: None, note: None });
 }
 
 #[test]
@@ -174,7 +181,7 @@ fn always_starts_again_until_the_user_stops_it() {
     };
     let strategy = RunStrategy::Always;
     let outcome = supervise(&engine, &guest, strategy, PATIENCE, &cancel, &stop_after_two);
-    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 3, failure: None });
+    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 3, failure: None, note: None });
     assert!(guest.written().starts_with("AA"));
 }
 
@@ -189,7 +196,7 @@ fn rerun_on_failure_starts_again_until_the_guest_powers_off() {
     };
     let strategy = RunStrategy::RerunOnFailure;
     let outcome = supervise(&engine, &guest, strategy, PATIENCE, &cancel, &heal_after_two);
-    assert_eq!(outcome, Outcome { end: GuestEnd::PowerOff, runs: 3, failure: None });
+    assert_eq!(outcome, Outcome { end: GuestEnd::PowerOff, runs: 3, failure: None, note: None });
     assert_eq!(guest.written(), "AAA");
 }
 
@@ -250,9 +257,9 @@ fn machine(guest: &Guest, script: &str) -> KvmEngine {
 fn a_machines_exit_code_tells_the_end() {
     let guest = Guest::new(&[HANG]);
     for (script, end, class) in [
-        ("exit 0", GuestEnd::PowerOff, None),
+        ("echo a warning >&2; exit 0", GuestEnd::PowerOff, None),
         ("exit 64", GuestEnd::Reset, None),
-        ("exit 65", GuestEnd::Crash, None),
+        ("echo triple fault >&2; exit 65", GuestEnd::Crash, None),
         ("echo 'error: no kernel' >&2; exit 7", GuestEnd::EngineFailed, Some(Class::Boot)),
         ("kill -SEGV $$", GuestEnd::EngineFailed, Some(Class::Engine)),
     ] {
@@ -262,6 +269,7 @@ fn a_machines_exit_code_tells_the_end() {
         if class == Some(Class::Boot) {
             assert_eq!(ended.failure.unwrap().stderr, "error: no kernel");
         }
+        assert_eq!(ended.note.as_deref(), (end == GuestEnd::Crash).then_some("triple fault"));
     }
 }
 
@@ -272,11 +280,69 @@ fn a_machine_holds_the_lifeline_and_is_killed_with_its_handle() {
     let engine = machine(&guest, "for fd; do :; done; echo up; eval \"cat <&${fd#*=}\"; echo gone");
     let machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
     let pid = machine.pid();
-    while guest.written().is_empty() {
+    while guest.log_text().is_empty() {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(guest.written(), "up\n");
+    assert_eq!(guest.log_text(), "up\n");
     drop(machine);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn who_is_stopped_while_backing_off_did_not_fail() {
+    let (guest, cancel) = (Guest::new(&[HANG]), Cancel::new().unwrap());
+    let engine = machine(&guest, "echo broken >&2; exit 7");
+    let stop = |_| cancel.cancel();
+    let outcome = supervise(&engine, &guest, RunStrategy::Always, PATIENCE, &cancel, &stop);
+    assert_eq!(outcome, Outcome { end: GuestEnd::Stopped, runs: 1, failure: None, note: None });
+}
+
+#[test]
+fn a_disk_that_does_not_boot_says_so() {
+    let Some(engine) = qemu() else { return };
+    let (guest, cancel) = (Guest::new(&[]), Cancel::new().unwrap());
+    fs_err::write(&guest.plan.disks[0].path, vec![0; 1 << 20]).unwrap();
+    let mut machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
+    while !guest.log_text().contains("No bootable device.") {
+        let woken = machine.wait(&cancel, Some(Duration::from_millis(50))).unwrap();
+        assert_eq!(woken, Woken::TimedOut);
+    }
+}
+
+#[test]
+fn an_error_of_the_hosts_disk_is_told() {
+    let Some(qemu) = qemu() else { return };
+    let guest = Guest::new(&[HELLO, WRITE_SECTOR, POWER_OFF]);
+    // Files may not grow beyond a sector, nor be written there.
+    let script = format!("trap '' XFSZ; ulimit -f 1; exec {} \"$@\"", qemu.program.display());
+    let engine = QemuEngine { program: machine(&guest, &script).program, ..qemu };
+    let serial = Serial { input: Stdio::null(), output: Stdio::null() };
+    let ended = engine.spawn(&guest.plan, serial).unwrap().join().unwrap();
+    let note = Some("writing `disk0` failed: File too large".to_owned());
+    assert_eq!(ended, Ended { end: GuestEnd::PowerOff, failure: None, note });
+}
+
+#[test]
+fn qemu_does_not_outlive_who_started_it() {
+    let Some(engine) = qemu() else { return };
+    let guest = Guest::new(&[HELLO, HANG]);
+    // To the kernel a thread that ends is a parent that ends; a killed process has no thread left.
+    let spawn = || {
+        let machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
+        let pid = machine.pid();
+        while guest.written().is_empty() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::mem::forget(machine);
+        pid
+    };
+    let pid = std::thread::scope(|scope| scope.spawn(spawn).join().unwrap());
+    // Nobody has waited for it: what is left is a process without a command line.
+    let line = PathBuf::from(format!("/proc/{pid}/cmdline"));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !fs_err::read(&line).unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "QEMU still runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -30,6 +30,7 @@ pub(super) struct Child {
     process: process::Child,
     pidfd: OwnedFd,
     stderr: Receiver<String>,
+    last_words: Option<String>,
     status: Option<ExitStatus>,
 }
 
@@ -48,7 +49,9 @@ impl Child {
             .map_err(Error::system("watching the machine"))
             .and_then(|pidfd| Ok((pidfd, keep_tail(process.stderr.take())?)));
         match watched {
-            Ok((pidfd, stderr)) => Ok(Self { process, pidfd, stderr, status: None }),
+            Ok((pidfd, stderr)) => {
+                Ok(Self { process, pidfd, stderr, last_words: None, status: None })
+            }
             Err(error) => {
                 let _ = process.kill();
                 let _ = process.wait();
@@ -93,8 +96,10 @@ impl Child {
     }
 
     /// The last lines of the standard error of a child that has ended.
-    pub(super) fn last_words(&self) -> String {
-        self.stderr.recv_timeout(PIPE_GRACE).unwrap_or_default()
+    pub(super) fn last_words(&mut self) -> String {
+        let stderr = &self.stderr;
+        let wait = || stderr.recv_timeout(PIPE_GRACE).unwrap_or_default();
+        self.last_words.get_or_insert_with(wait).clone()
     }
 }
 

@@ -65,14 +65,18 @@ struct Machine {
 }
 
 impl Machine {
-    fn ended(&self, status: ExitStatus) -> Ended {
+    fn ended(&mut self, status: ExitStatus) -> Ended {
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         match code.map_or(Err(Class::Engine), machine_exit::end_of) {
-            Ok(end) => Ended { end, failure: None },
+            Ok(end) => {
+                // After a power-off, words on standard error are no reason for anything.
+                let said = (end != GuestEnd::PowerOff).then(|| self.child.last_words());
+                Ended { end, failure: None, note: said.filter(|said| !said.is_empty()) }
+            }
             Err(class) => {
                 let (status, stderr) = (status.to_string(), self.child.last_words());
                 let failure = Some(Failure { class, status, stderr });
-                Ended { end: GuestEnd::EngineFailed, failure }
+                Ended { end: GuestEnd::EngineFailed, failure, note: None }
             }
         }
     }

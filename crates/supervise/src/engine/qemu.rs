@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use crate::{Cancel, DiskFormat, Error, LaunchPlan, PlanDisk};
 /// Runs guests on QEMU.
 #[derive(Debug, Clone)]
 pub struct QemuEngine {
-    /// `qemu-system-x86_64`.
+    /// `qemu-system-x86_64`. If util-linux's `setpriv` lies beside it, as in `/usr/bin`, it makes
+    /// the kernel kill QEMU when the thread that spawned it ends, however that happens.
     pub program: PathBuf,
     /// With KVM; else in software (TCG).
     pub kvm: bool,
@@ -33,10 +34,24 @@ impl Engine for QemuEngine {
         }
         let mut qmp = Qmp::new().map_err(Error::system("making a socket"))?;
         let arguments = arguments(plan, self.kvm, qmp.number());
-        let child = Child::spawn(&self.program, &arguments, serial)?;
+        let guard = self.program.with_file_name("setpriv");
+        let child = if guard.is_file() {
+            Child::spawn(&guard, &guarded(&self.program, arguments), serial)?
+        } else {
+            Child::spawn(&self.program, &arguments, serial)?
+        };
         qmp.handed_over();
         Ok(Box::new(Machine { child, qmp, ended: None }))
     }
+}
+
+/// The arguments with which `setpriv` becomes `program`, killed with its parent. QEMU has no
+/// lifeline of its own: a monitor that hangs up does not end it.
+fn guarded(program: &Path, arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut guarded: Vec<OsString> = vec!["--pdeathsig".into(), "KILL".into(), "--".into()];
+    guarded.push(program.into());
+    guarded.extend(arguments);
+    guarded
 }
 
 /// QEMU's command line. `qmp` is the descriptor of an inherited socket.
@@ -47,7 +62,8 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
     name.push(escaped(plan.name.as_ref()));
     option("-name", name);
     let (accelerator, cpu) = if kvm { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
-    option("-machine", "q35".into());
+    // Without graphics the BIOS, too, speaks on the serial port: a disk that does not boot says so.
+    option("-machine", "q35,graphics=off".into());
     option("-accel", accelerator.into());
     option("-cpu", cpu.into());
     option("-smp", plan.cpus.to_string().into());
@@ -77,8 +93,10 @@ fn drive(index: usize, disk: &PlanDisk) -> OsString {
     let access = if disk.read_only { ",readonly=on" } else { ",discard=unmap" };
     // Without a slash before it, a colon would make the path a URL.
     let here = if disk.path.is_absolute() { "" } else { "./" };
-    let mut drive =
-        OsString::from(format!("if=none,id=disk{index},format={format}{access},file={here}"));
+    // A full host disk is an error that the guest sees, not a guest that stops without a word.
+    let mut drive = OsString::from(format!(
+        "if=none,id=disk{index},format={format},werror=report,rerror=report{access},file={here}"
+    ));
     drive.push(escaped(disk.path.as_os_str()));
     drive
 }
@@ -113,13 +131,15 @@ impl Machine {
         if let Some(ended) = &self.ended {
             return ended.clone();
         }
-        let said = self.qmp.end().filter(|_| status.success());
-        let failure = said.is_none().then(|| Failure {
+        let heard = self.qmp.heard();
+        let end = heard.end.filter(|_| status.success());
+        let failure = end.is_none().then(|| Failure {
             class: Class::Engine,
             status: status.to_string(),
             stderr: self.child.last_words(),
         });
-        let ended = Ended { end: said.unwrap_or(GuestEnd::EngineFailed), failure };
+        let ended =
+            Ended { end: end.unwrap_or(GuestEnd::EngineFailed), failure, note: heard.disk_error };
         self.ended.insert(ended).clone()
     }
 }
@@ -178,10 +198,13 @@ mod tests {
         let disks = [("/vm.qcow2", false, DiskFormat::Qcow2), ("seed.iso", true, DiskFormat::Raw)];
         assert_eq!(
             line(&plan(&disks), false),
-            "-name guest=a,,b -machine q35 -accel tcg,thread=multi -cpu max -smp 1 -m 1073741824B \
-             -drive if=none,id=disk0,format=qcow2,discard=unmap,file=/vm.qcow2 \
+            "-name guest=a,,b -machine q35,graphics=off -accel tcg,thread=multi -cpu max -smp 1 \
+             -m 1073741824B \
+             -drive if=none,id=disk0,format=qcow2,werror=report,rerror=report,discard=unmap,\
+             file=/vm.qcow2 \
              -device virtio-blk-pci,drive=disk0,bootindex=0 \
-             -drive if=none,id=disk1,format=raw,readonly=on,file=./seed.iso \
+             -drive if=none,id=disk1,format=raw,werror=report,rerror=report,readonly=on,\
+             file=./seed.iso \
              -device virtio-blk-pci,drive=disk1 \
              -device virtio-rng-pci -device pvpanic -display none \
              -chardev stdio,id=serial0,signal=off -serial chardev:serial0 \

@@ -4,7 +4,8 @@
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use bootyard_spec::GuestEnd;
@@ -25,12 +26,37 @@ struct Message {
 #[derive(Debug, Default, Deserialize)]
 struct Data {
     reason: Option<String>,
+    /// Of a disk, as `-drive` names it.
+    device: Option<String>,
+    /// "read" or "write".
+    operation: Option<String>,
+}
+
+/// What matters of the events of a QEMU that has exited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// How the guest ended. A panic counts for more than the power-off that follows it.
+    pub(super) end: Option<GuestEnd>,
+    /// The first error of a disk: those that follow have the same cause more often than not.
+    pub(super) disk_error: Option<String>,
+}
+
+impl Heard {
+    fn hear(&mut self, message: Message) {
+        if message.event.as_deref() == Some("BLOCK_IO_ERROR") {
+            self.disk_error.get_or_insert_with(|| disk_error(message.data));
+        } else if self.end != Some(GuestEnd::Crash) {
+            self.end = end(&message).or(self.end);
+        }
+    }
 }
 
 /// Our end of the connection.
 #[derive(Debug)]
 pub(super) struct Qmp {
-    ends: Receiver<GuestEnd>,
+    heard: Arc<Mutex<Heard>>,
+    /// Closed when nothing more is heard.
+    over: Receiver<()>,
     qemu: Option<OwnedFd>,
 }
 
@@ -45,16 +71,18 @@ impl Qmp {
         let mut stream = UnixStream::from(ours);
         // QEMU sends no events before this; it may well wait in the socket until QEMU is up.
         stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
-        let (sender, ends) = mpsc::channel();
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let (listening, over) = mpsc::channel();
+        let shared = Arc::clone(&heard);
         let listen = move || {
             for message in serde_json::Deserializer::from_reader(stream).into_iter() {
-                let Ok(message) = message else { return };
-                // Nobody listens any more: that is no reason to let QEMU's socket fill up.
-                let _ = meaning(&message).map(|end| sender.send(end));
+                let Ok(message) = message else { break };
+                shared.lock().unwrap_or_else(PoisonError::into_inner).hear(message);
             }
+            drop::<Sender<()>>(listening);
         };
         thread::Builder::new().name("qmp".to_owned()).spawn(listen)?;
-        Ok(Self { ends, qemu: Some(qemu) })
+        Ok(Self { heard, over, qemu: Some(qemu) })
     }
 
     /// The number of the descriptor that QEMU inherits.
@@ -67,21 +95,15 @@ impl Qmp {
         self.qemu = None;
     }
 
-    /// How the guest ended, by what a QEMU said that has exited. A panic counts for more than the
-    /// power-off that follows it.
-    pub(super) fn end(&self) -> Option<GuestEnd> {
-        let mut last = None;
-        while let Ok(end) = self.ends.recv_timeout(PIPE_GRACE) {
-            if last != Some(GuestEnd::Crash) {
-                last = Some(end);
-            }
-        }
-        last
+    /// What a QEMU said that has exited.
+    pub(super) fn heard(&self) -> Heard {
+        let _ = self.over.recv_timeout(PIPE_GRACE);
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// What an event says about the guest's end.
-fn meaning(message: &Message) -> Option<GuestEnd> {
+fn end(message: &Message) -> Option<GuestEnd> {
     match (message.event.as_deref()?, message.data.reason.as_deref()) {
         ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => Some(GuestEnd::Crash),
         ("SHUTDOWN", Some("guest-shutdown")) => Some(GuestEnd::PowerOff),
@@ -91,6 +113,14 @@ fn meaning(message: &Message) -> Option<GuestEnd> {
         ("SHUTDOWN", Some(_)) => Some(GuestEnd::Stopped),
         _ => None,
     }
+}
+
+/// "writing `disk0` failed: No space left on device".
+fn disk_error(data: Data) -> String {
+    let doing = if data.operation.as_deref() == Some("write") { "writing" } else { "reading" };
+    let device = data.device.unwrap_or_default();
+    let reason = data.reason.unwrap_or_else(|| "no reason given".to_owned());
+    format!("{doing} `{device}` failed: {reason}")
 }
 
 #[cfg(test)]
@@ -128,7 +158,22 @@ mod tests {
             ),
         ] {
             let message: Message = serde_json::from_str(text).unwrap();
-            assert_eq!(meaning(&message), expected, "{text}");
+            assert_eq!(end(&message), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_panic_and_the_first_disk_error_are_remembered() {
+        let mut heard = Heard::default();
+        for text in [
+            r#"{"event": "BLOCK_IO_ERROR", "data": {"device": "disk0", "operation": "write", "action": "report", "reason": "No space left on device"}}"#,
+            r#"{"event": "BLOCK_IO_ERROR", "data": {"device": "disk1", "operation": "read"}}"#,
+            r#"{"event": "GUEST_PANICKED", "data": {"action": "poweroff"}}"#,
+            r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
+        ] {
+            heard.hear(serde_json::from_str(text).unwrap());
+        }
+        let disk_error = Some("writing `disk0` failed: No space left on device".to_owned());
+        assert_eq!(heard, Heard { end: Some(GuestEnd::Crash), disk_error });
     }
 }
