@@ -129,7 +129,8 @@ pub(crate) struct SeedBuildArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Volume of the store, or a file or device if it has a slash; the first one is booted
+    /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw; the first
+    /// one is booted
     #[arg(long = "disk", value_name = "VOLUME|FILE", required = true)]
     pub(crate) disks: Vec<String>,
     /// Seed image, attached read-only behind the disks
@@ -182,6 +183,9 @@ pub(crate) struct MachineArgs {
     pub(crate) lifeline: Option<i32>,
 }
 
+/// A year: whoever means more means for ever.
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// A number with `s`, `m` or `h`; seconds without.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
@@ -197,7 +201,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|n| n.checked_mul(factor))
         .map(Duration::from_secs)
-        .filter(|duration| !duration.is_zero())
+        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
         .ok_or_else(|| format!("expected a duration such as 90s, 10m or 2h, got `{text}`"))
 }
 
@@ -217,7 +221,7 @@ mod tests {
         for (text, seconds) in [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200)] {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
         }
-        for text in ["", "s", "0", "-1", "1d", "1.5h", "99999999999999999h"] {
+        for text in ["", "s", "0", "-1", "1d", "1.5h", "9000h", "99999999999999999h"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use bootyard_spec::{ByteSize, Class, Explain, exit_code};
 
+use crate::output::plain;
+
 /// Any command's failure, ready to be shown.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -51,12 +53,12 @@ impl Failure {
             return String::new();
         }
         let [red, bold, reset] = ["\x1b[1;31m", "\x1b[1;36m", "\x1b[0m"];
-        let mut text = format!("{red}error{reset}: {}\n", self.error);
+        let mut text = format!("{red}error{reset}: {}\n", plain(&self.message()));
         for cause in self.causes() {
-            let _ = writeln!(text, "  caused by: {cause}");
+            let _ = writeln!(text, "  caused by: {}", plain(&cause));
         }
         if let Some(hint) = &self.hint {
-            let _ = writeln!(text, "{bold}hint{reset}: {hint}");
+            let _ = writeln!(text, "{bold}hint{reset}: {}", plain(hint));
         }
         text
     }

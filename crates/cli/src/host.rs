@@ -1,11 +1,13 @@
 //! What the commands ask of this host: which disks are in which format, which engines work.
 
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use bootyard_image::raw::FileAt;
-use bootyard_image::{Format, HEAD_LEN, ReadAt, sniff};
+use bootyard_image::raw::{FileAt, RawDisk};
+use bootyard_image::{Disk, Format, HEAD_LEN, sniff};
 use bootyard_spec::Class;
-use bootyard_supervise::{HostFacts, KvmFact};
+use bootyard_supervise::{DiskFormat, HostFacts, KvmFact};
 use bootyard_vmm::doctor::{KvmVerdict, probe_kvm};
 
 use crate::error::Failure;
@@ -14,21 +16,72 @@ use crate::settings;
 /// QEMU's program for this processor.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 
-/// The format of a local disk: qcow2, or else raw. What is inside a raw disk is the guest's affair.
-pub(crate) fn disk_format(path: &Path) -> Result<Format, Failure> {
+/// The format of a disk by its name: `.qcow2`, or else raw. The content does not decide, since a
+/// guest writes it: one that turned its raw disk into a qcow2 with a backing file could otherwise
+/// read any file of this host.
+pub(crate) fn format_by_name(path: &Path) -> DiskFormat {
+    let is_qcow2 = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("qcow2"));
+    if is_qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw }
+}
+
+/// Opens a disk that the user named for a look, and checks what would only surprise later: that it
+/// is a file or block device, is stored as its name says, and names no other file.
+pub(crate) fn look_at(path: &Path) -> Result<Box<dyn Disk>, Failure> {
     let failed = |error| Failure::new(Class::Usage, error);
-    let file = fs_err::File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
-        let what = format!("`{}` is a folder, not a disk", path.display());
+    // A pipe would block at its opening.
+    let kind = fs_err::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Failure::new(Class::Usage, format!("disk `{}` does not exist", path.display()))
+        }
+        _ => failed(error),
+    })?;
+    let kind = kind.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let what = format!("`{}` is neither a file nor a block device", path.display());
         return Err(Failure::new(Class::Usage, what));
     }
-    let storage = FileAt::new(file.into_file()).map_err(failed)?;
-    let mut head = vec![0; HEAD_LEN.min(storage.len() as usize)];
-    storage.read_exact_at(&mut head, 0).map_err(failed)?;
-    Ok(match sniff(&head) {
-        Format::Qcow2 => Format::Qcow2,
-        _ => Format::Raw,
-    })
+    let file = fs_err::File::open(path).map_err(failed)?.into_file();
+    let storage = FileAt::new(file).map_err(failed)?;
+    match format_by_name(path) {
+        DiskFormat::Raw => Ok(Box::new(RawDisk::read_only(storage))),
+        DiskFormat::Qcow2 => bootyard_image::open(storage).map_err(|error| unusable(path, &error)),
+    }
+}
+
+fn unusable(path: &Path, error: &bootyard_image::Error) -> Failure {
+    let what = format!("cannot use `{}` as a disk: {error}", path.display());
+    Failure::new(Class::Image, what)
+        .with_hint("a volume has no such dependence: `bootyard import` the image that it is of")
+}
+
+/// Refuses a raw file of the user's that begins like a qcow2: most likely it is one under a
+/// misleading name. What a volume holds is the guest's affair.
+pub(crate) fn check_name(path: &Path) -> Result<(), Failure> {
+    let disk = look_at(path)?;
+    let mut head = vec![0; HEAD_LEN.min(disk.virtual_size() as usize)];
+    disk.read_at(&mut head, 0).map_err(|error| Failure::new(Class::Usage, error))?;
+    if format_by_name(path) == DiskFormat::Qcow2 || sniff(&head) != Format::Qcow2 {
+        return Ok(());
+    }
+    let what = format!("`{}` begins like a qcow2, but is not named so", path.display());
+    Err(Failure::new(Class::Usage, what).with_hint(
+        "if you made it, import it, or give it a name that ends in `.qcow2`; if a guest wrote it, \
+         do not",
+    ))
+}
+
+/// Refuses a disk that a PC's firmware would not start: without the mark of a boot sector it waits
+/// for another disk for ever.
+pub(crate) fn check_boot_sector(path: &Path, disk: &dyn Disk) -> Result<(), Failure> {
+    let mut sector = [0; 512];
+    let has_mark = disk.virtual_size() >= 512
+        && disk.read_at(&mut sector, 0).is_ok()
+        && sector.ends_with(&[0x55, 0xaa]);
+    if has_mark {
+        return Ok(());
+    }
+    let what = format!("nothing to boot was found: `{}` has no boot sector", path.display());
+    Err(Failure::new(Class::Boot, what))
 }
 
 /// What this host can do, found out by trying.

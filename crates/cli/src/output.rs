@@ -1,7 +1,8 @@
 //! Results go to standard output, everything else to standard error: the only two functions that
 //! print. Colours reach terminals only.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use crate::error::Failure;
 
@@ -10,7 +11,8 @@ pub(crate) const ERROR: &str = "error: ";
 
 /// Writes a result.
 pub(crate) fn result(text: &str) -> Result<(), Failure> {
-    let mut stdout = anstream::AutoStream::auto(io::stdout().lock());
+    let mut stdout = io::stdout().lock();
+    let text = if stdout.is_terminal() { plain(text) } else { text.into() };
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::stdout)
 }
 
@@ -25,4 +27,30 @@ pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
 pub(crate) fn error(text: &str) {
     let mut stderr = anstream::AutoStream::auto(io::stderr().lock());
     let _ = stderr.write_all(text.as_bytes());
+}
+
+/// The text with what would act on a terminal made visible: control characters other than line
+/// feeds, and those that turn the direction of writing. File names, URLs, images and servers put
+/// such things into messages.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| {
+        (c.is_control() && c != '\n')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let shown = |c: char| if acts(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_acts_on_the_terminal() {
+        assert_eq!(plain("ä\n\u{1b}[2J\r\u{202e}x"), "ä\n\\u{1b}[2J\\r\\u{202e}x");
+        assert!(matches!(plain("plain"), Cow::Borrowed(_)));
+    }
 }

@@ -1,22 +1,29 @@
 //! The user's terminal as the guest's: every key goes to the guest, and Ctrl-] ends the run.
 
-use std::io::{self, IsTerminal, PipeWriter, Read, Write};
+use std::io::{self, IsTerminal, PipeWriter, Write};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Ctrl-], telnet's old escape: no shell and no editor uses it.
 const ESCAPE: u8 = 0x1d;
 
+/// How the terminal was before it was taken, for whoever ends this process.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
 /// Standard input in raw mode, until this is dropped.
 pub(crate) struct RawTerminal {
-    before: Termios,
+    /// The machine that runs now.
+    machine: Arc<Mutex<Option<PipeWriter>>>,
 }
 
 impl RawTerminal {
-    /// Takes the terminal; `None` if standard input is none.
-    pub(crate) fn enter() -> Option<Self> {
+    /// Takes the terminal; `None` if standard input is none. At the escape `escaped` is called.
+    pub(crate) fn enter(escaped: impl FnOnce() + Send + 'static) -> Option<Self> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return None;
@@ -25,34 +32,53 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(&stdin, OptionalActions::Now, &raw).ok()?;
-        Some(Self { before })
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        let machine = Arc::new(Mutex::new(None));
+        let keys = Arc::clone(&machine);
+        let pump = move || pump(&keys, escaped);
+        thread::Builder::new().name("keys".to_owned()).spawn(pump).ok()?;
+        Some(Self { machine })
     }
 
-    /// An input for a machine that gets every key but the escape, at which `escaped` is called.
-    pub(crate) fn keys(&self, escaped: impl FnOnce() + Send + 'static) -> io::Result<Stdio> {
+    /// The input of the machine that starts now; the one before gets no more keys.
+    pub(crate) fn keys(&self) -> io::Result<Stdio> {
         let (reader, writer) = io::pipe()?;
-        thread::Builder::new().name("keys".to_owned()).spawn(move || pump(writer, escaped))?;
+        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         Ok(reader.into())
     }
 }
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // A terminal that is gone needs no restoring.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        restore();
     }
 }
 
-/// Ends with the machine, whose end of the pipe closes, or at the escape.
-fn pump(mut machine: PipeWriter, escaped: impl FnOnce()) {
+/// Gives the terminal back as it was, if it was taken.
+pub(crate) fn restore() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // A terminal that is gone needs no restoring.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+    }
+}
+
+/// Passes keys on until the terminal is gone, or the escape is typed.
+fn pump(machine: &Mutex<Option<PipeWriter>>, escaped: impl FnOnce()) {
+    let stdin = io::stdin();
     let mut key = [0];
-    while io::stdin().lock().read(&mut key).is_ok_and(|len| len == 1) {
-        if key[0] == ESCAPE {
-            escaped();
-            return;
-        }
-        if machine.write_all(&key).is_err() {
-            return;
+    loop {
+        // Whoever shares the terminal may have made it non-blocking.
+        let _ = poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None);
+        match rustix::io::read(&stdin, &mut key) {
+            Ok(1) if key[0] == ESCAPE => break,
+            Ok(1) => {
+                let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
+                // Between two runs there is nobody to type to.
+                let _ = machine.as_mut().map(|machine| machine.write_all(&key));
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            _ => return,
         }
     }
+    escaped();
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bootyard_import::{Cancel, Report};
+use bootyard_import::{Cancel, Event, Report};
 use bootyard_source::Options;
 use bootyard_spec::{ByteSize, Class, ImportRequest, Target};
 use bootyard_volume::Store;
@@ -11,7 +11,7 @@ use indicatif::HumanBytes;
 
 use crate::args::ImportArgs;
 use crate::error::Failure;
-use crate::json::{FailureLine, ReportLine};
+use crate::json::{EventLine, FailureLine, ReportLine};
 use crate::progress::Display;
 use crate::{output, settings};
 
@@ -19,7 +19,8 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
     let json = args.json;
     let done = import(args);
     if json && let Err(failure) = &done {
-        output::json_line(&FailureLine::new(failure))?;
+        // Whether or not somebody reads it, the failure itself decides the exit code.
+        let _ = output::json_line(&FailureLine::new(failure));
     }
     done
 }
@@ -30,7 +31,10 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     if dry_run {
         let probe = bootyard_import::probe(&request.source, &Options::default())?;
         let plan = bootyard_import::plan(&request, &probe)?;
-        output::result(&format!("{plan}\n"))?;
+        match EventLine::of(&Event::Planned(&plan)).filter(|_| json) {
+            Some(line) => output::json_line(&line)?,
+            None => output::result(&format!("{plan}\n"))?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let store = Store::open(&settings::store_home()?);

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
         Ok(info) => info,
         Err(failure) => {
             if args.json {
-                output::json_line(&FailureLine::new(&failure))?;
+                let _ = output::json_line(&FailureLine::new(&failure));
             }
             return Err(failure);
         }

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use bootyard_image::Disk;
 use bootyard_image::raw::RawDisk;
-use bootyard_image::{Disk, Format};
 use bootyard_spec::Class;
-use bootyard_supervise::{lifeline, machine_exit, parse_disk_argument};
+use bootyard_supervise::{DiskFormat, lifeline, machine_exit, parse_disk_argument};
 use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
 use bootyard_volume::AttachedDisk;
 
@@ -45,14 +45,14 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
 fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
     let (path, read_only) = parse_disk_argument(argument);
     let storage = AttachedDisk::open(&path, read_only)?;
-    let disk: Arc<dyn Disk> = match host::disk_format(&path)? {
-        Format::Raw if read_only => Arc::new(RawDisk::read_only(storage)),
-        Format::Raw => Arc::new(RawDisk::new(storage)),
-        _ if read_only => {
+    let disk: Arc<dyn Disk> = match host::format_by_name(&path) {
+        DiskFormat::Raw if read_only => Arc::new(RawDisk::read_only(storage)),
+        DiskFormat::Raw => Arc::new(RawDisk::new(storage)),
+        DiskFormat::Qcow2 if read_only => {
             let opened = bootyard_image::open(storage);
             Arc::from(opened.map_err(|error| Failure::new(Class::Image, error))?)
         }
-        format => return Err(no_writer(&path, format)),
+        DiskFormat::Qcow2 => return Err(no_writer(&path)),
     };
     Ok(DiskConfig {
         name: path.display().to_string(),
@@ -62,8 +62,8 @@ fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
     })
 }
 
-fn no_writer(path: &Path, format: Format) -> Failure {
-    let what = format!("the kvm engine cannot write to `{}`: it is {format}", path.display());
+fn no_writer(path: &Path) -> Failure {
+    let what = format!("the kvm engine cannot write to `{}`: it is a qcow2", path.display());
     Failure::new(Class::Usage, what).with_hint(format!(
         "import it into a volume, which is raw: `bootyard import {} --name NAME`; or use \
          `--engine qemu`",
@@ -72,16 +72,13 @@ fn no_writer(path: &Path, format: Format) -> Failure {
 }
 
 fn failure(error: bootyard_vmm::Error) -> Failure {
-    let (class, hint) = match error.kind() {
-        ErrorKind::KvmMissing | ErrorKind::KvmBroken => {
-            (Class::Engine, Some("`bootyard doctor` shows what this host can do"))
-        }
-        ErrorKind::Config => (Class::Usage, None),
-        ErrorKind::Boot => {
-            (Class::Boot, Some("use `--engine qemu`, which boots through firmware as a PC would"))
-        }
-        ErrorKind::Device => (Class::Engine, None),
+    let class = match error.kind() {
+        ErrorKind::KvmMissing | ErrorKind::KvmBroken | ErrorKind::Device => Class::Engine,
+        ErrorKind::Config => Class::Usage,
+        ErrorKind::Boot => Class::Boot,
     };
+    let other = "use `--engine qemu`, which boots through firmware as a PC would".to_owned();
+    let hint = error.hint().or_else(|| (class == Class::Boot).then_some(other));
     let failure = Failure::new(class, error);
     match hint {
         Some(hint) => failure.with_hint(hint),

@@ -1,16 +1,17 @@
 //! `bootyard run`: from the arguments to a machine, from the guest's end to an exit code.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bootyard_image::Format;
-use bootyard_spec::{Class, GuestEnd, VmDisk, VmSpec, VolumeName};
+use bootyard_spec::{ByteSize, Class, GuestEnd, VmDisk, VmSpec, VolumeName};
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
-    Cancel, Choice, DiskFormat, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome,
-    QemuEngine, Serial, choose_engine,
+    Cancel, Choice, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, QemuEngine,
+    Serial, choose_engine,
 };
-use bootyard_volume::Store;
+use bootyard_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
+use bootyard_volume::{AttachedDisk, Store};
 
 use crate::args::RunArgs;
 use crate::error::Failure;
@@ -19,16 +20,21 @@ use crate::{host, output, settings, signals};
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let spec = spec(args)?;
-    let plan = LaunchPlan::of(&spec, format)?;
+    let plan = LaunchPlan::of(&spec, |disk| Ok::<_, Failure>(host::format_by_name(&disk.path)))?;
     let (choice, why) = choose_engine(spec.engine, &host::facts())?;
+    let _locks = match choice {
+        Choice::Qemu { .. } => prepare_for_qemu(&spec)?,
+        Choice::Kvm => Vec::new(),
+    };
     let engine = engine(choice)?;
     let policy = Policy::of(&spec);
     let cancel = Cancel::new().map_err(|error| Failure::new(Class::Other, error))?;
     let switch = cancel.clone();
     signals::once(move || switch.cancel())?;
     output::error(&format!("{}: engine {} ({why})\n", spec.name, engine.name()));
-    let mut console =
-        Console { name: &spec.name, terminal: RawTerminal::enter(), cancel: cancel.clone() };
+    let switch = cancel.clone();
+    let terminal = RawTerminal::enter(move || switch.cancel());
+    let mut console = Console { name: &spec.name, terminal, last: None };
     let outcome = bootyard_supervise::run(&policy, &plan, engine.as_ref(), &mut console, &cancel)?;
     drop(console);
     verdict(&spec, &outcome)
@@ -43,8 +49,8 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
     disks.extend(args.seed.clone().map(|path| VmDisk { path, read_only: true }));
     Ok(VmSpec {
         name: machine_name(&args.disks),
-        cpus: args.cpus,
-        memory: args.memory,
+        cpus: cpus(args.cpus)?,
+        memory: memory(args.memory)?,
         disks,
         append: args.append.clone(),
         engine: args.engine,
@@ -53,10 +59,28 @@ fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
     })
 }
 
+/// The limits are the kvm engine's, and hold for both, so that a machine runs on either.
+fn memory(asked: ByteSize) -> Result<ByteSize, Failure> {
+    let [min, max] = [MEMORY_MIN, MEMORY_MAX].map(ByteSize::from_bytes);
+    if (min..=max).contains(&asked) {
+        return Ok(asked);
+    }
+    let what = format!("expected {min} to {max} of memory, got {asked}");
+    Err(Failure::new(Class::Usage, what))
+}
+
+fn cpus(asked: NonZeroU32) -> Result<NonZeroU32, Failure> {
+    if asked.get() <= CPUS_MAX {
+        return Ok(asked);
+    }
+    Err(Failure::new(Class::Usage, format!("expected 1 to {CPUS_MAX} processors, got {asked}")))
+}
+
 /// What has a slash is a path, everything else the name of a volume: what a command does shall not
 /// depend on which files happen to lie in the folder.
 fn resolve(store: &Store, disk: &str) -> Result<PathBuf, Failure> {
     if disk.contains('/') {
+        host::check_name(disk.as_ref())?;
         return Ok(disk.into());
     }
     let name = disk.parse::<VolumeName>().map_err(|error| no_volume(disk, error))?;
@@ -81,11 +105,18 @@ fn machine_name(disks: &[String]) -> String {
     stem.to_string_lossy().into_owned()
 }
 
-fn format(disk: &VmDisk) -> Result<DiskFormat, Failure> {
-    Ok(match host::disk_format(&disk.path)? {
-        Format::Qcow2 => DiskFormat::Qcow2,
-        _ => DiskFormat::Raw,
-    })
+/// Refuses what QEMU would wait for silently, or open on a guest's word. QEMU's own locks keep out
+/// other QEMUs; those that are returned keep out our own machine.
+fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
+    let mut locks = Vec::new();
+    for (index, VmDisk { path, read_only }) in spec.disks.iter().enumerate() {
+        let disk = host::look_at(path)?;
+        if index == 0 {
+            host::check_boot_sector(path, disk.as_ref())?;
+        }
+        locks.push(AttachedDisk::open(path, *read_only)?);
+    }
+    Ok(locks)
 }
 
 fn engine(choice: Choice) -> Result<Box<dyn Engine>, Failure> {
@@ -99,7 +130,8 @@ fn engine(choice: Choice) -> Result<Box<dyn Engine>, Failure> {
 struct Console<'a> {
     name: &'a str,
     terminal: Option<RawTerminal>,
-    cancel: Cancel,
+    /// How the last run ended, until it is told.
+    last: Option<String>,
 }
 
 impl Console<'_> {
@@ -111,29 +143,39 @@ impl Console<'_> {
 }
 
 impl Observer for Console<'_> {
+    /// The last end of all is the command's result, and told there if it is a failure.
     fn changed(&mut self, state: State) {
         match state {
             State::Running { .. } if self.terminal.is_some() => {
                 self.say("running; Ctrl-] stops it");
             }
             State::Running { .. } => self.say("running"),
-            State::BackOff { failures, .. } => {
-                self.say(&format!("failed {failures}× in a row; waiting to start it again"));
+            State::Starting { .. } => {
+                if let Some(end) = self.last.take() {
+                    self.say(&format!("{end}; starting it again"));
+                }
             }
+            State::BackOff { failures, .. } => {
+                let end = self.last.take().unwrap_or_default();
+                self.say(&format!("{end} ({failures}× in a row); waiting to start it again"));
+            }
+            State::Done { end } if end.is_success() => self.say(&end.to_string()),
             _ => {}
         }
     }
 
     fn ended(&mut self, ended: &Ended) {
-        self.say(&ended.end.to_string());
+        self.last = Some(match &ended.failure {
+            Some(failure) => format!("{}: {}", ended.end, failure.stderr.trim_end()),
+            None => ended.end.to_string(),
+        });
     }
 
     fn serial(&mut self) -> Result<Serial, Error> {
         let mut serial = Serial::inherit();
         if let Some(terminal) = &self.terminal {
-            let cancel = self.cancel.clone();
             serial.input = terminal
-                .keys(move || cancel.cancel())
+                .keys()
                 .map_err(|source| Error::System { what: "taking the terminal", source })?;
         }
         Ok(serial)
@@ -152,7 +194,7 @@ fn verdict(spec: &VmSpec, outcome: &Outcome) -> Result<ExitCode, Failure> {
         }
     };
     let mut what = format!("{}: {}", spec.name, outcome.end);
-    if let Some(failure) = &outcome.failure {
+    if let (GuestEnd::EngineFailed, Some(failure)) = (outcome.end, &outcome.failure) {
         let said = failure.stderr.trim_end();
         what = match said.strip_prefix(output::ERROR) {
             // Our own machine's error, complete with causes and hint.
