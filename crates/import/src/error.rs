@@ -10,6 +10,8 @@ use bootyard_source as source;
 use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError, shell_word};
 use bootyard_volume as volume;
 
+use crate::plan::SIZE_MAX;
+
 /// A failed import or inspection. Whatever it is, nothing new stands under the target's
 /// name.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,14 @@ pub enum Error {
         source_name: String,
         /// The media type.
         content_type: String,
+    },
+    /// The volume would be larger than a qcow2 file can be.
+    #[error("a qcow2 volume cannot have {size}: expected at most {limit}")]
+    TooLargeForQcow2 {
+        /// The volume's size.
+        size: ByteSize,
+        /// The largest that can be stored.
+        limit: ByteSize,
     },
     /// The user stopped it.
     #[error("the import was stopped")]
@@ -151,9 +161,10 @@ impl Explain for Error {
             Self::Image(_) | Self::TooLarge { .. } | Self::BeyondLimit { .. } => Class::Image,
             Self::Target(error) => error.class(),
             Self::Checksum { .. } => Class::Checksum,
-            Self::SizeTooSmall { .. } | Self::UnknownSize { .. } | Self::SameFile { .. } => {
-                Class::Usage
-            }
+            Self::SizeTooSmall { .. }
+            | Self::UnknownSize { .. }
+            | Self::TooLargeForQcow2 { .. }
+            | Self::SameFile { .. } => Class::Usage,
             Self::Cancelled { .. } => Class::Interrupted,
             Self::Setup(_) => Class::Other,
         }
@@ -172,6 +183,12 @@ impl Explain for Error {
             Self::SizeTooSmall { virtual_size, .. } => {
                 format!("ask for at least `--size {virtual_size}`, or leave `--size` away")
             }
+            // A larger one cannot be asked for.
+            Self::TooLarge { virtual_size, max_size }
+                if (*virtual_size).max(*max_size) >= SIZE_MAX =>
+            {
+                return None;
+            }
             Self::TooLarge { virtual_size, .. } => {
                 format!("if that is what you want, allow it with `--max-size {virtual_size}`")
             }
@@ -184,6 +201,9 @@ impl Explain for Error {
             Self::Text { .. } => "open the URL in a browser: it may lead to a web page instead of \
                  the file; if it is the disk, give its digest with `--checksum`"
                 .to_owned(),
+            Self::TooLargeForQcow2 { .. } => {
+                "name a smaller `--size`, or use `--output-format raw`".to_owned()
+            }
             Self::UnknownSize { .. } => {
                 "name the size with `--size`, or use `--output-format raw`".to_owned()
             }

@@ -9,6 +9,12 @@ use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, Source, Target};
 
 use crate::Error;
 
+/// The largest disk that a qcow2 file holds which every QEMU opens: an L1 table of 32 MiB, whose
+/// entries of 8 bytes stand for 512 MiB each with clusters of 64 KiB.
+const QCOW2_SIZE_MAX: u64 = (32 << 20) / 8 * (512 << 20);
+/// The largest disk that any system addresses: offsets are signed.
+pub(crate) const SIZE_MAX: ByteSize = ByteSize::from_bytes(i64::MAX as u64);
+
 /// What was found out before the transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
@@ -89,8 +95,13 @@ pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
         (known, Some(capacity)) => Some(capacity.max(known.unwrap_or(0))),
         (known, None) => known.map(round_up).transpose()?,
     };
-    if volume_size.is_none() && request.output_format == OutputFormat::Qcow2 {
-        return Err(Error::UnknownSize { source_name: request.source.to_string() });
+    if request.output_format == OutputFormat::Qcow2 {
+        let unknown = || Error::UnknownSize { source_name: request.source.to_string() };
+        let size = volume_size.ok_or_else(unknown)?;
+        if size > QCOW2_SIZE_MAX {
+            let [size, limit] = [size, QCOW2_SIZE_MAX].map(ByteSize::from_bytes);
+            return Err(Error::TooLargeForQcow2 { size, limit });
+        }
     }
     Ok(Plan {
         source: request.source.clone(),
@@ -121,10 +132,7 @@ pub(crate) fn fits(request: &ImportRequest, virtual_size: u64) -> Result<(), Err
 /// `len` in whole sectors: what a guest can address, and to which `qemu-img` rounds up too.
 pub(crate) fn round_up(len: u64) -> Result<u64, Error> {
     let rounded = len.checked_next_multiple_of(SECTOR).filter(|len| i64::try_from(*len).is_ok());
-    rounded.ok_or(Error::TooLarge {
-        virtual_size: ByteSize::from_bytes(len),
-        max_size: ByteSize::from_bytes(i64::MAX as u64),
-    })
+    rounded.ok_or(Error::TooLarge { virtual_size: ByteSize::from_bytes(len), max_size: SIZE_MAX })
 }
 
 impl Plan {
@@ -158,6 +166,11 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use bootyard_image::{ReadAt, WriteAt, qcow2};
+    use bootyard_spec::Explain;
+
     use super::*;
 
     const GIB: u64 = 1 << 30;
@@ -229,6 +242,11 @@ mod tests {
                 "`http://u:****@h/debian.qcow2` does not tell its length, which a qcow2 volume needs",
             ),
             (
+                &[("size", "4Pi"), ("output", "qcow2")],
+                QCOW2,
+                "a qcow2 volume cannot have 4Pi: expected at most 2Pi",
+            ),
+            (
                 &[],
                 huge,
                 "the image holds a disk of 9223372036854775807; \
@@ -238,6 +256,50 @@ mod tests {
             let error = plan(&request(flags), &probe).unwrap_err();
             assert_eq!(error.to_string(), message);
         }
+    }
+
+    #[test]
+    fn no_size_is_proposed_that_cannot_be_asked_for() {
+        let hint = |flags, virtual_size| {
+            let probe = Probe { virtual_size: Some(virtual_size), ..QCOW2 };
+            plan(&request(flags), &probe).unwrap_err().hint()
+        };
+        assert!(hint(&[("max-size", "1Gi")], 2 * GIB).unwrap().contains("`--max-size 2Gi`"));
+        assert_eq!(hint(&[], i64::MAX as u64), None);
+        assert_eq!(hint(&[("max-size", "1Gi")], u64::MAX - 511), None);
+    }
+
+    /// Takes everything and stores nothing.
+    struct Nowhere;
+
+    impl ReadAt for Nowhere {
+        fn len(&self) -> u64 {
+            0
+        }
+
+        fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    impl WriteAt for Nowhere {
+        fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn zero_at(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_largest_qcow2_volume_is_the_largest_that_is_written() {
+        assert!(qcow2::Writer::new(Nowhere, QCOW2_SIZE_MAX).is_ok());
+        assert!(qcow2::Writer::new(Nowhere, QCOW2_SIZE_MAX + SECTOR).is_err());
     }
 
     #[test]
