@@ -33,7 +33,9 @@ pub struct MachineConfig {
     pub boot: Boot,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
-    /// Where the guest's serial console writes. It is flushed after each byte.
+    /// Where the guest's serial console writes, byte by byte. While it blocks, the guest waits. It
+    /// must hand on [`std::io::ErrorKind::Interrupted`], as files, sockets and pipes do and buffers
+    /// such as [`std::io::Stdout`]'s do not: that is how a machine ends whose console is stuck.
     pub serial_output: Box<dyn Write + Send>,
     /// What is typed on the serial console. A thread of its own reads it to the end.
     pub serial_input: Option<Box<dyn Read + Send>>,

@@ -1,5 +1,6 @@
 //! How a guest ends, and who hears of it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub enum Exit {
 #[derive(Debug, Default)]
 pub(crate) struct ExitLatch {
     outcome: Mutex<Option<Result<Exit, Error>>>,
+    /// Every processor looks here each time it leaves the guest, so it takes no lock.
+    is_posted: AtomicBool,
     posted: Condvar,
 }
 
@@ -32,12 +35,13 @@ impl ExitLatch {
     pub(crate) fn post(&self, outcome: Result<Exit, Error>) {
         let mut slot = self.outcome.lock().expect("no holder of this lock panics");
         slot.get_or_insert(outcome);
+        self.is_posted.store(true, Ordering::Release);
         self.posted.notify_all();
     }
 
-    /// True once there is a reason to end.
+    /// True once there is a reason to end, also after it was taken.
     pub(crate) fn is_posted(&self) -> bool {
-        self.outcome.lock().expect("no holder of this lock panics").is_some()
+        self.is_posted.load(Ordering::Acquire)
     }
 
     /// Waits for the first reason to end; it stays posted.

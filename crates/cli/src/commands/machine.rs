@@ -1,7 +1,9 @@
 //! `bootyard machine`: the KVM machine in this process. `supervise`'s engine starts it as its child
 //! and learns from the exit code how the guest ended.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
             ..bootyard_bootload::Options::default()
         }),
         disks: disks.collect::<Result<_, _>>()?,
-        serial_output: Box::new(io::stdout()),
+        serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
         serial_input: Some(Box::new(io::stdin())),
         reboot: Reboot::Restart,
         report: Arc::new(|line| output::error(&format!("{line}\n"))),
@@ -39,6 +41,12 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     }
     let run = Machine::new(config).and_then(|machine| machine.run(&Control::new()));
     Ok(ExitCode::from(code(&run.map_err(failure)?)))
+}
+
+/// Standard output without the buffer of [`io::Stdout`], which would not let a machine end whose
+/// console nobody reads.
+fn stdout() -> io::Result<File> {
+    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
 /// Opens one disk. The guest's writes go straight to a raw disk; a qcow2 is read only so far.

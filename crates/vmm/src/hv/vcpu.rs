@@ -219,7 +219,8 @@ pub(crate) struct VcpuThreads {
 const KICK_EVERY: Duration = Duration::from_millis(2);
 
 impl VcpuThreads {
-    /// Starts one thread for each of `vcpus` of the machine called `machine`. They end when something is posted in `exit`.
+    /// Starts one thread for each of `vcpus` of the machine called `machine`. They end when
+    /// something is posted in `exit`.
     pub(crate) fn start(
         machine: &str,
         vcpus: Vec<Vcpu>,
@@ -252,12 +253,19 @@ impl VcpuThreads {
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.exit.post(Ok(Exit::Stopped));
-        for thread in self.threads.drain(..) {
-            while !thread.is_finished() {
+        loop {
+            let running: Vec<_> =
+                self.threads.iter().filter(|thread| !thread.is_finished()).collect();
+            if running.is_empty() {
+                break;
+            }
+            for thread in running {
                 // Fails only for a thread that has just ended.
                 let _ = thread.kill(SIGRTMIN());
-                std::thread::sleep(KICK_EVERY);
             }
+            std::thread::sleep(KICK_EVERY);
+        }
+        for thread in self.threads.drain(..) {
             // A panic of the thread has been posted by it.
             let _ = thread.join();
         }
@@ -270,7 +278,46 @@ extern "C" fn on_kick<Info>(_: std::ffi::c_int, _: *mut Info, _: *mut std::ffi::
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    use vmm_sys_util::eventfd::EventFd;
+
     use super::*;
+    use crate::bus::BusDevice;
+    use crate::legacy::SerialPort;
+
+    #[test]
+    fn a_console_that_nobody_reads_delays_no_end() {
+        register_signal_handler(SIGRTMIN(), on_kick).unwrap();
+        let (_reader, mut console) = io::pipe().unwrap();
+        let capacity = rustix::pipe::fcntl_getpipe_size(&console).unwrap();
+        console.write_all(&vec![0; capacity]).unwrap();
+        let exit = Arc::new(ExitLatch::default());
+        let output: crate::legacy::Output = Arc::new(Mutex::new(Box::new(console)));
+        let port = Arc::new(SerialPort::new(EventFd::new(0).unwrap(), output, exit.clone()));
+        let (writing, begun) = channel();
+        let write = || {
+            let (port, writing) = (Arc::clone(&port), writing.clone());
+            std::thread::spawn(move || {
+                writing.send(()).unwrap();
+                port.write(0, b"!");
+            })
+        };
+        let threads = VcpuThreads { threads: vec![write(), write()], exit };
+        begun.recv().unwrap();
+        begun.recv().unwrap();
+        // Into the system call, most probably.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(threads.threads.iter().all(|thread| !thread.is_finished()));
+        let (ended, end) = channel();
+        std::thread::spawn(move || {
+            drop(threads);
+            ended.send(()).unwrap();
+        });
+        end.recv_timeout(Duration::from_secs(20)).expect("the threads end");
+    }
 
     #[test]
     fn port_accesses_are_cut_into_units() {
