@@ -228,7 +228,13 @@ impl<'a> Menu<'a> {
         let kernel_bytes = self.load(&kernel, KERNEL_MAX, &mut room)?;
         let (mut initrd, mut initrd_paths) = (Vec::new(), Vec::new());
         for part in initrds {
-            initrd.extend(self.load(&part, INITRD_MAX - initrd.len() as u64, &mut room)?);
+            let bytes = self.load(&part, INITRD_MAX - initrd.len() as u64, &mut room)?;
+            if initrd.is_empty() {
+                // Most have one part, which is then held once.
+                initrd = bytes;
+            } else {
+                initrd.extend(bytes);
+            }
             initrd_paths.push(part.place.path);
         }
         Ok(BootPlan {

@@ -100,13 +100,13 @@ pub(crate) enum Kernel<'a> {
 }
 
 impl<'a> Kernel<'a> {
-    /// Finds out what `file` is.
-    pub(crate) fn parse(file: &'a [u8]) -> Result<Self, LoadError> {
+    /// Finds out what `file` is. What it unpacks to must fit `memory` bytes.
+    pub(crate) fn parse(file: &'a [u8], memory: u64) -> Result<Self, LoadError> {
         if elf::is_elf(file) {
             return Ok(Self::Pvh { elf: elf::parse(file)?, image: Cow::Borrowed(file) });
         }
         let bzimage = bzimage::parse(file)?;
-        match Self::unpacked(&bzimage) {
+        match Self::unpacked(&bzimage, memory) {
             Ok(kernel) => Ok(kernel),
             // What we cannot unpack, or has no PVH entry, may still start itself.
             Err(_) if bzimage.has_entry_64 => Ok(Self::Linux64(bzimage)),
@@ -114,8 +114,9 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    fn unpacked(bzimage: &bzimage::BzImage<'a>) -> Result<Self, LoadError> {
-        let image = payload::unpack(bzimage.payload)?;
+    fn unpacked(bzimage: &bzimage::BzImage<'a>, memory: u64) -> Result<Self, LoadError> {
+        let limit = usize::try_from(memory).unwrap_or(usize::MAX).min(payload::UNPACKED_MAX);
+        let image = payload::unpack(bzimage.payload, limit)?;
         Ok(Self::Pvh { elf: elf::parse(&image)?, image: Cow::Owned(image) })
     }
 

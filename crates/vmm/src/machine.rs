@@ -188,7 +188,7 @@ fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Res
             BootFiles { kernel: &plan.kernel, initrd: &plan.initrd, cmdline: &plan.cmdline }
         }
     };
-    let kernel = Kernel::parse(files.kernel)?;
+    let kernel = Kernel::parse(files.kernel, config.memory_size())?;
     let InitState { writes, cpu } = kernel.load(&files, config.memory_size(), config.cpus)?;
     for write in writes {
         let placed = memory.write_slice(&write.bytes, GuestAddress(write.address));

@@ -5,8 +5,9 @@
 
 use super::{LoadError, array};
 
-/// The most that a kernel unpacks to. Distribution kernels come to 80 MiB.
-const UNPACKED_MAX: usize = 512 << 20;
+/// The most that a kernel unpacks to, in a machine of whatever memory. Distribution kernels come to
+/// 80 MiB.
+pub(super) const UNPACKED_MAX: usize = 512 << 20;
 /// Block size of the LZ4 legacy frame format, which is what the `lz4 -l` of the kernel's build
 /// writes (LZ4 frame format 1.6.4, "Legacy frame").
 const LZ4_BLOCK: usize = 8 << 20;
@@ -15,16 +16,16 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 const LZ4_LEGACY: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
 const ZSTD: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
-/// The unpacked bytes of `packed`, by its magic.
-pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>, LoadError> {
+/// The unpacked bytes of `packed`, by its magic; at most `limit`.
+pub(super) fn unpack(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
     if packed.starts_with(&LZ4_LEGACY) {
-        return lz4(&packed[LZ4_LEGACY.len()..]);
+        return lz4(&packed[LZ4_LEGACY.len()..], limit);
     }
     if packed.starts_with(&ZSTD) {
-        return zstd(packed);
+        return zstd(packed, limit);
     }
     if packed.starts_with(&GZIP) {
-        return gzip(packed);
+        return gzip(packed, limit);
     }
     Err(failed("unknown", format!("it begins with {:02x?}", &packed[..packed.len().min(6)])))
 }
@@ -33,7 +34,11 @@ fn failed(codec: &'static str, why: impl Into<String>) -> LoadError {
     LoadError::Payload { codec, why: why.into() }
 }
 
-fn lz4(mut rest: &[u8]) -> Result<Vec<u8>, LoadError> {
+fn too_long(codec: &'static str, limit: usize) -> LoadError {
+    failed(codec, format!("it unpacks to more than {limit} bytes"))
+}
+
+fn lz4(mut rest: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
     let (mut out, mut unpacked, mut ended) = (Vec::new(), vec![0; LZ4_BLOCK], false);
     // A rest that is no longer than a length is the appended size, or nothing.
     while rest.len() > size_of::<u32>() {
@@ -47,8 +52,8 @@ fn lz4(mut rest: &[u8]) -> Result<Vec<u8>, LoadError> {
         rest = &rest[size_of::<u32>() + len..];
         let got = lz4_flex::block::decompress_into(block, &mut unpacked)
             .map_err(|error| failed("lz4", error.to_string()))?;
-        if out.len() + got > UNPACKED_MAX {
-            return Err(failed("lz4", "it unpacks to more than 512 MiB"));
+        if out.len() + got > limit {
+            return Err(too_long("lz4", limit));
         }
         out.extend_from_slice(&unpacked[..got]);
         ended = got < LZ4_BLOCK;
@@ -56,25 +61,25 @@ fn lz4(mut rest: &[u8]) -> Result<Vec<u8>, LoadError> {
     Ok(out)
 }
 
-fn zstd(packed: &[u8]) -> Result<Vec<u8>, LoadError> {
+fn zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
     use std::io::Read as _;
 
     let mut out = Vec::new();
     zstd::stream::read::Decoder::with_buffer(packed)
         .map(zstd::stream::read::Decoder::single_frame)
-        .and_then(|decoder| decoder.take(UNPACKED_MAX as u64 + 1).read_to_end(&mut out))
+        .and_then(|decoder| decoder.take(limit as u64 + 1).read_to_end(&mut out))
         .map_err(|error| failed("zstd", error.to_string()))?;
-    if out.len() > UNPACKED_MAX {
-        return Err(failed("zstd", "it unpacks to more than 512 MiB"));
+    if out.len() > limit {
+        return Err(too_long("zstd", limit));
     }
     Ok(out)
 }
 
-fn gzip(packed: &[u8]) -> Result<Vec<u8>, LoadError> {
+fn gzip(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
     // The last four bytes are the unpacked size (RFC 1952 §2.3.1).
     let len = packed.last_chunk().map_or(0, |size| u32::from_le_bytes(*size)) as usize;
-    if len > UNPACKED_MAX {
-        return Err(failed("gzip", "it unpacks to more than 512 MiB"));
+    if len > limit {
+        return Err(too_long("gzip", limit));
     }
     let mut out = vec![0; len];
     let got = libdeflater::Decompressor::new()

@@ -116,7 +116,7 @@ fn every_packing_of_a_kernel_gives_the_same_pvh_start() {
     let files = BootFiles { kernel: &[], initrd: &initrd, cmdline: "console=ttyS0" };
     let variants = ["lz4", "zstd", "gzip"].map(|codec| bzimage(&packed(codec, &elf), 1));
     for file in variants.iter().chain([&elf]) {
-        let kernel = Kernel::parse(file).unwrap();
+        let kernel = Kernel::parse(file, MEMORY).unwrap();
         let state = load(&kernel, &files).unwrap();
         assert_eq!(state.cpu.code, CodeSegment::Bits32);
         assert_eq!((state.cpu.rip, state.cpu.rbx), (KERNEL_AT + 0x10, layout::BOOT_INFO));
@@ -139,7 +139,7 @@ fn every_packing_of_a_kernel_gives_the_same_pvh_start() {
 #[test]
 fn a_kernel_that_we_cannot_unpack_starts_itself_in_long_mode() {
     let file = bzimage(b"\xfd7zXZ\0whatever", 1);
-    let kernel = Kernel::parse(&file).unwrap();
+    let kernel = Kernel::parse(&file, MEMORY).unwrap();
     let initrd = [1, 2, 3];
     let files = BootFiles { kernel: &file, initrd: &initrd, cmdline: "" };
     let state = load(&kernel, &files).unwrap();
@@ -217,7 +217,8 @@ fn what_is_not_a_kernel_or_does_not_fit_is_refused() {
     ] {
         let initrd = vec![0; initrd_len];
         let files = BootFiles { kernel: &file, initrd: &initrd, cmdline: "" };
-        let refused = Kernel::parse(&file).and_then(|kernel| load(&kernel, &files).map(drop));
+        let refused =
+            Kernel::parse(&file, MEMORY).and_then(|kernel| load(&kernel, &files).map(drop));
         assert_eq!(refused.map_err(|error| error.to_string()), Err(message.to_owned()));
     }
 }
@@ -225,7 +226,7 @@ fn what_is_not_a_kernel_or_does_not_fit_is_refused() {
 #[test]
 fn a_command_line_that_the_kernel_would_cut_is_refused() {
     let elf = elf_kernel(KERNEL_AT, &[0x90; 64], 0x1000, Some(KERNEL_AT as u32));
-    let kernel = Kernel::parse(&elf).unwrap();
+    let kernel = Kernel::parse(&elf, MEMORY).unwrap();
     for (cmdline, fits) in
         [("a".repeat(2047), true), ("a".repeat(2048), false), ("a\0b".to_owned(), false)]
     {
@@ -239,13 +240,16 @@ fn damaged_payloads_are_errors() {
     let elf = elf_kernel(KERNEL_AT, &[0x90; 9000], 0x1_0000, Some(KERNEL_AT as u32));
     for codec in ["lz4", "zstd", "gzip"] {
         let whole = packed(codec, &elf);
-        assert_eq!(payload::unpack(&whole).unwrap(), elf, "{codec}");
-        let cut = payload::unpack(&whole[..whole.len() / 2]);
+        assert_eq!(payload::unpack(&whole, elf.len()).unwrap(), elf, "{codec}");
+        let refused = payload::unpack(&whole, elf.len() - 1).unwrap_err();
+        let why = format!("it unpacks to more than {} bytes", elf.len() - 1);
+        assert_eq!(refused, LoadError::Payload { codec, why });
+        let cut = payload::unpack(&whole[..whole.len() / 2], payload::UNPACKED_MAX);
         assert!(matches!(cut, Err(LoadError::Payload { codec: named, .. }) if named == codec));
         for at in (4..whole.len()).step_by(whole.len() / 64 + 1) {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x55;
-            let _ = payload::unpack(&damaged);
+            let _ = payload::unpack(&damaged, payload::UNPACKED_MAX);
         }
     }
 }
@@ -259,12 +263,13 @@ fn only_the_last_block_of_an_lz4_payload_may_be_short() {
     };
     const FULL: usize = 8 << 20;
     let whole = [&magic[..], &block(FULL), &block(FULL), &block(5), &[0; 4]].concat();
-    assert_eq!(payload::unpack(&whole).unwrap().len(), 2 * FULL + 5);
+    assert_eq!(payload::unpack(&whole, payload::UNPACKED_MAX).unwrap().len(), 2 * FULL + 5);
 
     let nothing = [1, 0, 0, 0, 0].repeat(4 << 20);
     let short = [block(FULL - 1), block(1)].concat();
     for blocks in [nothing, short] {
-        let refused = payload::unpack(&[&magic[..], &blocks].concat()).unwrap_err();
+        let refused =
+            payload::unpack(&[&magic[..], &blocks].concat(), payload::UNPACKED_MAX).unwrap_err();
         let why = "a block before the last one unpacks to less than 8 MiB";
         assert_eq!(refused, LoadError::Payload { codec: "lz4", why: why.to_owned() });
     }
@@ -278,7 +283,7 @@ fn an_installed_kernel_has_its_pvh_entry_found() {
         boot.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"));
     for entry in kernels {
         let Ok(file) = fs_err::read(entry.path()) else { continue };
-        let kernel = Kernel::parse(&file).unwrap();
+        let kernel = Kernel::parse(&file, MEMORY).unwrap();
         assert!(matches!(kernel, Kernel::Pvh { .. }), "{:?}", entry.path());
         let files = BootFiles { kernel: &file, initrd: &[], cmdline: "" };
         let state = load(&kernel, &files).unwrap();
