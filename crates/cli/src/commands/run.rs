@@ -159,14 +159,18 @@ impl Observer for Console<'_> {
                 let end = self.last.take().unwrap_or_default();
                 self.say(&format!("{end} ({failures}× in a row); waiting to start it again"));
             }
-            State::Done { end } if end.is_success() => self.say(&end.to_string()),
+            State::Done { end: GuestEnd::PowerOff | GuestEnd::Reset } => {
+                let end = self.last.take().unwrap_or_default();
+                self.say(&end);
+            }
             _ => {}
         }
     }
 
     fn ended(&mut self, ended: &Ended) {
-        self.last = Some(match &ended.failure {
-            Some(failure) => format!("{}: {}", ended.end, failure.stderr.trim_end()),
+        let said = ended.failure.as_ref().map(|failure| &failure.stderr).or(ended.note.as_ref());
+        self.last = Some(match said {
+            Some(said) => format!("{}: {}", ended.end, said.trim_end()),
             None => ended.end.to_string(),
         });
     }
@@ -193,7 +197,8 @@ fn verdict(spec: &VmSpec, outcome: &Outcome) -> Result<ExitCode, Failure> {
             failure.as_ref().map_or(Class::Engine, |failure| failure.class)
         }
     };
-    let mut what = format!("{}: {}", spec.name, outcome.end);
+    let note = outcome.note.as_ref().map(|note| format!(": {}", note.trim_end()));
+    let mut what = format!("{}: {}{}", spec.name, outcome.end, note.unwrap_or_default());
     if let (GuestEnd::EngineFailed, Some(failure)) = (outcome.end, &outcome.failure) {
         let said = failure.stderr.trim_end();
         what = match said.strip_prefix(output::ERROR) {
