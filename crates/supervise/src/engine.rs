@@ -10,10 +10,15 @@ mod kvm;
 mod qemu;
 mod qmp;
 
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
 use bootyard_spec::{Class, GuestEnd};
+
+use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat, open};
 
 pub use kvm::KvmEngine;
 pub use qemu::QemuEngine;
@@ -47,19 +52,46 @@ pub trait Running {
 }
 
 /// Both directions of a machine's first serial port.
-#[derive(Debug)]
 pub struct Serial {
-    /// What the guest reads.
+    /// What the guest reads. Not a terminal: machines are process groups of their own, which are
+    /// stopped when they read one. And nothing that others read too: QEMU makes it non-blocking.
     pub input: Stdio,
     /// Where goes what the guest writes.
-    pub output: Stdio,
+    pub output: Box<dyn Write + Send>,
 }
 
 impl Serial {
-    /// This process's own standard input and output.
+    /// This process's own standard input, unless that is a terminal, and output.
     pub fn inherit() -> Self {
-        Self { input: Stdio::inherit(), output: Stdio::inherit() }
+        let stdin = io::stdin();
+        let input = match reopened(&stdin) {
+            _ if stdin.is_terminal() => Stdio::null(),
+            Some(pipe) => pipe.into(),
+            None => Stdio::inherit(),
+        };
+        Self { input, output: Box::new(io::stdout()) }
     }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serial").field("input", &self.input).finish_non_exhaustive()
+    }
+}
+
+/// The same pipe with flags of its own. `None` for everything else: a file's position would be
+/// another one, and a file does not block.
+fn reopened(pipe: &(impl AsFd + AsRawFd)) -> Option<OwnedFd> {
+    let mode = fstat(pipe).ok()?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::Fifo {
+        return None;
+    }
+    // Non-blocking, because opening waits for a writer, and the last one may be gone.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let reopened = open(path, flags, Mode::empty()).ok()?;
+    fcntl_setfl(&reopened, OFlags::empty()).ok()?;
+    Some(reopened)
 }
 
 /// Why a wait ended.
@@ -93,4 +125,28 @@ pub struct Failure {
     pub status: String,
     /// The last lines that it wrote to its standard error.
     pub stderr: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use rustix::fs::fcntl_getfl;
+
+    use super::*;
+
+    #[test]
+    fn a_reopened_pipe_shares_what_is_in_it_but_no_flags() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"key").unwrap();
+        drop(writer);
+        let own = reopened(&reader).unwrap();
+        assert!(!fcntl_getfl(&own).unwrap().contains(OFlags::NONBLOCK));
+        fcntl_setfl(&own, OFlags::NONBLOCK).unwrap();
+        assert!(!fcntl_getfl(&reader).unwrap().contains(OFlags::NONBLOCK));
+        let mut read = String::new();
+        io::PipeReader::from(own).read_to_string(&mut read).unwrap();
+        assert_eq!(read, "key");
+        assert!(reopened(&tempfile::tempfile().unwrap()).is_none());
+    }
 }

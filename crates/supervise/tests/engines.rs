@@ -6,6 +6,7 @@
     reason = "a test looks for QEMU and kills it; a helper that fails ends its test"
 )]
 
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +20,7 @@ use bootyard_supervise::{
 };
 use bootyard_testkit::require_tool;
 use fs_err::File;
+use rustix::process::{Pid, getpgid};
 use tempfile::TempDir;
 
 /// Generous for a software-emulated BIOS on a busy machine.
@@ -71,7 +73,7 @@ impl Guest {
 
     fn serial(&self) -> Serial {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
-        Serial { input: Stdio::null(), output: log.into_parts().0.into() }
+        Serial { input: Stdio::null(), output: Box::new(log) }
     }
 
     fn log_text(&self) -> String {
@@ -280,6 +282,9 @@ fn a_machine_holds_the_lifeline_and_is_killed_with_its_handle() {
     let engine = machine(&guest, "for fd; do :; done; echo up; eval \"cat <&${fd#*=}\"; echo gone");
     let machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
     let pid = machine.pid();
+    // The terminal's signals are not for it.
+    let group = getpgid(Some(Pid::from_raw(pid.cast_signed()).unwrap())).unwrap();
+    assert_eq!(group.as_raw_nonzero().get().cast_unsigned(), pid);
     while guest.log_text().is_empty() {
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -317,7 +322,7 @@ fn an_error_of_the_hosts_disk_is_told() {
     // Files may not grow beyond a sector, nor be written there.
     let script = format!("trap '' XFSZ; ulimit -f 1; exec {} \"$@\"", qemu.program.display());
     let engine = QemuEngine { program: machine(&guest, &script).program, ..qemu };
-    let serial = Serial { input: Stdio::null(), output: Stdio::null() };
+    let serial = Serial { input: Stdio::null(), output: Box::new(io::sink()) };
     let ended = engine.spawn(&guest.plan, serial).unwrap().join().unwrap();
     let note = Some("writing `disk0` failed: File too large".to_owned());
     assert_eq!(ended, Ended { end: GuestEnd::PowerOff, failure: None, note });
@@ -345,4 +350,28 @@ fn qemu_does_not_outlive_who_started_it() {
         assert!(Instant::now() < deadline, "QEMU still runs");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Takes its time, as a terminal does.
+struct Slow(File);
+
+impl Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        std::thread::sleep(Duration::from_millis(20));
+        self.0.write(&bytes[..bytes.len().min(4096)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn all_output_has_arrived_when_a_machine_has_ended() {
+    let guest = Guest::new(&[HANG]);
+    let engine = machine(&guest, "head -c 200000 /dev/zero");
+    let output = Box::new(Slow(File::create(guest.log()).unwrap()));
+    let serial = Serial { input: Stdio::null(), output };
+    engine.spawn(&guest.plan, serial).unwrap().join().unwrap();
+    assert_eq!(fs_err::metadata(guest.log()).unwrap().len(), 200_000);
 }

@@ -1,13 +1,14 @@
-//! A child process that is watched: its end by a pidfd, its standard error by a thread.
+//! A child process that is watched: its end by a pidfd, its standard output and error by threads.
 #![expect(clippy::disallowed_methods, reason = "engines are child processes")]
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{self, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::{self, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
@@ -24,11 +25,17 @@ const STDERR_LINE_MAX: u64 = 4096;
 /// the pipe open makes a difference.
 pub(super) const PIPE_GRACE: Duration = Duration::from_secs(2);
 
+/// Bytes of standard output that are passed on at once: few enough for a slow terminal to take them
+/// within [`PIPE_GRACE`].
+const COPY_LEN: usize = 4 << 10;
+
 /// A running child. It is killed when this is dropped: a machine never outlives who watches it.
 #[derive(Debug)]
 pub(super) struct Child {
     process: process::Child,
     pidfd: OwnedFd,
+    /// A message whenever some output was passed on; closed when all was.
+    output: Receiver<()>,
     stderr: Receiver<String>,
     last_words: Option<String>,
     status: Option<ExitStatus>,
@@ -41,16 +48,21 @@ impl Child {
         serial: Serial,
     ) -> Result<Self, Error> {
         let mut command = Command::new(program);
-        command.args(arguments).stdin(serial.input).stdout(serial.output).stderr(Stdio::piped());
+        command.args(arguments).stdin(serial.input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A Ctrl-C at the terminal is for the supervisor, which then ends the machine.
+        command.process_group(0);
         let mut process = command
             .spawn()
             .map_err(|source| Error::Spawn { program: program.to_owned(), source })?;
         let watched = pidfd_open(Pid::from_child(&process), PidfdFlags::empty())
             .map_err(Error::system("watching the machine"))
-            .and_then(|pidfd| Ok((pidfd, keep_tail(process.stderr.take())?)));
+            .and_then(|pidfd| {
+                let output = pass_on(process.stdout.take(), serial.output)?;
+                Ok((pidfd, output, keep_tail(process.stderr.take())?))
+            });
         match watched {
-            Ok((pidfd, stderr)) => {
-                Ok(Self { process, pidfd, stderr, last_words: None, status: None })
+            Ok((pidfd, output, stderr)) => {
+                Ok(Self { process, pidfd, output, stderr, last_words: None, status: None })
             }
             Err(error) => {
                 let _ = process.kill();
@@ -83,10 +95,13 @@ impl Child {
         }
     }
 
+    /// Waits for the child's end, and until all its output was passed on.
     pub(super) fn join(&mut self) -> Result<ExitStatus, Error> {
         // `std` remembers the status, so that a second wait returns the same.
         let status = self.process.wait().map_err(Error::system("waiting for the machine"))?;
         self.status = Some(status);
+        // As long as there is progress; whoever stopped reading does not get the rest.
+        while self.output.recv_timeout(PIPE_GRACE).is_ok() {}
         Ok(status)
     }
 
@@ -112,14 +127,46 @@ impl Drop for Child {
     }
 }
 
-/// Reads a standard error to its end and then sends the last lines of it.
-fn keep_tail(stderr: Option<ChildStderr>) -> Result<Receiver<String>, Error> {
-    let (sender, receiver) = mpsc::channel();
-    let Some(stderr) = stderr else { return Ok(receiver) };
-    let keep = move || drop(sender.send(tail(stderr)));
-    let thread = thread::Builder::new().name("engine-stderr".to_owned()).spawn(keep);
-    thread.map_err(Error::system("watching the machine"))?;
+/// Copies a standard output to where it shall go. The child never has that descriptor itself: QEMU
+/// makes what it inherits non-blocking, for everybody who shares it.
+fn pass_on(
+    stdout: Option<impl Read + Send + 'static>,
+    output: Box<dyn Write + Send>,
+) -> Result<Receiver<()>, Error> {
+    let (progress, receiver) = mpsc::sync_channel(1);
+    if let Some(stdout) = stdout {
+        start("engine-stdout", move || copy(stdout, output, &progress))?;
+    }
     Ok(receiver)
+}
+
+fn copy(mut from: impl Read, mut to: impl Write, progress: &SyncSender<()>) {
+    let mut buffer = vec![0; COPY_LEN];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            // If nobody reads it any more, the machine still runs on.
+            Ok(len) => drop(to.write_all(&buffer[..len]).and_then(|()| to.flush())),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+        // One message that nobody has looked at yet is enough.
+        let _ = progress.try_send(());
+    }
+}
+
+/// Reads a standard error to its end and then sends the last lines of it.
+fn keep_tail(stderr: Option<impl Read + Send + 'static>) -> Result<Receiver<String>, Error> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(stderr) = stderr {
+        start("engine-stderr", move || drop(sender.send(tail(stderr))))?;
+    }
+    Ok(receiver)
+}
+
+fn start(name: &str, what: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(what);
+    thread.map(drop).map_err(Error::system("watching the machine"))
 }
 
 /// The last lines of a stream, each cut to its limit.
