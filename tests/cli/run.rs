@@ -103,7 +103,8 @@ fn impossible_machines_are_usage_errors_on_every_engine() {
     expect![[r#"
         2: error: expected 64Mi to 512Gi of memory, got 1Mi
         2: error: expected 64Mi to 512Gi of memory, got 1Ti
-        2: error: expected 1 to 64 processors, got 65"#]].assert_eq(&lines.join("\n"));
+        2: error: expected 1 to 64 processors, got 65"#]]
+    .assert_eq(&lines.join("\n"));
 }
 
 #[test]
