@@ -12,6 +12,9 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 /// Ctrl-], telnet's old escape: no shell and no editor uses it.
 const ESCAPE: u8 = 0x1d;
 
+/// DEC's mode 7, which SeaBIOS and GRUB turn off and leave so.
+const LINE_WRAP_ON: &[u8] = b"\x1b[?7h";
+
 /// How the terminal was before it was taken, for whoever ends this process.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
@@ -59,6 +62,9 @@ pub(crate) fn restore() {
     if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
         // A terminal that is gone needs no restoring.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+        if io::stdout().is_terminal() {
+            let _ = rustix::io::write(io::stdout(), LINE_WRAP_ON);
+        }
     }
 }
 
