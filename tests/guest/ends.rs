@@ -45,7 +45,7 @@ fn a_guests_end_is_the_exit_code() {
         nothing-to-boot: exit 7, kernels started: 0
         empty: engine kvm (asked for)
         empty: running
-        error: cannot boot from disk `disk-0`
+        error: cannot boot from disk `/tmp/empty`
           caused by: nothing to boot was found (whole disk: no ext4 file system)
         hint: use `--engine qemu`, which boots through firmware as a PC would
     "#]]
