@@ -11,14 +11,14 @@ export BOOTYARD_HOME=/tmp/home
 run() {
     name=$1
     shift
-    bootyard run --engine kvm --timeout 40s "$@" >/tmp/log 2>/tmp/err
+    bootyard run --engine kvm --timeout 90s "$@" >/tmp/log 2>/tmp/err
     echo "$name: exit $?, kernels started: $(grep -c 'Linux version' /tmp/log)"
 }
 bootyard doctor | head -n 1
 run power-off --disk /dev/vda --append rdinit=/bin/poweroff
 run two-processors --disk /dev/vda --cpus 2 --append rdinit=/bin/poweroff
 grep -o 'Brought up 1 node, 2 CPUs' /tmp/log
-run restart --disk /dev/vda --append rdinit=/bin/reboot | sed 's/[3-9]$/several/; s/[1-9][0-9]$/several/'
+run restart --disk /dev/vda --append rdinit=/bin/reboot | sed -E 's/ ([2-9]|[1-9][0-9])$/ several/'
 dd if=/dev/zero of=/tmp/empty bs=1M count=1 2>/dev/null
 run nothing-to-boot --disk /tmp/empty
 cat /tmp/err
