@@ -67,9 +67,69 @@ pub trait Disk: Send + Sync {
     /// shorter than the run really is, never longer.
     fn extent_at(&self, offset: u64) -> Result<Extent, Error>;
 
+    /// The runs of the whole disk in their order, neighbours of one kind as one.
+    fn pieces(&self) -> Pieces<'_>
+    where
+        Self: Sized,
+    {
+        Pieces::new(self)
+    }
+
     /// The writing half, if this disk has one.
     fn writer(&self) -> Option<&dyn WriteDisk> {
         None
+    }
+}
+
+impl dyn Disk + '_ {
+    /// The runs of the whole disk in their order, neighbours of one kind as one.
+    pub fn pieces(&self) -> Pieces<'_> {
+        Pieces::new(self)
+    }
+}
+
+/// The runs of a disk: see [`Disk::pieces`]. Ends after an error.
+#[derive(Clone)]
+pub struct Pieces<'a> {
+    disk: &'a dyn Disk,
+    at: u64,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(disk: &'a dyn Disk) -> Self {
+        Self { disk, at: 0 }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    /// Where a run begins, and what it is.
+    type Item = Result<(u64, Extent), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (begin, size) = (self.at, self.disk.virtual_size());
+        let mut run: Option<Extent> = None;
+        while self.at < size {
+            let next = match self.disk.extent_at(self.at) {
+                Ok(next) => next,
+                Err(error) => {
+                    self.at = size;
+                    return Some(Err(error));
+                }
+            };
+            match &mut run {
+                Some(run) if run.zero != next.zero => break,
+                Some(run) => run.len += next.len,
+                None => run = Some(next),
+            }
+            self.at += next.len;
+        }
+        run.map(|run| Ok((begin, run)))
+    }
+}
+
+impl std::fmt::Debug for Pieces<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pieces").field("at", &self.at).finish_non_exhaustive()
     }
 }
 

@@ -1,14 +1,56 @@
 //! Opens and describes an image of whatever format it has.
 
-use crate::codec::Codec;
-use crate::qcow2;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
 use crate::raw::RawDisk;
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::stream::refuse_polyglot;
-use crate::{Disk, Error, ErrorKind, Format, ReadAt, sniff};
+use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff};
+
+/// What an image may need besides itself. None of it is looked for: an image that needs what is
+/// not given is refused with [`ErrorKind::NeedsOtherFile`].
+#[derive(Default)]
+pub struct OpenOptions {
+    /// The disk that the image is an overlay over.
+    pub backing: Option<Box<dyn Disk>>,
+    /// The file that holds the guest's data, for a qcow2 with an external one.
+    pub data_file: Option<Box<dyn ReadAt>>,
+    /// The internal snapshot to read in place of the active state, by its identifier or name.
+    pub snapshot: Option<String>,
+    /// Where the extents of a VMDK are that is only a description.
+    pub extents: Option<Arc<dyn Directory>>,
+}
+
+/// The files of one directory that the caller chose.
+pub trait Directory: Send + Sync {
+    /// Opens the regular file `name`, which has no `/` and is neither `.` nor `..`, without
+    /// following a symbolic link.
+    fn open(&self, name: &str) -> io::Result<Box<dyn ReadAt>>;
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("backing", &self.backing.is_some())
+            .field("data_file", &self.data_file.is_some())
+            .field("snapshot", &self.snapshot)
+            .field("extents", &self.extents.is_some())
+            .finish()
+    }
+}
 
 /// Opens the image in `source` for reading, whatever its format.
 pub fn open<R: ReadAt + 'static>(source: R) -> Result<Box<dyn Disk>, Error> {
+    open_with(source, OpenOptions::default())
+}
+
+/// Opens the image in `source` for reading, with what it needs besides itself.
+pub fn open_with<R: ReadAt + 'static>(
+    source: R,
+    _options: OpenOptions,
+) -> Result<Box<dyn Disk>, Error> {
     let head = read_head(&source)?;
     match sniff(&head) {
         Format::Qcow2 => {
@@ -25,84 +67,24 @@ pub fn open<R: ReadAt + 'static>(source: R) -> Result<Box<dyn Disk>, Error> {
     }
 }
 
-/// What an image's head says of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Info {
-    /// The format.
-    pub format: Format,
-    /// The disk's size in bytes, if it is known without decoding.
-    pub virtual_size: Option<u64>,
-    /// The format's version, where it counts them.
-    pub version: Option<u32>,
-    /// The bytes of a cluster, where the format has them.
-    pub cluster_size: Option<u64>,
-    /// How clusters that are compressed are compressed.
-    pub compression: Option<&'static str>,
-    /// The bits of a refcount, where the format has them.
-    pub refcount_bits: Option<u32>,
-    /// Features that are in use, by the names that `qemu-img` gives them.
-    pub features: Vec<&'static str>,
-    /// How many internal snapshots there are. They are not read.
-    pub snapshots: u32,
-    /// The file that the image is an overlay over, made fit for a terminal.
-    pub backing_file: Option<String>,
-    /// That file's format.
-    pub backing_format: Option<String>,
-    /// The file that holds the guest's data, made fit for a terminal.
-    pub data_file: Option<String>,
-    /// Why [`open`] does not open the image, in one line.
-    pub refused: Option<String>,
-}
-
-/// Describes the image in `source` from its first bytes, also if [`open`] would refuse it. Fails
-/// if the bytes are no image, or break the rules of their format.
+/// Describes the image in `source`, also if [`open`] would refuse it. Reads little of it. Fails if
+/// the bytes are no image, or break the rules of their format.
 pub fn inspect(source: &dyn ReadAt) -> Result<Info, Error> {
     let head = read_head(source)?;
-    let format = sniff(&head);
-    let mut info = Info {
-        format,
-        virtual_size: None,
-        version: None,
-        cluster_size: None,
-        compression: None,
-        refcount_bits: None,
-        features: Vec::new(),
-        snapshots: 0,
-        backing_file: None,
-        backing_format: None,
-        data_file: None,
-        refused: format.refusal().map(|error| error.to_string()),
-    };
-    match format {
+    let mut info = Info::new(sniff(&head));
+    info.refused = info.format.refusal().map(|error| error.to_string());
+    match info.format {
         Format::Raw => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;
-            info.virtual_size = Some(crate::raw::round_up(source.len()));
+            info.virtual_size = Some(raw::round_up(source.len()));
         }
         Format::Qcow2 => {
             refuse_polyglot(&head)?;
-            describe_qcow2(&mut info, qcow2::Header::parse(&head)?);
+            qcow2::describe(source, &mut info)?;
         }
         _ => {}
     }
     Ok(info)
-}
-
-fn describe_qcow2(info: &mut Info, header: qcow2::Header) {
-    info.virtual_size = Some(header.virtual_size);
-    info.version = Some(header.version);
-    info.cluster_size = Some(header.cluster_size());
-    info.compression = Some(match header.codec {
-        Codec::Deflate => "zlib",
-        Codec::Zstd => "zstd",
-    });
-    info.refcount_bits = Some(header.refcount_bits);
-    info.features = header.features();
-    info.snapshots = header.snapshots;
-    info.refused = header.refusal().map(|error| error.to_string());
-    info.backing_file = header.backing_file;
-    info.backing_format = header.backing_format;
-    info.data_file = header.data_file;
 }
 
 /// The first bytes, as many as any header needs.

@@ -42,7 +42,7 @@ fn table(source: &str, info: &Info) -> String {
         ("cluster size", info.cluster_size.map(|bytes| ByteSize::from_bytes(bytes).to_string())),
         ("compression", info.compression.map(str::to_owned)),
         ("features", (!info.features.is_empty()).then(|| info.features.join(", "))),
-        ("snapshots", (info.snapshots > 0).then(|| format!("{}, not imported", info.snapshots))),
+        ("snapshots", (!info.snapshots.is_empty()).then(|| info.snapshots.len().to_string())),
         ("backing file", info.backing_file.clone()),
         ("data file", info.data_file.clone()),
         (

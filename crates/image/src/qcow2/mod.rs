@@ -7,6 +7,7 @@
 //! so dirty images and lazy refcounts are no trouble. Internal snapshots are not read: the disk is
 //! the active state.
 
+mod describe;
 mod header;
 mod image;
 mod push;
@@ -15,6 +16,7 @@ mod table;
 mod tests;
 mod writer;
 
+pub(crate) use describe::describe;
 pub(crate) use header::{HEADER_MAX, Header};
 pub use image::{Image, open};
 pub(crate) use push::Push;
