@@ -67,14 +67,6 @@ pub trait Disk: Send + Sync {
     /// shorter than the run really is, never longer.
     fn extent_at(&self, offset: u64) -> Result<Extent, Error>;
 
-    /// The runs of the whole disk in their order, neighbours of one kind as one.
-    fn pieces(&self) -> Pieces<'_>
-    where
-        Self: Sized,
-    {
-        Pieces::new(self)
-    }
-
     /// The writing half, if this disk has one.
     fn writer(&self) -> Option<&dyn WriteDisk> {
         None
@@ -88,7 +80,7 @@ impl dyn Disk + '_ {
     }
 }
 
-/// The runs of a disk: see [`Disk::pieces`]. Ends after an error.
+/// The runs of a disk: see `pieces` of `dyn Disk`. Ends after an error.
 #[derive(Clone)]
 pub struct Pieces<'a> {
     disk: &'a dyn Disk,
@@ -96,7 +88,8 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    fn new(disk: &'a dyn Disk) -> Self {
+    /// The runs of `disk`.
+    pub fn new(disk: &'a dyn Disk) -> Self {
         Self { disk, at: 0 }
     }
 }

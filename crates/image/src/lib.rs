@@ -18,6 +18,8 @@ mod codec;
 mod conformance;
 mod disk;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod info;
 mod open;
 mod piece;

@@ -1,5 +1,6 @@
 //! Support for the tests of every other crate: real servers and servers with faults on loopback,
-//! the binary in an environment of its own, disk images with a known pattern, the corpus.
+//! the binary in an environment of its own, disk images with a known pattern, the corpus, hostile
+//! files.
 //!
 //! All of it is blocking and needs no async runtime. What fails here panics with what a reader of
 //! the test log needs, because nothing but tests calls it. Never a dependency of shipped code.
@@ -7,6 +8,7 @@
 mod cli;
 mod corpus;
 mod fault;
+mod hostile;
 mod image;
 mod nginx;
 mod skip;
@@ -15,6 +17,7 @@ mod tool;
 pub use cli::{Cli, Output};
 pub use corpus::{CorpusEntry, corpus, corpus_entries, workspace_root};
 pub use fault::{FaultServer, Reply, Request};
+pub use hostile::{Expect, HostileFile, HostileFiles, hostile_files};
 pub use image::{pseudo_random, sparse_image};
 pub use nginx::{Nginx, NginxOptions};
 #[doc(hidden)]

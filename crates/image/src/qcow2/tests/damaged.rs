@@ -5,7 +5,7 @@ use zerocopy::byteorder::big_endian::U64;
 
 use super::{Built, CLUSTER, COPIED, DATA, L1, L2};
 use crate::support::{SIZE_MAX, decode};
-use crate::{Error, ErrorKind, open};
+use crate::{Error, ErrorKind, hostile, open};
 
 /// An image with plain, shared, zero and compressed clusters.
 fn image() -> Vec<u8> {
@@ -70,6 +70,11 @@ fn the_image_is_good() {
     assert!(disk == read(&image()).unwrap());
     assert!(disk[3 * CLUSTER..].starts_with(b"compressible compressible"));
     assert_eq!(summary.data_bytes, 3 * CLUSTER as u64);
+}
+
+#[test]
+fn hostile_files_are_refused_or_read_within_limits() {
+    hostile::check("qcow2/[!bs]*", &[]);
 }
 
 /// An image with clusters of `1 << bits` bytes and nothing behind its header but the `l1` table.
