@@ -19,5 +19,5 @@ mod writer;
 pub(crate) use describe::describe;
 pub(crate) use header::{HEADER_MAX, Header};
 pub use image::{Image, open};
-pub(crate) use push::Push;
+pub(crate) use push::Map;
 pub use writer::Writer;

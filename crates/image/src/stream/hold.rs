@@ -66,6 +66,13 @@ impl Hold {
         self.spilled
     }
 
+    /// Forgets everything. What was spilled stays counted.
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        self.in_memory.clear();
+        self.memory = 0;
+    }
+
     /// Sets `bytes` aside, which stand at `at`, behind everything that was set aside before.
     pub(crate) fn keep(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         zero::runs(bytes, at, |run, zero| {

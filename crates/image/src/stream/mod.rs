@@ -13,6 +13,7 @@ mod gather;
 mod hold;
 mod pool;
 mod raw;
+mod route;
 
 use std::fmt;
 use std::io;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 
 pub(crate) use hold::Hold;
 pub(crate) use pool::{Packed, Pool};
+pub(crate) use route::{Layout, Place, Router, Wants};
 
 use crate::qcow2;
 use crate::sniff::{HEAD_LEN, refuse_text};
@@ -159,34 +161,46 @@ pub struct Summary {
     pub spilled_bytes: u64,
 }
 
+/// Decodes a stream of one format, whose header is known, part by part.
+pub(crate) trait Push: fmt::Debug + Send {
+    /// Takes the next part.
+    fn push(&mut self, part: Bytes, pool: &mut Pool) -> Result<(), Error>;
+
+    /// The stream has ended: hands the last pieces to `pool`.
+    fn finish(self: Box<Self>, pool: &mut Pool) -> Result<Ended, Error>;
+}
+
+/// What a [`Push`] says in the end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// The disk's size in bytes.
+    pub(crate) virtual_size: u64,
+    /// How many bytes were spilled.
+    pub(crate) spilled_bytes: u64,
+}
+
 /// Decodes one stream. After an error the decoder is of no more use; dropping it ends its threads.
 #[derive(Debug)]
 pub struct Decoder {
+    format: Format,
     gather: Gather,
-    input: Input,
+    input: Box<dyn Push>,
     pool: Pool,
-}
-
-#[derive(Debug)]
-enum Input {
-    Raw(raw::Push),
-    Qcow2(Box<qcow2::Push>),
 }
 
 impl Decoder {
     /// Starts the worker threads and decodes what `head` has collected.
     pub fn new(mut head: Head, sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
-        let (input, block) = match head.end()?.format {
+        let format = head.end()?.format;
+        let hold = Hold::new(options.spill, options.spill_limit);
+        let start = |block| Pool::start(options.workers, block, sink);
+        let (input, pool): (Box<dyn Push>, Pool) = match format {
             Format::Qcow2 => {
-                let header = qcow2::Header::parse(&head.bytes)?;
-                let block = header.cluster_size() as usize;
-                let hold = Hold::new(options.spill, options.spill_limit);
-                (Input::Qcow2(Box::new(qcow2::Push::new(&header, hold))), block)
+                routed(qcow2::Map::new(&qcow2::Header::parse(&head.bytes)?), hold, start)?
             }
-            _ => (Input::Raw(raw::Push::default()), 0),
+            _ => (Box::new(raw::Raw::default()), start(0)?),
         };
-        let pool = Pool::start(options.workers, block, sink)?;
-        let mut decoder = Self { gather: Gather::default(), input, pool };
+        let mut decoder = Self { format, gather: Gather::default(), input, pool };
         for chunk in head.chunks {
             decoder.push(chunk)?;
         }
@@ -195,10 +209,9 @@ impl Decoder {
 
     /// Takes the next chunk. Waits while the workers have enough to do. An error may be that of an
     /// earlier chunk.
-    pub fn push(&mut self, chunk: Bytes) -> Result<(), Error> {
-        let mut chunk = chunk;
+    pub fn push(&mut self, mut chunk: Bytes) -> Result<(), Error> {
         while let Some(part) = self.gather.next(&mut chunk) {
-            self.take(part)?;
+            self.input.push(part, &mut self.pool)?;
         }
         Ok(())
     }
@@ -206,29 +219,27 @@ impl Decoder {
     /// The stream has ended: waits until all of the disk is stored.
     pub fn finish(mut self) -> Result<Summary, Error> {
         if let Some(part) = self.gather.rest() {
-            self.take(part)?;
+            self.input.push(part, &mut self.pool)?;
         }
-        let (format, virtual_size, spilled_bytes) = match self.input {
-            Input::Raw(push) => (Format::Raw, push.finish(&mut self.pool)?, 0),
-            Input::Qcow2(push) => {
-                let (size, spilled) = push.finish(&mut self.pool)?;
-                (Format::Qcow2, size, spilled)
-            }
-        };
+        let ended = self.input.finish(&mut self.pool)?;
         let stored = self.pool.finish()?;
         Ok(Summary {
-            format,
-            virtual_size,
+            format: self.format,
+            virtual_size: ended.virtual_size,
             data_bytes: stored.data,
             zero_bytes: stored.zero,
-            spilled_bytes,
+            spilled_bytes: ended.spilled_bytes,
         })
     }
+}
 
-    fn take(&mut self, part: Bytes) -> Result<(), Error> {
-        match &mut self.input {
-            Input::Raw(push) => push.push(part, &mut self.pool),
-            Input::Qcow2(push) => push.push(part, &mut self.pool),
-        }
-    }
+/// A decoder for `layout` and the workers for its blocks.
+fn routed<L: Layout + 'static>(
+    layout: L,
+    hold: Hold,
+    start: impl FnOnce(usize) -> Result<Pool, Error>,
+) -> Result<(Box<dyn Push>, Pool), Error> {
+    let mut pool = start(layout.packing().map_or(0, |(_, block)| block))?;
+    let router = Router::new(layout, hold, &mut pool)?;
+    Ok((Box::new(router), pool))
 }
