@@ -25,6 +25,7 @@ mod open;
 mod piece;
 pub mod qcow2;
 pub mod raw;
+mod recent;
 mod sniff;
 pub mod stream;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::table::{Mapping, Named, Tables, entries};
 use crate::codec::{Fault, Unpacker};
 use crate::open::read_head;
 use crate::raw::check_range;
+use crate::recent::Recent;
 use crate::{Disk, Error, ErrorKind, Extent, ReadAt};
 
 /// L2 tables are read and kept in slices of this many bytes, so that a single read from a remote
@@ -26,39 +27,13 @@ pub struct Image<R> {
     header: Header,
     tables: Tables,
     l1: Vec<u64>,
-    slices: Mutex<Recent<Vec<u64>>>,
+    slices: Mutex<Recent<u64, Vec<u64>>>,
     unpacked: Mutex<Unpacked>,
 }
 
-/// The last few values by the offset where they stand, the latest used last.
-struct Recent<T> {
-    entries: Vec<(u64, T)>,
-    max: usize,
-}
-
 struct Unpacked {
-    clusters: Recent<Vec<u8>>,
+    clusters: Recent<u64, Vec<u8>>,
     unpacker: Unpacker,
-}
-
-impl<T> Recent<T> {
-    const fn new(max: usize) -> Self {
-        Self { entries: Vec::new(), max }
-    }
-
-    fn get(&mut self, key: u64) -> Option<&T> {
-        let index = self.entries.iter().position(|(at, _)| *at == key)?;
-        self.entries[index..].rotate_left(1);
-        self.entries.last().map(|(_, value)| value)
-    }
-
-    /// Makes room for `value` by giving up the one that was not used for longest.
-    fn put(&mut self, key: u64, value: T) {
-        if self.entries.len() == self.max {
-            self.entries.remove(0);
-        }
-        self.entries.push((key, value));
-    }
 }
 
 /// Opens the image in `source` for reading.
@@ -135,7 +110,7 @@ impl<R: ReadAt> Image<R> {
         let len = SLICE.min(self.header.cluster_size());
         let (at, index) = (l2 + offset / len * len, (offset % len / 8) as usize);
         let mut slices = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slice) = slices.get(at) {
+        if let Some(slice) = slices.get(&at) {
             return Ok(slice[index]);
         }
         check_inside("L2 table", l2, self.header.cluster_size(), self.source.len())?;
@@ -180,7 +155,7 @@ impl<R: ReadAt> Image<R> {
     fn read_packed(&self, buf: &mut [u8], host: u64, len: u64, skip: u64) -> Result<(), Error> {
         let skip = skip as usize;
         let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = unpacked.clusters.get(host) {
+        if let Some(cluster) = unpacked.clusters.get(&host) {
             buf.copy_from_slice(&cluster[skip..skip + buf.len()]);
             return Ok(());
         }
