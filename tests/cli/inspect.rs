@@ -16,26 +16,27 @@ fn a_qcow2_is_described() {
         &cli,
         &["inspect", "small.qcow2"],
         &expect![[r#"
-        exit code: 0
-        ----- stdout -----
-        source        small.qcow2
-        format        qcow2 version 3
-        virtual size  8Mi (8388608 bytes)
-        cluster size  64Ki
-        compression   zlib
-        importable    yes
-        ----- stderr -----
-    "#]],
+            exit code: 0
+            ----- stdout -----
+            source        small.qcow2
+            format        qcow2 version 3
+            virtual size  8Mi (8388608 bytes)
+            cluster size  64Ki
+            compression   zlib
+            volume size   8891925 bytes with a file system, 8388608 as a block device
+            importable    yes
+            ----- stderr -----
+        "#]],
     );
     check(
         &cli,
         &["inspect", "small.qcow2", "--json"],
         &expect![[r#"
-        exit code: 0
-        ----- stdout -----
-        {"source":"small.qcow2","format":"qcow2","version":3,"virtual_size_bytes":8388608,"cluster_size_bytes":65536,"compression":"zlib","refcount_bits":16,"features":[],"snapshots":0,"backing_file":null,"backing_format":null,"data_file":null,"refused":null}
-        ----- stderr -----
-    "#]],
+            exit code: 0
+            ----- stdout -----
+            {"source":"small.qcow2","chain":["qcow2"],"format":"qcow2","variant":null,"content":null,"version":3,"virtual_size_bytes":8388608,"allocated_bytes":null,"cluster_size_bytes":65536,"sector_size_bytes":null,"compression":"zlib","refcount_bits":16,"features":[],"snapshots":[],"backing_file":null,"backing_format":null,"data_file":null,"extents":[],"notes":[],"volume_size_bytes":{"filesystem":8891925,"block":8388608},"refused":null}
+            ----- stderr -----
+        "#]],
     );
 }
 
@@ -51,17 +52,18 @@ fn what_cannot_be_imported_is_described_all_the_same() {
         &cli,
         &["inspect", "overlay.qcow2"],
         &expect![[r#"
-        exit code: 0
-        ----- stdout -----
-        source        overlay.qcow2
-        format        qcow2 version 3
-        virtual size  1Gi (1073741824 bytes)
-        cluster size  64Ki
-        compression   zlib
-        backing file  base.raw
-        importable    no: the image is an overlay over another file, `base.raw` (at offset 0x8)
-        ----- stderr -----
-    "#]],
+            exit code: 0
+            ----- stdout -----
+            source        overlay.qcow2
+            format        qcow2 version 3
+            virtual size  1Gi (1073741824 bytes)
+            cluster size  64Ki
+            compression   zlib
+            backing file  base.raw
+            volume size   1138166334 bytes with a file system, 1073741824 as a block device
+            importable    no: the image is an overlay over another file, `base.raw` (at offset 0x8)
+            ----- stderr -----
+        "#]],
     );
 }
 
@@ -77,16 +79,17 @@ fn over_http_it_costs_the_head_only() {
         &cli,
         &["inspect", &nginx.url("small.qcow2")],
         &expect![[r#"
-        exit code: 0
-        ----- stdout -----
-        source        http://127.0.0.1:$PORT/small.qcow2
-        format        qcow2 version 3
-        virtual size  8Mi (8388608 bytes)
-        cluster size  64Ki
-        compression   zlib
-        importable    yes
-        ----- stderr -----
-    "#]],
+            exit code: 0
+            ----- stdout -----
+            source        http://127.0.0.1:$PORT/small.qcow2
+            format        qcow2 version 3
+            virtual size  8Mi (8388608 bytes)
+            cluster size  64Ki
+            compression   zlib
+            volume size   8891925 bytes with a file system, 8388608 as a block device
+            importable    yes
+            ----- stderr -----
+        "#]],
     );
     let sent: u64 = nginx.access_log().lines().filter_map(sent_bytes).sum();
     assert!(sent < 512 << 10, "{}", nginx.access_log());

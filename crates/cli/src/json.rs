@@ -1,7 +1,8 @@
 //! What programs read: every JSON object that a command prints. Fields are added, never renamed.
 
-use bootyard_image::Info;
+use bootyard_image::{Content, Info};
 use bootyard_import::{Event, Progress, Report};
+use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -132,42 +133,103 @@ impl<'a> FailureLine<'a> {
     }
 }
 
-/// What `inspect --json` prints.
+/// What `inspect --json` prints. What a format does not have, or does not tell, is null.
 #[derive(Debug, Serialize)]
 pub(crate) struct InfoLine<'a> {
     source: &'a str,
+    /// The containers round the disk from the outermost on, then the disk's format.
+    chain: Vec<&'static str>,
     format: &'static str,
+    variant: Option<&'a str>,
+    /// What a raw disk begins with: `gpt`, `mbr` or `iso9660`.
+    content: Option<&'static str>,
     version: Option<u32>,
     virtual_size_bytes: Option<u64>,
+    allocated_bytes: Option<u64>,
     cluster_size_bytes: Option<u64>,
+    sector_size_bytes: Option<u32>,
     compression: Option<&'a str>,
     refcount_bits: Option<u32>,
     features: &'a [&'a str],
-    snapshots: usize,
+    snapshots: Vec<SnapshotLine<'a>>,
     backing_file: Option<&'a str>,
     backing_format: Option<&'a str>,
     data_file: Option<&'a str>,
+    extents: &'a [String],
+    notes: &'a [String],
+    /// What to ask of a storage class for a volume that holds the disk.
+    volume_size_bytes: Option<VolumeSize>,
     /// Why an import would refuse it; null if it would not.
     refused: Option<&'a str>,
 }
 
+/// An internal snapshot.
+#[derive(Debug, Serialize)]
+struct SnapshotLine<'a> {
+    id: &'a str,
+    name: &'a str,
+    virtual_size_bytes: u64,
+    vm_state_size_bytes: u64,
+    /// Seconds since 1970.
+    taken: u64,
+}
+
+/// By `volumeMode`.
+#[derive(Debug, Serialize)]
+struct VolumeSize {
+    filesystem: u64,
+    block: u64,
+}
+
 impl<'a> InfoLine<'a> {
     pub(crate) fn new(source: &'a str, info: &'a Info) -> Self {
+        let snapshots = info.snapshots.iter().map(|snapshot| SnapshotLine {
+            id: &snapshot.id,
+            name: &snapshot.name,
+            virtual_size_bytes: snapshot.virtual_size,
+            vm_state_size_bytes: snapshot.vm_state_size,
+            taken: snapshot.taken,
+        });
+        let volume_size_bytes = info
+            .virtual_size
+            .map(|block| VolumeSize { filesystem: filesystem_volume(block).bytes(), block });
         Self {
             source,
+            chain: info.chain.iter().map(|format| format.name()).collect(),
             format: info.format.name(),
+            variant: info.variant.as_deref(),
+            content: info.content.map(content_name),
             version: info.version,
             virtual_size_bytes: info.virtual_size,
+            allocated_bytes: info.allocated,
             cluster_size_bytes: info.cluster_size,
+            sector_size_bytes: info.sector_size,
             compression: info.compression,
             refcount_bits: info.refcount_bits,
             features: &info.features,
-            snapshots: info.snapshots.len(),
+            snapshots: snapshots.collect(),
             backing_file: info.backing_file.as_deref(),
             backing_format: info.backing_format.as_deref(),
             data_file: info.data_file.as_deref(),
+            extents: &info.extents,
+            notes: &info.notes,
+            volume_size_bytes,
             refused: info.refused.as_deref(),
         }
+    }
+}
+
+/// The size of a volume with a file system that holds a disk of `bytes`.
+pub(crate) fn filesystem_volume(bytes: u64) -> ByteSize {
+    ByteSize::from_bytes(bytes).with_filesystem_overhead(FILESYSTEM_OVERHEAD)
+}
+
+pub(crate) const fn content_name(content: Content) -> &'static str {
+    match content {
+        Content::Gpt => "gpt",
+        Content::Mbr => "mbr",
+        Content::Iso9660 => "iso9660",
+        _ => "other",
     }
 }
 

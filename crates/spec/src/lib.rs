@@ -21,7 +21,7 @@ pub use explain::{Class, Explain, exit_code};
 pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
 pub use request::{ImportRequest, OutputFormat, ParseOutputFormatError, Target};
-pub use size::{ByteSize, ParseSizeError};
+pub use size::{ByteSize, FILESYSTEM_OVERHEAD, ParseSizeError};
 pub use source::{ParseSourceError, Source};
 pub use url::{ParseUrlError, SafeUrl};
 pub use vm::{

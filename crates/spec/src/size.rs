@@ -72,6 +72,21 @@ impl ByteSize {
     }
 }
 
+/// What a file system takes for itself, as a part of what it is to hold: CDI's default.
+pub const FILESYSTEM_OVERHEAD: f64 = 0.06;
+
+impl ByteSize {
+    /// The size to ask of a storage class for a volume with a file system, so that a disk of this
+    /// size fits in: rounded up to a MiB, then enlarged by `overhead`, which is 0.06 for 6 %.
+    ///
+    /// CDI computes this in double precision (`util.CalculateOverheadSpace`), and so does this.
+    #[must_use]
+    pub fn with_filesystem_overhead(self, overhead: f64) -> Self {
+        let mib = self.0.div_ceil(1 << 20).saturating_mul(1 << 20);
+        Self((mib as f64 * (1.0 + overhead)).ceil() as u64)
+    }
+}
+
 impl FromStr for ByteSize {
     type Err = ParseSizeError;
 
@@ -170,5 +185,20 @@ mod tests {
             assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
         }
         assert_eq!(ByteSize(2 << 30).to_string(), "2Gi");
+    }
+
+    #[test]
+    fn volumes_are_asked_for_as_cdi_does() {
+        for (disk, volume) in [
+            (1, 1_111_491),
+            (46_137_344, 48_905_585),
+            (858_993_664, 911_422_260),
+            (2_361_393_152, 2_503_076_742),
+            (1 << 30, 1_138_166_334),
+            (30 << 30, 34_144_990_004),
+        ] {
+            let asked = ByteSize::from_bytes(disk).with_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            assert_eq!(asked.bytes(), volume, "{disk}");
+        }
     }
 }

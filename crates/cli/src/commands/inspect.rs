@@ -9,7 +9,7 @@ use bootyard_spec::ByteSize;
 
 use crate::args::InspectArgs;
 use crate::error::Failure;
-use crate::json::{FailureLine, InfoLine};
+use crate::json::{FailureLine, InfoLine, content_name, filesystem_volume};
 use crate::output;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
@@ -33,28 +33,54 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
 
 /// One fact a line; what the format does not have is left out.
 fn table(source: &str, info: &Info) -> String {
-    let size = |bytes: u64| format!("{} ({bytes} bytes)", ByteSize::from_bytes(bytes));
-    let version = info.version.map(|version| format!(" version {version}"));
-    let rows = [
-        ("source", Some(source.to_owned())),
-        ("format", Some(format!("{}{}", info.format.name(), version.unwrap_or_default()))),
-        ("virtual size", info.virtual_size.map(size)),
-        ("cluster size", info.cluster_size.map(|bytes| ByteSize::from_bytes(bytes).to_string())),
-        ("compression", info.compression.map(str::to_owned)),
-        ("features", (!info.features.is_empty()).then(|| info.features.join(", "))),
-        ("snapshots", (!info.snapshots.is_empty()).then(|| info.snapshots.len().to_string())),
-        ("backing file", info.backing_file.clone()),
-        ("data file", info.data_file.clone()),
-        (
-            "importable",
-            Some(info.refused.as_ref().map_or("yes".into(), |why| format!("no: {why}"))),
-        ),
-    ];
     let mut text = String::new();
-    for (name, value) in rows {
+    let mut row = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             let _ = writeln!(text, "{name:<14}{value}");
         }
+    };
+    row("source", Some(source.to_owned()));
+    row("format", Some(format(info)));
+    row("contents", info.content.map(|content| content_name(content).to_owned()));
+    row("virtual size", info.virtual_size.map(size));
+    row("allocated", info.allocated.map(size));
+    row("cluster size", info.cluster_size.map(short));
+    row("sector size", info.sector_size.map(|bytes| format!("{bytes} bytes")));
+    row("compression", info.compression.map(str::to_owned));
+    row("features", (!info.features.is_empty()).then(|| info.features.join(", ")));
+    for snapshot in &info.snapshots {
+        let (id, name) = (&snapshot.id, &snapshot.name);
+        row("snapshot", Some(format!("{id} {name}, {}", short(snapshot.virtual_size))));
     }
+    row("backing file", info.backing_file.clone());
+    row("data file", info.data_file.clone());
+    for extent in &info.extents {
+        row("extent", Some(extent.clone()));
+    }
+    for note in &info.notes {
+        row("note", Some(note.clone()));
+    }
+    let volume = |bytes| {
+        let filesystem = filesystem_volume(bytes).bytes();
+        format!("{filesystem} bytes with a file system, {bytes} as a block device")
+    };
+    row("volume size", info.virtual_size.map(volume));
+    row("importable", Some(info.refused.as_ref().map_or("yes".into(), |why| format!("no: {why}"))));
     text
+}
+
+/// The containers, the format, its version and kind: `gzip → qcow2 version 3`.
+fn format(info: &Info) -> String {
+    let chain: Vec<&str> = info.chain.iter().map(|format| format.name()).collect();
+    let version = info.version.map(|version| format!(" version {version}")).unwrap_or_default();
+    let variant = info.variant.as_ref().map(|variant| format!(" ({variant})")).unwrap_or_default();
+    format!("{}{version}{variant}", chain.join(" → "))
+}
+
+fn short(bytes: u64) -> String {
+    ByteSize::from_bytes(bytes).to_string()
+}
+
+fn size(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", short(bytes))
 }

@@ -221,3 +221,24 @@ fn an_image_is_described_from_its_head_also_where_it_would_be_refused() {
     let probed = probe(&source, &Options::default()).unwrap();
     assert_eq!((probed.format, probed.virtual_size, probed.source_len), (Format::Raw, None, None));
 }
+
+#[test]
+fn an_image_on_a_server_is_described_by_a_few_ranges() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let place = Place::new();
+    let (raw, image) = (place.path("raw"), place.path("image"));
+    sparse_image(&raw, SIZE, 9);
+    qcow2(&raw, &image, &["-c"]);
+    let bytes = fs_err::read(&image).unwrap();
+    let len = bytes.len();
+    assert!(len > 4 << 20, "a download would show");
+    let server = FaultServer::serve(bytes, [Reply::honest()]);
+    let source = place.request(&server.url("image")).source;
+    let info = inspect(&source, &Options::default()).unwrap();
+    assert_eq!(info.virtual_size, Some(SIZE));
+    let requests = server.requests();
+    let ranged = requests.iter().filter(|request| request.header("range").is_some()).count();
+    assert!(ranged == requests.len() - 1 && ranged < 8, "{requests:?}");
+}
