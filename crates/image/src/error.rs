@@ -32,6 +32,8 @@ pub enum ErrorKind {
     Unsupported,
     /// A size or count beyond the limits that this crate sets itself.
     TooLarge,
+    /// The caller named or gave something that is not the image's: a snapshot, a backing disk.
+    Mismatch,
     /// The caller asked for bytes that the disk does not have.
     OutOfRange,
     /// Reading the image file failed.

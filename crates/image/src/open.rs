@@ -49,13 +49,13 @@ pub fn open<R: ReadAt + 'static>(source: R) -> Result<Box<dyn Disk>, Error> {
 /// Opens the image in `source` for reading, with what it needs besides itself.
 pub fn open_with<R: ReadAt + 'static>(
     source: R,
-    _options: OpenOptions,
+    options: OpenOptions,
 ) -> Result<Box<dyn Disk>, Error> {
     let head = read_head(&source)?;
     match sniff(&head) {
         Format::Qcow2 => {
             refuse_polyglot(&head)?;
-            Ok(Box::new(qcow2::open(source)?))
+            Ok(Box::new(qcow2::open_with(source, options)?))
         }
         Format::Raw => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;

@@ -17,6 +17,14 @@ pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65536;
 const BITMAPS_MAX: u32 = 65535;
+const BITMAP_DIRECTORY_BYTES_MAX: u64 = BITMAPS_MAX as u64 * 1024;
+
+/// "Extended L2 Entries": a cluster has this many subclusters, each of at least one sector.
+pub(super) const SUBCLUSTERS: u64 = 32;
+const EXTENDED_L2_CLUSTER_BITS_MIN: u32 = 14;
+
+/// "Snapshots": what one takes in its table at least.
+pub(super) const SNAPSHOT_LEN_MIN: u64 = 40;
 
 /// "Header": backing file names have at most this many bytes.
 const BACKING_NAME_MAX: u32 = 1023;
@@ -67,6 +75,7 @@ mod at {
     pub(super) const REFCOUNT_TABLE_OFFSET: u64 = 48;
     pub(super) const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
     pub(super) const NB_SNAPSHOTS: u64 = 60;
+    pub(super) const SNAPSHOTS_OFFSET: u64 = 64;
     pub(super) const INCOMPATIBLE: u64 = 72;
     pub(super) const REFCOUNT_ORDER: u64 = 96;
     pub(super) const HEADER_LENGTH: u64 = 100;
@@ -83,6 +92,19 @@ mod bit {
     pub(super) const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
     /// Compatible feature: refcounts may lag behind.
     pub(super) const LAZY_REFCOUNTS: u64 = 1 << 0;
+}
+
+/// Autoclear feature: the bitmaps extension is up to date.
+const BITMAPS_VALID: u64 = 1 << 0;
+
+/// "Bitmaps extension".
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned, Debug)]
+#[repr(C)]
+struct Bitmaps {
+    count: U32,
+    _reserved: U32,
+    directory_size: U64,
+    directory_offset: U64,
 }
 
 /// "Header extensions".
@@ -108,14 +130,40 @@ pub(crate) struct Header {
     pub(crate) refcount_table_len: u64,
     pub(crate) refcount_bits: u32,
     pub(crate) snapshots: u32,
+    pub(crate) snapshots_offset: u64,
     pub(crate) bitmaps: u32,
+    /// Where the bitmaps' directory begins and ends; nothing where there is none.
+    pub(crate) bitmap_directory: (u64, u64),
     pub(crate) backing_file: Option<String>,
     pub(crate) backing_format: Option<String>,
     pub(crate) data_file: Option<String>,
     crypt_method: u32,
     incompatible: u64,
     compatible: u64,
+    autoclear: u64,
     unknown_names: Vec<(u32, Option<String>)>,
+}
+
+/// A state of the disk that the image holds: the active one, or a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    pub(crate) virtual_size: u64,
+}
+
+impl State {
+    /// The bytes of the L1 table.
+    pub(crate) const fn l1_len(&self) -> u64 {
+        self.l1_entries as u64 * 8
+    }
+}
+
+/// What is there besides the image.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Given {
+    pub(crate) backing: bool,
+    pub(crate) data_file: bool,
 }
 
 impl More {
@@ -129,11 +177,11 @@ impl More {
     };
 }
 
-fn corrupt(what: impl Into<String>, at: u64) -> Error {
+pub(super) fn corrupt(what: impl Into<String>, at: u64) -> Error {
     Error::new(ErrorKind::Corrupt, what).at(at)
 }
 
-fn too_large(what: impl Into<String>, at: u64) -> Error {
+pub(super) fn too_large(what: impl Into<String>, at: u64) -> Error {
     Error::new(ErrorKind::TooLarge, what).at(at)
 }
 
@@ -167,7 +215,7 @@ impl Header {
         check_tables(fixed, 1 << cluster_bits)?;
         let mut header = Self {
             version,
-            virtual_size: fixed.size.get(),
+            virtual_size: whole_sectors(fixed.size.get(), at::SIZE)?,
             cluster_bits,
             codec: codec(head, more)?,
             l1_entries: fixed.l1_size.get(),
@@ -176,21 +224,40 @@ impl Header {
             refcount_table_len: u64::from(fixed.refcount_table_clusters.get()) << cluster_bits,
             refcount_bits: 1 << more.refcount_order.get(),
             snapshots: fixed.nb_snapshots.get(),
+            snapshots_offset: fixed.snapshots_offset.get(),
             bitmaps: 0,
+            bitmap_directory: (0, 0),
             backing_file: backing_file(head, fixed)?,
             backing_format: None,
             data_file: None,
             crypt_method: fixed.crypt_method.get(),
             incompatible: more.incompatible_features.get(),
             compatible: more.compatible_features.get(),
+            autoclear: more.autoclear_features.get(),
             unknown_names: Vec::new(),
         };
         let unknown = header.incompatible & !bit::KNOWN;
         header.unknown_names =
             (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| (bit, None)).collect();
         header.parse_extensions(head, more.header_length.get(), fixed)?;
-        header.check_virtual_size()?;
+        if header.extended_l2() && cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN {
+            let what = format!(
+                "expected clusters of 2^{EXTENDED_L2_CLUSTER_BITS_MIN} bytes or more with extended L2 \
+                 entries, got 2^{cluster_bits}"
+            );
+            return Err(corrupt(what, at::CLUSTER_BITS));
+        }
+        header.check_l1(&header.active(), at::L1_SIZE)?;
         Ok(header)
+    }
+
+    /// The state that a guest would see now.
+    pub(crate) const fn active(&self) -> State {
+        State {
+            l1_offset: self.l1_offset,
+            l1_entries: self.l1_entries,
+            virtual_size: self.virtual_size,
+        }
     }
 
     /// The bytes of a cluster.
@@ -200,7 +267,27 @@ impl Header {
 
     /// The bytes of the guest's disk that one L2 table maps.
     pub(crate) const fn l2_coverage(&self) -> u64 {
-        1 << (2 * self.cluster_bits - 3)
+        self.cluster_size() / self.l2_entry_len() * self.cluster_size()
+    }
+
+    /// The bytes of an L2 entry.
+    pub(crate) const fn l2_entry_len(&self) -> u64 {
+        if self.extended_l2() { 16 } else { 8 }
+    }
+
+    /// The L2 entries have a bitmap of subclusters.
+    pub(crate) const fn extended_l2(&self) -> bool {
+        self.incompatible & bit::EXTENDED_L2 != 0
+    }
+
+    /// The guest's data is in another file.
+    pub(crate) const fn external_data(&self) -> bool {
+        self.incompatible & bit::DATA_FILE != 0
+    }
+
+    /// The bitmaps are those of the disk as it is.
+    pub(crate) const fn bitmaps_valid(&self) -> bool {
+        self.autoclear & BITMAPS_VALID != 0
     }
 
     /// The bytes of the L1 table.
@@ -208,8 +295,8 @@ impl Header {
         self.l1_entries as u64 * 8
     }
 
-    /// Why this crate does not read the image, if it does not.
-    pub(crate) fn refusal(&self) -> Option<Error> {
+    /// Why this crate does not read the image with what is `given`, if it does not.
+    pub(crate) fn refusal(&self, given: Given) -> Option<Error> {
         let refuse = |kind, what: String, at| Some(Error::new(kind, what).at(at));
         if !self.unknown_names.is_empty() {
             let list: Vec<String> = self.unknown_names.iter().map(show_feature).collect();
@@ -231,14 +318,16 @@ impl Header {
                 return refuse(ErrorKind::Unsupported, what, at::CRYPT_METHOD);
             }
         }
-        if self.incompatible & bit::DATA_FILE != 0 {
+        if self.external_data() && !given.data_file {
             let what = match &self.data_file {
                 Some(name) => format!("the guest's data is in another file, `{name}`"),
                 None => "the guest's data is in another file, whose name is missing".to_owned(),
             };
             return refuse(ErrorKind::NeedsOtherFile, what, at::INCOMPATIBLE);
         }
-        if let Some(name) = &self.backing_file {
+        if let Some(name) = &self.backing_file
+            && !given.backing
+        {
             let what = format!("the image is an overlay over another file, `{name}`");
             return refuse(ErrorKind::NeedsOtherFile, what, at::BACKING_FILE_OFFSET);
         }
@@ -246,11 +335,25 @@ impl Header {
             let what = "the image is marked as corrupt".to_owned();
             return refuse(ErrorKind::Corrupt, what, at::INCOMPATIBLE);
         }
-        if self.incompatible & bit::EXTENDED_L2 != 0 {
-            let what = "subclusters (extended L2 entries) are not supported".to_owned();
-            return refuse(ErrorKind::Unsupported, what, at::INCOMPATIBLE);
-        }
         None
+    }
+
+    /// Refuses what is `given` and not wanted: the caller took the image for another.
+    pub(crate) fn refuse_needless(&self, given: Given) -> Result<(), Error> {
+        let refuse = |what, at| Err(Error::new(ErrorKind::Mismatch, what).at(at));
+        if given.backing && self.backing_file.is_none() {
+            return refuse(
+                "the image is no overlay, but a backing disk was given",
+                at::BACKING_FILE_OFFSET,
+            );
+        }
+        if given.data_file && !self.external_data() {
+            return refuse(
+                "the image holds its data itself, but a data file was given",
+                at::INCOMPATIBLE,
+            );
+        }
+        Ok(())
     }
 
     /// The names of the features that the image uses, as `qemu-img` writes them.
@@ -269,19 +372,13 @@ impl Header {
         .collect()
     }
 
-    fn check_virtual_size(&self) -> Result<(), Error> {
-        let size = self.virtual_size;
-        if size > VIRTUAL_SIZE_MAX {
-            return Err(too_large(format!("a disk of {size} bytes is beyond 2^63 - 1"), at::SIZE));
-        }
-        if !size.is_multiple_of(crate::raw::SECTOR) {
-            let what = format!("expected a disk of whole 512-byte sectors, got {size} bytes");
-            return Err(corrupt(what, at::SIZE));
-        }
-        let covered = u128::from(self.l1_entries) * u128::from(self.l2_coverage());
-        if covered < u128::from(size) {
+    /// Checks that the L1 table of `state` maps all of its disk. `at` is where its length stands.
+    pub(super) fn check_l1(&self, state: &State, at: u64) -> Result<(), Error> {
+        let covered = u128::from(state.l1_entries) * u128::from(self.l2_coverage());
+        if covered < u128::from(state.virtual_size) {
+            let size = state.virtual_size;
             let what = format!("the L1 table maps {covered} bytes of a disk of {size}");
-            return Err(corrupt(what, at::L1_SIZE));
+            return Err(corrupt(what, at));
         }
         Ok(())
     }
@@ -324,16 +421,31 @@ impl Header {
             extension::BACKING_FORMAT => self.backing_format = Some(printable(data)),
             extension::DATA_FILE => self.data_file = Some(printable(data)),
             extension::FEATURE_NAMES => self.take_feature_names(data),
-            extension::BITMAPS => {
-                let count = U32::ref_from_prefix(data).map_or(0, |(count, _)| count.get());
-                if count > BITMAPS_MAX {
-                    let what = format!("expected at most {BITMAPS_MAX} bitmaps, got {count}");
-                    return Err(too_large(what, at));
-                }
-                self.bitmaps = count;
-            }
+            extension::BITMAPS => self.take_bitmaps(data, at)?,
             _ => {}
         }
+        Ok(())
+    }
+
+    /// The bitmaps themselves are of no use here; their directory must be where it should be.
+    fn take_bitmaps(&mut self, data: &[u8], at: u64) -> Result<(), Error> {
+        let Ok((bitmaps, _)) = Bitmaps::ref_from_prefix(data) else {
+            return Err(corrupt("the bitmaps extension is cut off", at));
+        };
+        let count = bitmaps.count.get();
+        if count > BITMAPS_MAX {
+            let what = format!("expected at most {BITMAPS_MAX} bitmaps, got {count}");
+            return Err(too_large(what, at));
+        }
+        let (begin, len) = (bitmaps.directory_offset.get(), bitmaps.directory_size.get());
+        if len > BITMAP_DIRECTORY_BYTES_MAX {
+            let most = BITMAP_DIRECTORY_BYTES_MAX;
+            let what = format!("expected a bitmap directory of at most {most} bytes, got {len}");
+            return Err(too_large(what, at));
+        }
+        let end = check_place("bitmap directory", begin, len, self.cluster_size(), at)?;
+        self.bitmaps = count;
+        self.bitmap_directory = (begin, end);
         Ok(())
     }
 
@@ -388,22 +500,46 @@ fn check_tables(fixed: &Fixed, cluster: u64) -> Result<(), Error> {
             at::REFCOUNT_TABLE_OFFSET,
         ),
     ] {
-        if !offset.is_multiple_of(cluster) {
-            return Err(corrupt(format!("the {name} at {offset:#x} is not on a cluster"), at));
-        }
-        if len != 0 && offset < cluster {
-            return Err(corrupt(format!("the {name} overlaps the header"), at));
-        }
-        if offset.checked_add(len).is_none_or(|end| end > VIRTUAL_SIZE_MAX) {
-            return Err(corrupt(format!("the {name} at {offset:#x} ends beyond 2^63 - 1"), at));
-        }
+        check_place(name, offset, len, cluster, at)?;
     }
     let snapshots = fixed.nb_snapshots.get();
     if snapshots > SNAPSHOTS_MAX {
         let what = format!("expected at most {SNAPSHOTS_MAX} snapshots, got {snapshots}");
         return Err(too_large(what, at::NB_SNAPSHOTS));
     }
+    let (offset, least) = (fixed.snapshots_offset.get(), u64::from(snapshots) * SNAPSHOT_LEN_MIN);
+    if snapshots != 0 {
+        check_place("snapshot table", offset, least, cluster, at::SNAPSHOTS_OFFSET)?;
+    }
     Ok(())
+}
+
+/// Checks the place of a table that a field at `at` names, and returns its end.
+pub(super) fn check_place(
+    name: &str,
+    offset: u64,
+    len: u64,
+    cluster: u64,
+    at: u64,
+) -> Result<u64, Error> {
+    if !offset.is_multiple_of(cluster) {
+        return Err(corrupt(format!("the {name} at {offset:#x} is not on a cluster"), at));
+    }
+    if len != 0 && offset < cluster {
+        return Err(corrupt(format!("the {name} overlaps the header"), at));
+    }
+    match offset.checked_add(len) {
+        Some(end) if end <= VIRTUAL_SIZE_MAX => Ok(end),
+        _ => Err(corrupt(format!("the {name} at {offset:#x} ends beyond 2^63 - 1"), at)),
+    }
+}
+
+/// A disk has whole sectors: what is left over of its last one is not seen, as QEMU has it.
+pub(super) fn whole_sectors(size: u64, at: u64) -> Result<u64, Error> {
+    if size > VIRTUAL_SIZE_MAX {
+        return Err(too_large(format!("a disk of {size} bytes is beyond 2^63 - 1"), at));
+    }
+    Ok(size - size % crate::raw::SECTOR)
 }
 
 /// The compression type, which is zlib unless an incompatible feature bit says that it is not.

@@ -1,15 +1,17 @@
 //! Random access to an image.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::header::Header;
-use super::table::{Mapping, Named, Tables, entries};
+use super::header::{Given, Header, State};
+use super::snapshot;
+use super::table::{Mapping, Named, Run, Tables, entries};
 use crate::codec::{Fault, Unpacker};
 use crate::open::read_head;
 use crate::raw::check_range;
 use crate::recent::Recent;
-use crate::{Disk, Error, ErrorKind, Extent, ReadAt};
+use crate::{Disk, Error, ErrorKind, Extent, OpenOptions, ReadAt};
 
 /// L2 tables are read and kept in slices of this many bytes, so that a single read from a remote
 /// image with large clusters stays small.
@@ -18,63 +20,132 @@ const SLICE: u64 = 16 << 10;
 const SLICES_MAX: usize = 64;
 /// How many bytes of decompressed clusters are kept for the next read, but at least one cluster.
 const UNPACKED_MAX: usize = 1 << 20;
-/// An extent is not looked for farther than this many clusters, so that asking stays cheap.
-const EXTENT_CLUSTERS_MAX: u64 = 1 << 16;
+/// How many decompressors wait for the next read.
+const IDLE_MAX: usize = 16;
+/// An extent is not looked for farther than this many slices, so that asking stays cheap.
+const EXTENT_SLICES_MAX: usize = 64;
+/// The L1 table is read in pieces of this many bytes.
+const L1_PIECE: u64 = 64 << 10;
 
 /// A disk in a qcow2 image.
 pub struct Image<R> {
     source: R,
     header: Header,
     tables: Tables,
+    l1_offset: u64,
+    /// The entries for what the disk has, and no more.
     l1: Vec<u64>,
-    slices: Mutex<Recent<u64, Vec<u64>>>,
-    unpacked: Mutex<Unpacked>,
+    virtual_size: u64,
+    backing: Option<Box<dyn Disk>>,
+    data_file: Option<Box<dyn ReadAt>>,
+    slices: Mutex<Slices>,
+    unpacked: Mutex<Slices>,
+    idle: Mutex<Vec<Unpack>>,
 }
 
-struct Unpacked {
-    clusters: Recent<u64, Vec<u8>>,
+/// Parts of the file, or what they hold, by the offset where they stand.
+type Slices = Recent<u64, Arc<[u8]>>;
+
+/// What decompressing a cluster takes.
+struct Unpack {
     unpacker: Unpacker,
+    packed: Vec<u8>,
 }
 
-/// Opens the image in `source` for reading.
+/// What the disk's L1 table says of a part of the disk.
+enum Part {
+    /// It has no L2 table.
+    Absent,
+    /// It has this part of an L2 table, which stands at `at` and begins with the cluster at `first`.
+    Slice { table: Arc<[u8]>, at: u64, first: u64 },
+}
+
+/// Opens the image in `source` for reading, which needs nothing besides.
 pub fn open<R: ReadAt>(source: R) -> Result<Image<R>, Error> {
+    open_with(source, OpenOptions::default())
+}
+
+/// Opens the image in `source` for reading, with what it needs besides itself.
+pub fn open_with<R: ReadAt>(source: R, options: OpenOptions) -> Result<Image<R>, Error> {
+    let OpenOptions { backing, data_file, snapshot, .. } = options;
     let header = Header::parse(&read_head(&source)?)?;
-    if let Some(refusal) = header.refusal() {
+    let given = Given { backing: backing.is_some(), data_file: data_file.is_some() };
+    if let Some(refusal) = header.refusal(given) {
         return Err(refusal);
     }
-    let len = source.len();
-    for (name, offset, table_len) in [
-        ("refcount table", header.refcount_table_offset, header.refcount_table_len),
-        ("L1 table", header.l1_offset, header.l1_len()),
-    ] {
-        check_inside(name, offset, table_len, len)?;
-    }
-    let mut table = vec![0; header.l1_len() as usize];
-    source
-        .read_exact_at(&mut table, header.l1_offset)
-        .map_err(|error| Error::read(error, header.l1_offset))?;
-    let l1: Vec<u64> = entries(&table).collect();
-    let tables = Tables::new(&header);
-    check_l1(&header, &tables, &l1)?;
+    header.refuse_needless(given)?;
+    let state = choose_state(&source, &header, snapshot.as_deref())?;
+    let tables = Tables::new(&header, &state);
+    let l1 = read_l1(&source, &header, &state)?;
+    check_l1(&tables, &l1, state.l1_offset)?;
     let clusters = (UNPACKED_MAX >> header.cluster_bits).max(1);
     Ok(Image {
         source,
-        tables,
         header,
+        tables,
+        l1_offset: state.l1_offset,
         l1,
+        virtual_size: state.virtual_size,
+        backing,
+        data_file,
         slices: Mutex::new(Recent::new(SLICES_MAX)),
-        unpacked: Mutex::new(Unpacked {
-            clusters: Recent::new(clusters),
-            unpacker: Unpacker::new(),
-        }),
+        unpacked: Mutex::new(Recent::new(clusters)),
+        idle: Mutex::default(),
     })
 }
 
-/// Checks the entries for what the disk has; those behind its end are never used.
-fn check_l1(header: &Header, tables: &Tables, l1: &[u64]) -> Result<(), Error> {
-    let used = header.virtual_size.div_ceil(header.l2_coverage()) as usize;
+/// Checks what the header names, and chooses the `snapshot` that was asked for.
+fn choose_state(
+    source: &impl ReadAt,
+    header: &Header,
+    snapshot: Option<&str>,
+) -> Result<State, Error> {
+    let snapshots = check_tables(source, header)?;
+    let Some(wanted) = snapshot else { return Ok(header.active()) };
+    if header.external_data() {
+        let what = "an image with a data file cannot have snapshots";
+        return Err(Error::new(ErrorKind::Unsupported, what).at(header.snapshots_offset));
+    }
+    snapshot::find(&snapshots, wanted, header)
+}
+
+/// Checks that the tables which the header names are in the file. Returns the snapshots.
+pub(super) fn check_tables(
+    source: &(impl ReadAt + ?Sized),
+    header: &Header,
+) -> Result<Vec<snapshot::Entry>, Error> {
+    let (directory, end) = header.bitmap_directory;
+    for (name, offset, len) in [
+        ("refcount table", header.refcount_table_offset, header.refcount_table_len),
+        ("bitmap directory", directory, end - directory),
+    ] {
+        check_inside(name, offset, len, source.len())?;
+    }
+    snapshot::read_table(source, header)
+}
+
+/// The entries of the L1 table for what the disk has; those behind its end are never used.
+pub(super) fn read_l1(
+    source: &(impl ReadAt + ?Sized),
+    header: &Header,
+    state: &State,
+) -> Result<Vec<u64>, Error> {
+    check_inside("L1 table", state.l1_offset, state.l1_len(), source.len())?;
+    let len = state.virtual_size.div_ceil(header.l2_coverage()) * 8;
+    let mut l1 = Vec::with_capacity(len as usize / 8);
+    let mut piece = vec![0; L1_PIECE.min(len) as usize];
+    for begin in (0..len).step_by(L1_PIECE as usize) {
+        let (part, at) = (L1_PIECE.min(len - begin) as usize, state.l1_offset + begin);
+        source.read_exact_at(&mut piece[..part], at).map_err(|error| Error::read(error, at))?;
+        l1.extend(entries(&piece[..part]));
+    }
+    Ok(l1)
+}
+
+/// Checks the entries of the L1 table at `offset`.
+fn check_l1(tables: &Tables, l1: &[u64], offset: u64) -> Result<(), Error> {
     let mut named = Named::default();
-    for (at, entry) in (header.l1_offset..).step_by(8).zip(l1.iter().take(used)) {
+    for (at, entry) in (offset..).step_by(8).zip(l1) {
         if let Some(l2) = tables.l2_offset(*entry, at)? {
             named.add(l2, at)?;
         }
@@ -82,7 +153,7 @@ fn check_l1(header: &Header, tables: &Tables, l1: &[u64]) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_inside(name: &str, offset: u64, len: u64, file_len: u64) -> Result<(), Error> {
+pub(super) fn check_inside(name: &str, offset: u64, len: u64, file_len: u64) -> Result<(), Error> {
     match offset.checked_add(len) {
         Some(end) if end <= file_len => Ok(()),
         _ => {
@@ -92,86 +163,159 @@ fn check_inside(name: &str, offset: u64, len: u64, file_len: u64) -> Result<(), 
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<R: ReadAt> Image<R> {
-    /// Where the cluster at `guest` is.
-    fn mapping(&self, guest: u64) -> Result<Mapping, Error> {
-        let index = guest / self.header.l2_coverage();
-        let at = self.header.l1_offset + index * 8;
-        let Some(l2) = self.tables.l2_offset(self.l1[index as usize], at)? else {
-            return Ok(Mapping::Zero);
+    /// What maps the disk at `guest`, and as much behind it as is mapped by the same, up to `end`.
+    fn part(&self, guest: u64, end: u64) -> Result<(Part, Range<u64>), Error> {
+        let coverage = self.header.l2_coverage();
+        let index = (guest / coverage) as usize;
+        let Some(l2) = self.tables.l2_offset(self.l1[index], self.l1_offset + index as u64 * 8)?
+        else {
+            let until = guest.saturating_add(coverage - guest % coverage);
+            return Ok((Part::Absent, guest..until.min(end)));
         };
-        let offset = ((guest % self.header.l2_coverage()) >> self.header.cluster_bits) * 8;
-        let entry = self.l2_entry(l2, offset)?;
-        self.tables.mapping(entry, l2 + offset)
+        let len = SLICE.min(self.header.cluster_size());
+        let mapped = len / self.header.l2_entry_len() * self.header.cluster_size();
+        let first = guest - guest % mapped;
+        let at = l2 + first % coverage / mapped * len;
+        let table = self.slice(l2, at, len)?;
+        Ok((Part::Slice { table, at, first }, guest..(first + mapped).min(end)))
     }
 
-    /// The entry at `offset` of the L2 table at `l2`.
-    fn l2_entry(&self, l2: u64, offset: u64) -> Result<u64, Error> {
-        let len = SLICE.min(self.header.cluster_size());
-        let (at, index) = (l2 + offset / len * len, (offset % len / 8) as usize);
-        let mut slices = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slice) = slices.get(&at) {
-            return Ok(slice[index]);
+    /// The `len` bytes at `at` of the L2 table at `l2`.
+    fn slice(&self, l2: u64, at: u64, len: u64) -> Result<Arc<[u8]>, Error> {
+        if let Some(slice) = lock(&self.slices).get(&at) {
+            return Ok(slice.clone());
         }
         check_inside("L2 table", l2, self.header.cluster_size(), self.source.len())?;
-        let mut table = vec![0; len as usize];
-        self.source.read_exact_at(&mut table, at).map_err(|error| Error::read(error, at))?;
-        let slice: Vec<u64> = entries(&table).collect();
-        let entry = slice[index];
-        slices.put(at, slice);
-        Ok(entry)
+        let mut slice = vec![0; len as usize];
+        self.source.read_exact_at(&mut slice, at).map_err(|error| Error::read(error, at))?;
+        let slice: Arc<[u8]> = slice.into();
+        lock(&self.slices).put(at, slice.clone());
+        Ok(slice)
     }
 
-    /// Calls `each` for the runs of the disk from `offset` on, `len` bytes altogether, with a run's
-    /// length and the place of its first byte; clusters that follow each other in the file are one
-    /// run.
+    /// Calls `each` for the runs of the disk from `range.start` on. It says whether to go on.
     fn for_runs(
         &self,
-        offset: u64,
-        len: u64,
-        mut each: impl FnMut(u64, Mapping, u64) -> Result<(), Error>,
+        mut range: Range<u64>,
+        mut each: impl FnMut(Run) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        let cluster = self.header.cluster_size();
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let skip = at % cluster;
-            let first = self.mapping(at)?;
-            let mut run = cluster - skip;
-            while at + run < end && first.continues(run + skip, self.mapping(at + run)?) {
-                run += cluster;
+        while range.start < range.end {
+            let (part, within) = self.part(range.start, range.end)?;
+            range.start = within.end;
+            match part {
+                Part::Absent => {
+                    let (guest, len) = (within.start, within.end - within.start);
+                    if !each(Run { guest, len, mapping: Mapping::Absent })? {
+                        return Ok(());
+                    }
+                }
+                Part::Slice { table, at, first } => {
+                    for run in self.tables.runs(&table, at, first, within) {
+                        if !each(run?)? {
+                            return Ok(());
+                        }
+                    }
+                }
             }
-            let run = run.min(end - at);
-            each(run, first, skip)?;
-            at += run;
         }
         Ok(())
     }
 
-    fn read_data(&self, buf: &mut [u8], host: u64) -> Result<(), Error> {
-        check_inside("data cluster", host, buf.len() as u64, self.source.len())?;
-        self.source.read_exact_at(buf, host).map_err(|error| Error::read(error, host))
+    fn read_run(&self, buf: &mut [u8], run: Run) -> Result<(), Error> {
+        match run.mapping {
+            Mapping::Absent => self.read_backing(buf, run.guest),
+            Mapping::Zero => {
+                buf.fill(0);
+                Ok(())
+            }
+            Mapping::Data { host, .. } => match &self.data_file {
+                Some(file) => read_data(file, buf, host),
+                None => read_data(&self.source, buf, host),
+            },
+            Mapping::Packed { host, len } => {
+                let skip = run.guest % self.header.cluster_size();
+                self.read_packed(buf, host, len, skip as usize)
+            }
+        }
     }
 
-    fn read_packed(&self, buf: &mut [u8], host: u64, len: u64, skip: u64) -> Result<(), Error> {
-        let skip = skip as usize;
-        let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = unpacked.clusters.get(&host) {
+    /// Reads from the backing disk, behind whose end there are zeros.
+    fn read_backing(&self, buf: &mut [u8], guest: u64) -> Result<(), Error> {
+        let there = self.backing.as_ref().map_or(0, |disk| disk.virtual_size());
+        let len = there.saturating_sub(guest).min(buf.len() as u64) as usize;
+        let (stored, rest) = buf.split_at_mut(len);
+        rest.fill(0);
+        match &self.backing {
+            Some(disk) if !stored.is_empty() => disk.read_at(stored, guest),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_packed(&self, buf: &mut [u8], host: u64, len: u64, skip: usize) -> Result<(), Error> {
+        if let Some(cluster) = lock(&self.unpacked).get(&host) {
             buf.copy_from_slice(&cluster[skip..skip + buf.len()]);
             return Ok(());
         }
-        // The last sector may reach beyond the file: writers round up.
-        let there = self.source.len().saturating_sub(host).min(len);
-        let mut packed = vec![0; there as usize];
-        self.source.read_exact_at(&mut packed, host).map_err(|error| Error::read(error, host))?;
-        let mut cluster = vec![0; self.header.cluster_size() as usize];
-        unpacked
-            .unpacker
-            .unpack(self.header.codec, &packed, &mut cluster)
-            .map_err(|fault| packed_error(fault, host, there < len))?;
+        let size = self.header.cluster_size() as usize;
+        // Who reads a whole cluster has no use for it again.
+        if buf.len() == size {
+            return self.unpack(buf, host, len);
+        }
+        let mut cluster = vec![0; size];
+        self.unpack(&mut cluster, host, len)?;
         buf.copy_from_slice(&cluster[skip..skip + buf.len()]);
-        unpacked.clusters.put(host, cluster);
+        let mut unpacked = lock(&self.unpacked);
+        // Another thread may have been faster.
+        if unpacked.get(&host).is_none() {
+            unpacked.put(host, cluster.into());
+        }
         Ok(())
     }
+
+    /// Decompresses the cluster in the `len` bytes at `host`. Several threads do so at once.
+    fn unpack(&self, cluster: &mut [u8], host: u64, len: u64) -> Result<(), Error> {
+        let idle = lock(&self.idle).pop();
+        let mut unpack =
+            idle.unwrap_or_else(|| Unpack { unpacker: Unpacker::new(), packed: Vec::new() });
+        // The last sector may reach beyond the file: writers round up.
+        let there = self.source.len().saturating_sub(host).min(len);
+        unpack.packed.resize(there as usize, 0);
+        self.source
+            .read_exact_at(&mut unpack.packed, host)
+            .map_err(|error| Error::read(error, host))?;
+        unpack
+            .unpacker
+            .unpack(self.header.codec, &unpack.packed, cluster)
+            .map_err(|fault| packed_error(fault, host, there < len))?;
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE_MAX {
+            idle.push(unpack);
+        }
+        Ok(())
+    }
+
+    /// How much of `run` is known to be of one kind, and whether that is zeros.
+    fn extent(&self, run: Run) -> Result<Extent, Error> {
+        let zero = match (run.mapping, &self.backing) {
+            (Mapping::Data { .. } | Mapping::Packed { .. }, _) => false,
+            (Mapping::Absent, Some(disk)) if run.guest < disk.virtual_size() => {
+                let extent = disk.extent_at(run.guest)?;
+                return Ok(Extent { len: extent.len.min(run.len), ..extent });
+            }
+            _ => true,
+        };
+        Ok(Extent { len: run.len, zero })
+    }
+}
+
+fn read_data(file: &impl ReadAt, buf: &mut [u8], host: u64) -> Result<(), Error> {
+    check_inside("data cluster", host, buf.len() as u64, file.len())?;
+    file.read_exact_at(buf, host).map_err(|error| Error::read(error, host))
 }
 
 /// The failure to decompress the cluster at `host`, whose bytes the file's end `cut` off.
@@ -182,41 +326,34 @@ fn packed_error(fault: Fault, host: u64, cut: bool) -> Error {
 
 impl<R: ReadAt> Disk for Image<R> {
     fn virtual_size(&self) -> u64 {
-        self.header.virtual_size
+        self.virtual_size
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        check_range(self.virtual_size(), buf.len() as u64, offset)?;
-        let mut rest = &mut *buf;
-        let len = rest.len() as u64;
-        self.for_runs(offset, len, |run, place, skip| {
-            let part = rest.split_off_mut(..run as usize).expect("runs add up to the buffer");
-            match place {
-                Mapping::Zero => part.fill(0),
-                Mapping::Data { host, .. } => self.read_data(part, host + skip)?,
-                Mapping::Packed { host, len } => self.read_packed(part, host, len, skip)?,
-            }
-            Ok(())
+        check_range(self.virtual_size, buf.len() as u64, offset)?;
+        let end = offset + buf.len() as u64;
+        let mut rest = buf;
+        self.for_runs(offset..end, |run| {
+            let part = rest.split_off_mut(..run.len as usize).expect("runs add up to the buffer");
+            self.read_run(part, run).map(|()| true)
         })
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent, Error> {
-        check_range(self.virtual_size(), 1, offset)?;
-        let cluster = self.header.cluster_size();
-        let zero = self.mapping(offset)? == Mapping::Zero;
-        let mut end = offset - offset % cluster;
-        for _ in 0..EXTENT_CLUSTERS_MAX {
-            // A table that is not there is a run of zeros as long as what it would map.
-            let step = match self.l1[(end / self.header.l2_coverage()) as usize] {
-                0 => self.header.l2_coverage() - end % self.header.l2_coverage(),
-                _ => cluster,
-            };
-            end += step;
-            if end >= self.virtual_size() || (self.mapping(end)? == Mapping::Zero) != zero {
-                break;
+        check_range(self.virtual_size, 1, offset)?;
+        let mut found: Option<Extent> = None;
+        let mapped = SLICE / self.header.l2_entry_len() * self.header.cluster_size();
+        let end = offset.saturating_add(EXTENT_SLICES_MAX as u64 * mapped).min(self.virtual_size);
+        self.for_runs(offset..end, |run| {
+            let next = self.extent(run)?;
+            match &mut found {
+                Some(extent) if extent.zero != next.zero => return Ok(false),
+                Some(extent) => extent.len += next.len,
+                None => found = Some(next),
             }
-        }
-        Ok(Extent { len: end.min(self.virtual_size()) - offset, zero })
+            Ok(next.len == run.len)
+        })?;
+        Ok(found.expect("a range that is not empty has runs"))
     }
 }
 

@@ -2,22 +2,23 @@
 //!
 //! The layout is that of QEMU's `docs/interop/qcow2.txt`, whose sections are named where they
 //! apply. A *host* offset is one in the image file, a *guest* offset one on the disk that it
-//! holds. Of the features that need more than the file itself (backing file, external data file,
-//! encryption) none is followed; they are refused by name. Refcounts are not needed for reading,
-//! so dirty images and lazy refcounts are no trouble. Internal snapshots are not read: the disk is
-//! the active state.
+//! holds. What else an image needs, a backing disk or a data file, is given by the caller or
+//! refused by name; encryption is refused. Refcounts are not needed for reading, so dirty images
+//! and lazy refcounts are no trouble. The disk is the active state or, by random access, the
+//! internal snapshot that was asked for.
 
 mod describe;
 mod header;
 mod image;
 mod push;
+mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub(crate) use describe::describe;
-pub(crate) use header::{HEADER_MAX, Header};
-pub use image::{Image, open};
+pub(crate) use header::{Given, HEADER_MAX, Header};
+pub use image::{Image, open, open_with};
 pub(crate) use push::Map;
 pub use writer::Writer;

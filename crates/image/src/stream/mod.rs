@@ -101,7 +101,7 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
     let virtual_size = match format {
         Format::Qcow2 => {
             let header = qcow2::Header::parse(head)?;
-            if let Some(refusal) = header.refusal() {
+            if let Some(refusal) = header.refusal(qcow2::Given::default()) {
                 return Err(refusal);
             }
             refuse_polyglot(head)?;

@@ -74,7 +74,7 @@ fn the_image_is_good() {
 
 #[test]
 fn hostile_files_are_refused_or_read_within_limits() {
-    hostile::check("qcow2/[!bs]*", &[]);
+    hostile::check("qcow2/*", &[]);
 }
 
 /// An image with clusters of `1 << bits` bytes and nothing behind its header but the `l1` table.
