@@ -14,6 +14,7 @@ mod boot;
 mod cache;
 mod deb;
 mod dirs;
+mod fuzz;
 mod guest;
 mod lab;
 mod setup;
@@ -49,6 +50,8 @@ enum Command {
     Guest,
     /// Run a command on an emulated host that has a complete `/dev/kvm`.
     Lab(lab::Args),
+    /// Run the parsers against a fuzzer.
+    Fuzz(fuzz::Args),
     /// Measure Bootyard against the tools that one would use instead.
     Bench(bench::Args),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::main(),
         Command::Guest => guest::main(),
         Command::Lab(args) => return lab::main(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(args) => bench::main(&args),
     };
     match result {

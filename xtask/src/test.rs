@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Need};
 use crate::timing::Stages;
-use crate::{guest, lab, sh, tidy};
+use crate::{fuzz, guest, lab, sh, tidy};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -48,6 +48,7 @@ fn run(fast: bool, stages: &mut Stages) -> Result<()> {
         sh::run(sh::cargo().args(["test", "--quiet", "--workspace", "--doc"]))
     })?;
     if !fast {
+        stages.run("fuzz", fuzz::briefly)?;
         stages.run("build static", || lab::build_static().map(drop))?;
         stages.run("guest tests", || runner.guests())?;
     }

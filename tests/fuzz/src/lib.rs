@@ -1,0 +1,196 @@
+//! What the fuzz targets share: a file is opened at random access and decoded as a stream; both may
+//! refuse it, neither may panic, hang or take much memory, and where both read it they must agree.
+
+pub mod sparse;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use bootyard_image::stream::{Decoder, Head, Options, Storage};
+use bootyard_image::{Body, Disk, Piece, ReadAt, Sink, WriteAt, inspect, open};
+use bytes::Bytes;
+
+/// How much of a disk's data is looked at.
+const DATA_MAX: u64 = 32 << 20;
+/// How many runs of a disk are looked at.
+const RUNS_MAX: usize = 1 << 14;
+
+/// A file in memory that can be shared.
+#[derive(Clone)]
+struct File(Arc<Vec<u8>>);
+
+impl ReadAt for File {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+}
+
+/// The data of a disk, by place. Whatever it does not hold is zero.
+#[derive(Default)]
+struct Data {
+    runs: BTreeMap<u64, Vec<u8>>,
+    zeros: BTreeMap<u64, u64>,
+    bytes: u64,
+}
+
+/// Reads the file that `input` stands for, both ways. With `magic`, the file begins so.
+pub fn check(input: &[u8], magic: &[u8]) {
+    let mut file = sparse::decode(input);
+    if let Some(begin) = file.get_mut(..magic.len()) {
+        begin.copy_from_slice(magic);
+    }
+    check_file(file);
+}
+
+/// Reads `file` both ways.
+pub fn check_file(file: Vec<u8>) {
+    let file = File(Arc::new(file));
+    let _ = inspect(&file);
+    let disk = open(file.clone()).ok();
+    let Some((size, data)) = stream(&file.0) else {
+        if let Some(disk) = &disk {
+            read_all(&**disk);
+        }
+        return;
+    };
+    let Some(disk) = disk else { return };
+    assert_eq!(disk.virtual_size(), size, "both ways see one size");
+    let mut buf = Vec::new();
+    for (offset, bytes) in &data.runs {
+        buf.resize(bytes.len(), 0);
+        disk.read_at(&mut buf, *offset).expect("what was streamed can be read");
+        assert!(buf == *bytes, "both ways see the same data at {offset:#x}");
+    }
+    for (offset, len) in data.zeros.iter().take(RUNS_MAX) {
+        buf.resize((*len).min(4096) as usize, 0);
+        disk.read_at(&mut buf, *offset).expect("what was streamed can be read");
+        assert!(buf.iter().all(|byte| *byte == 0), "both ways see zeros at {offset:#x}");
+    }
+}
+
+/// Reads what the disk has, as far as that is allowed.
+fn read_all(disk: &dyn Disk) {
+    let mut buf = vec![0; 256 << 10];
+    let mut left = DATA_MAX;
+    for piece in disk.pieces().take(RUNS_MAX) {
+        let Ok((offset, extent)) = piece else { return };
+        assert!(extent.len > 0 && offset + extent.len <= disk.virtual_size());
+        let len = if extent.zero { extent.len.min(4096) } else { extent.len.min(left) };
+        for begin in (0..len).step_by(buf.len()) {
+            let part = (len - begin).min(buf.len() as u64) as usize;
+            if disk.read_at(&mut buf[..part], offset + begin).is_err() {
+                return;
+            }
+            assert!(!extent.zero || buf[..part].iter().all(|byte| *byte == 0));
+        }
+        if !extent.zero {
+            left -= len;
+        }
+    }
+}
+
+/// Decodes `file` as a stream in chunks of changing length. `None` if it is refused.
+fn stream(file: &[u8]) -> Option<(u64, Data)> {
+    let sink = Arc::new(Memory::default());
+    let spill = || Ok(Box::new(Spill::default()) as Box<dyn Storage>);
+    let options =
+        Options { workers: NonZeroUsize::MIN, spill: Box::new(spill), spill_limit: DATA_MAX };
+    let mut chunks = chunks(file);
+    let mut head = Head::new();
+    for chunk in chunks.by_ref() {
+        if head.push(chunk).ok()?.is_some() {
+            break;
+        }
+    }
+    head.end().ok()?;
+    let mut decoder = Decoder::new(head, sink.clone(), options).ok()?;
+    for chunk in chunks {
+        decoder.push(chunk).ok()?;
+    }
+    let size = decoder.finish().ok()?.virtual_size;
+    let data = Arc::into_inner(sink)?.0.into_inner().ok()?;
+    let mut covered: Vec<(u64, u64)> =
+        data.runs.iter().map(|(at, bytes)| (*at, bytes.len() as u64)).collect();
+    covered.extend(data.zeros.iter().map(|(at, len)| (*at, *len)));
+    covered.sort_unstable();
+    let end = covered.iter().fold(0, |end, (at, len)| {
+        assert_eq!(*at, end, "pieces cover each byte once");
+        at + len
+    });
+    assert_eq!(end, size, "pieces cover the disk");
+    Some((size, data))
+}
+
+fn chunks(file: &[u8]) -> impl Iterator<Item = Bytes> {
+    let mut rest = Bytes::copy_from_slice(file);
+    let mut lens = [1, 700, 65_536, 4096, 200_000].into_iter().cycle();
+    std::iter::from_fn(move || {
+        let len = lens.next()?.min(rest.len());
+        (len > 0).then(|| rest.split_to(len))
+    })
+}
+
+#[derive(Default)]
+struct Memory(Mutex<Data>);
+
+impl Sink for Memory {
+    fn put(&self, piece: Piece<'_>) -> io::Result<()> {
+        let mut data = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
+        match piece.body {
+            Body::Zero(len) => {
+                assert!(len > 0, "no piece is empty");
+                let double = data.zeros.insert(piece.offset, len);
+                assert!(double.is_none(), "no two pieces begin at {:#x}", piece.offset);
+            }
+            Body::Data(bytes) => {
+                data.bytes += bytes.len() as u64;
+                if data.bytes > DATA_MAX {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                let double = data.runs.insert(piece.offset, bytes.to_vec());
+                assert!(double.is_none(), "no two pieces begin at {:#x}", piece.offset);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Storage for what a decoder sets aside.
+#[derive(Default)]
+struct Spill(Mutex<Vec<u8>>);
+
+impl ReadAt for Spill {
+    fn len(&self) -> u64 {
+        self.0.lock().map_or(0, |bytes| bytes.len() as u64)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.lock().map_err(|_| io::ErrorKind::Other)?.read_exact_at(buf, offset)
+    }
+}
+
+impl WriteAt for Spill {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let mut bytes = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
+        let end = offset as usize + data.len();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes[offset as usize..end].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
+        self.write_all_at(&vec![0; len as usize], offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! VHDX with its log.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bootyard_fuzz::check(input, b"vhdxfile"));

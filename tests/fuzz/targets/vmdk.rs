@@ -1,0 +1,4 @@
+//! VMDK: sparse extents, streams, and texts that describe extents.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bootyard_fuzz::check(input, b""));

@@ -1,0 +1,217 @@
+//! `cargo xtask fuzz`: every parser of images against a coverage-guided fuzzer (libFuzzer).
+//!
+//! It needs no nightly compiler: the counters are an LLVM pass that the stable one can be told to
+//! run. Each target starts from the hostile set and from images that `qemu-img` makes, and keeps
+//! what it learns in `target/fuzz/corpus`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use bootyard_testkit::{hostile_files, sparse_image};
+
+use crate::setup::{self, Need};
+use crate::{dirs, sh};
+
+#[path = "../../tests/fuzz/src/sparse.rs"]
+#[cfg_attr(not(test), expect(dead_code, reason = "the fuzzers decode, this encodes"))]
+#[expect(unreachable_pub, reason = "public for the fuzzers")]
+mod sparse;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which targets; all, if none is named.
+    targets: Vec<String>,
+    /// How long each runs.
+    #[arg(long, default_value_t = BRIEFLY)]
+    seconds: u32,
+}
+
+/// How long CI lets each run, in seconds.
+const BRIEFLY: u32 = 30;
+
+/// What makes the compiler count the edges that are taken, as `cargo fuzz` does it.
+const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// Named explicitly, so that the flags are not for build scripts too.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// No input may take longer, in seconds: the limit of the hostile set.
+const TIMEOUT: u32 = 5;
+/// Memory of a fuzzer's process, in MiB: its corpus and 64 MiB for the reader.
+const RSS_MAX: u32 = 640;
+/// The longest input, in bytes.
+const INPUT_MAX: usize = 1 << 18;
+/// The disk of the seeds that `qemu-img` makes, in bytes.
+const SEED_DISK: u64 = 300 << 10;
+
+/// One fuzzer.
+struct Target {
+    name: &'static str,
+    /// Its parts of the hostile set.
+    hostile: &'static [&'static str],
+    /// What `qemu-img convert -O` is told, to make it other seeds.
+    formats: &'static [&'static str],
+    /// Whether inputs stand for files with holes.
+    encoded: bool,
+}
+
+const TARGETS: &[Target] = &[
+    target(
+        "qcow2",
+        &["qcow2/*"],
+        &[
+            "qcow2",
+            "qcow2 -c -o compat=0.10",
+            "qcow2 -o cluster_size=512",
+            "qcow2 -o cluster_size=16k,extended_l2=on",
+            "qcow2 -c -o compression_type=zstd,refcount_bits=1",
+        ],
+    ),
+    target("vmdk", &["vmdk/*"], &["vmdk", "vmdk -o subformat=streamOptimized"]),
+    target("vdi", &["vdi/*"], &["vdi", "vdi -o static=on"]),
+    target("vhd", &["vhd/*"], &["vpc", "vpc -o subformat=fixed"]),
+    target("vhdx", &["vhdx/*"], &["vhdx", "vhdx -o block_size=1M"]),
+    target("small", &["qcow1/*", "qed/*", "parallels/*", "raw/*"], &["qcow", "qed", "parallels"]),
+    Target { name: "container", hostile: &["compress/*", "tar/*"], formats: &[], encoded: false },
+];
+
+const fn target(
+    name: &'static str,
+    hostile: &'static [&'static str],
+    formats: &'static [&'static str],
+) -> Target {
+    Target { name, hostile, formats, encoded: true }
+}
+
+pub(crate) fn main(args: &Args) -> Result<()> {
+    setup::ensure_installed(&[Need::Test])?;
+    run(&chosen(&args.targets)?, args.seconds)
+}
+
+/// Runs every target for so long as finds what is easily found.
+pub(crate) fn briefly() -> Result<()> {
+    run(&chosen(&[])?, BRIEFLY)
+}
+
+fn run(targets: &[&'static Target], seconds: u32) -> Result<()> {
+    let programs = build()?;
+    let jobs = std::thread::available_parallelism()?.get();
+    let mut broken = Vec::new();
+    for some in targets.chunks(jobs) {
+        let start = |target: &&'static Target| Fuzzer::start(target, &programs, seconds);
+        let fuzzers = some.iter().map(start).collect::<Result<Vec<_>>>()?;
+        for fuzzer in fuzzers {
+            broken.extend(fuzzer.end()?);
+        }
+    }
+    ensure!(broken.is_empty(), "found inputs that break a parser:\n{}", broken.join("\n"));
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Target>> {
+    if names.is_empty() {
+        return Ok(TARGETS.iter().collect());
+    }
+    let find = |name: &String| {
+        let all: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        let found = TARGETS.iter().find(|target| target.name == name);
+        found.with_context(|| format!("no target `{name}`; there are {}", all.join(", ")))
+    };
+    names.iter().map(find).collect()
+}
+
+fn dir() -> PathBuf {
+    dirs::target().join("fuzz")
+}
+
+/// Builds all targets with counters. Returns the folder of the programs.
+fn build() -> Result<PathBuf> {
+    let mut cargo = sh::cargo();
+    cargo.args(["build", "--release", "--locked", "--target", TRIPLE, "--manifest-path"]);
+    cargo.arg(dirs::root().join("tests/fuzz/Cargo.toml"));
+    cargo.env("CARGO_TARGET_DIR", dir()).env("RUSTFLAGS", FLAGS);
+    sh::run(&mut cargo)?;
+    Ok(dir().join(TRIPLE).join("release"))
+}
+
+/// A target that runs.
+struct Fuzzer {
+    target: &'static Target,
+    process: Child,
+    log: PathBuf,
+    artifacts: PathBuf,
+}
+
+impl Fuzzer {
+    fn start(target: &'static Target, programs: &Path, seconds: u32) -> Result<Self> {
+        let name = target.name;
+        let folder = |kind: &str| -> Result<PathBuf> {
+            let folder = dir().join(kind).join(name);
+            fs_err::create_dir_all(&folder)?;
+            Ok(folder)
+        };
+        let (corpus, seeds, artifacts) =
+            (folder("corpus")?, folder("seeds")?, folder("artifacts")?);
+        make_seeds(target, &seeds)?;
+        let log = dir().join(format!("{name}.log"));
+        let mut command = sh::tied(programs.join(name));
+        command
+            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-timeout={TIMEOUT}"))
+            .arg(format!("-rss_limit_mb={RSS_MAX}"))
+            .arg(format!("-max_len={INPUT_MAX}"))
+            .arg(format!("-artifact_prefix={}/", artifacts.display()))
+            .args([corpus, seeds]);
+        eprintln!("$ {}", sh::line(&command));
+        let file = fs_err::File::create(&log)?.into_parts().0;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let process =
+            command.spawn().with_context(|| format!("cannot start the target `{name}`"))?;
+        Ok(Self { target, process, log, artifacts })
+    }
+
+    /// Waits for it, and tells what it did. Returns what it found, if anything.
+    fn end(mut self) -> Result<Option<String>> {
+        let status = self.process.wait()?;
+        let name = self.target.name;
+        let text = fs_err::read_to_string(&self.log)?;
+        let done = text.lines().rev().find(|line| line.starts_with("Done ")).unwrap_or("no end");
+        println!("{name:<10} {done}");
+        if status.success() {
+            return Ok(None);
+        }
+        let (log, artifacts) = (self.log.display(), self.artifacts.display());
+        Ok(Some(format!(
+            "  {name}: {}\n  log `{log}`, input in `{artifacts}`",
+            sh::tail(&self.log)
+        )))
+    }
+}
+
+/// Writes what the target starts from: the hostile files, and images of a small disk.
+fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
+    let work = tempfile::tempdir()?;
+    let raw = work.path().join("raw");
+    sparse_image(&raw, SEED_DISK, 1);
+    let mut files = vec![raw.clone()];
+    for (index, format) in target.formats.iter().enumerate() {
+        let file = work.path().join(format!("made-{index}"));
+        let mut convert = sh::cmd("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O"]).args(format.split(' ')).args([&raw, &file]);
+        sh::output(&mut convert)?;
+        files.push(file);
+    }
+    let hostile: Vec<_> = target.hostile.iter().filter_map(|only| hostile_files(only)).collect();
+    files.extend(hostile.iter().flat_map(|set| &set.files).map(|file| file.path.clone()));
+    for (index, path) in files.iter().enumerate() {
+        let file = fs_err::read(path)?;
+        let input = if target.encoded { sparse::encode(&file) } else { file };
+        fs_err::write(seeds.join(index.to_string()), input)?;
+    }
+    Ok(())
+}
