@@ -3,6 +3,7 @@
 //! Both sides run alternately on the same machine in one go, because only the ratio between them
 //! means something: absolute times depend on the machine and on what else it does.
 
+mod decode;
 mod import;
 mod measure;
 
@@ -18,10 +19,13 @@ pub(crate) struct Args {
 enum What {
     /// Import the Debian guest over HTTP, against curl and qemu-img.
     Import(import::Args),
+    /// Decode one disk from every format and compression, against the tool of each.
+    Decode(decode::Args),
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.what {
         What::Import(args) => import::main(args),
+        What::Decode(args) => decode::main(args),
     }
 }

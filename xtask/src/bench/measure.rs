@@ -27,6 +27,7 @@ pub(super) fn measure(command: &Command, work: &Path) -> Result<Run> {
     let mut timed = sh::cmd("time");
     timed.args(["--quiet", "--format", "%U %S %M %O", "--output"]).arg(&report).arg("--");
     timed.arg(command.get_program()).args(command.get_args());
+    timed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     timed.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let start = Instant::now();
     let output = timed.output().context("cannot start `time`; run `cargo xtask setup`")?;
