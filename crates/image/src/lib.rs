@@ -16,6 +16,7 @@
 mod codec;
 #[cfg(test)]
 mod conformance;
+mod copy;
 mod disk;
 mod error;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub mod stream;
 mod support;
 mod zero;
 
+pub use copy::{Copied, copy};
 pub use disk::{Disk, Extent, Pieces, ReadAt, WriteAt, WriteDisk};
 pub use error::{Error, ErrorKind};
 pub use info::{Content, Info, Snapshot};
