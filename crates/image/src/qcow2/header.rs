@@ -63,7 +63,7 @@ struct More {
 }
 
 /// Offsets of header fields that errors point at.
-mod at {
+pub(super) mod at {
     pub(super) const VERSION: u64 = 4;
     pub(super) const BACKING_FILE_OFFSET: u64 = 8;
     pub(super) const BACKING_FILE_SIZE: u64 = 16;
@@ -74,7 +74,7 @@ mod at {
     pub(super) const L1_TABLE_OFFSET: u64 = 40;
     pub(super) const REFCOUNT_TABLE_OFFSET: u64 = 48;
     pub(super) const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
-    pub(super) const NB_SNAPSHOTS: u64 = 60;
+    pub(in super::super) const NB_SNAPSHOTS: u64 = 60;
     pub(super) const SNAPSHOTS_OFFSET: u64 = 64;
     pub(super) const INCOMPATIBLE: u64 = 72;
     pub(super) const REFCOUNT_ORDER: u64 = 96;

@@ -4,7 +4,7 @@ use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::header::{
-    Header, L1_BYTES_MAX, SNAPSHOT_LEN_MIN, State, check_place, too_large, whole_sectors,
+    Header, L1_BYTES_MAX, SNAPSHOT_LEN_MIN, State, at, check_place, too_large, whole_sectors,
 };
 use crate::sniff::printable;
 use crate::{Error, ErrorKind, ReadAt, Snapshot};
@@ -161,7 +161,7 @@ pub(super) fn find(entries: &[Entry], wanted: &str, header: &Header) -> Result<S
                 printable(wanted.as_bytes()),
                 list(entries)
             );
-            Err(Error::new(ErrorKind::Mismatch, what))
+            Err(Error::new(ErrorKind::Mismatch, what).at(at::NB_SNAPSHOTS))
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Tests of reading and writing: headers that are refused, `qemu-img` as the judge, damaged files.
 
+mod besides;
 mod damaged;
 mod header;
 mod oracle;
+mod subclusters;
 
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::U64;

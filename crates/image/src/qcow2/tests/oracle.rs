@@ -16,32 +16,43 @@ use crate::raw::FileAt;
 use crate::support::{Memory, SIZE_MAX, decode, push};
 use crate::{Body, Disk, ErrorKind, Piece, Sink, WriteAt, conformance, open};
 
-fn create(path: &Path) -> FileAt {
+pub(super) fn create(path: &Path) -> FileAt {
     let mut options = fs_err::OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(true).open(path).unwrap();
     FileAt::new(file.into()).unwrap()
 }
 
-fn open_file(path: &Path) -> Box<dyn Disk> {
+pub(super) fn open_file(path: &Path) -> Box<dyn Disk> {
     open(FileAt::new(File::open(path).unwrap().into()).unwrap()).unwrap()
 }
 
-fn strings(words: &str) -> Vec<&str> {
+pub(super) fn strings(words: &str) -> Vec<&str> {
     words.split_whitespace().collect()
+}
+
+/// What `qemu-img` makes of the image at `path`.
+pub(super) fn expected(path: &Path, options: &str) -> Vec<u8> {
+    let raw = path.with_extension("expected");
+    let mut arguments = vec!["convert", "-O", "raw"];
+    arguments.extend(strings(options));
+    arguments.extend([path.to_str().unwrap(), raw.to_str().unwrap()]);
+    qemu_img(arguments);
+    fs_err::read(&raw).unwrap()
+}
+
+/// Lets `qemu-io` do these things to the image at `path`.
+pub(super) fn qemu_io(path: &Path, commands: &[impl AsRef<str>]) {
+    let mut command = Command::new("qemu-io");
+    for part in commands {
+        command.args(["-c", part.as_ref()]);
+    }
+    run(command.arg(path));
 }
 
 /// Reads the image at `path` both ways and compares it with what `qemu-img` makes of it. Returns
 /// how many bytes were spilled.
 fn check(path: &Path, lens: &[usize]) -> u64 {
-    let raw = path.with_extension("expected");
-    qemu_img([
-        "convert".as_ref(),
-        "-O".as_ref(),
-        "raw".as_ref(),
-        path.as_os_str(),
-        raw.as_os_str(),
-    ]);
-    let expected = fs_err::read(&raw).unwrap();
+    let expected = expected(path, "");
     let disk = open_file(path);
     conformance::check(&*disk, expected.len() as u64);
     assert!(conformance::read_all(&*disk) == expected, "{} by random access", path.display());
@@ -50,7 +61,7 @@ fn check(path: &Path, lens: &[usize]) -> u64 {
     summary.spilled_bytes
 }
 
-fn convert(dir: &Path, raw: &Path, options: &str) -> PathBuf {
+pub(super) fn convert(dir: &Path, raw: &Path, options: &str) -> PathBuf {
     let path = dir.join(format!("{}.qcow2", options.replace([' ', '=', ','], "_")));
     let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2"];
     arguments.extend(strings(options));
@@ -90,6 +101,11 @@ fn reads_what_qemu_img_converts_without_spilling() {
         "-c -W -o compression_type=zstd,cluster_size=4k",
         "-c -o compression_type=zstd,cluster_size=2M",
         "-S 0",
+        "-o extended_l2=on",
+        "-o extended_l2=on,cluster_size=16k",
+        "-W -o extended_l2=on,cluster_size=2M",
+        "-c -o extended_l2=on",
+        "-o extended_l2=on,preallocation=metadata",
     ]
     .into_iter()
     .enumerate()
@@ -107,16 +123,17 @@ fn reads_images_that_have_lived() {
     let dir = tempfile::tempdir().unwrap();
     let raw = dir.path().join("raw");
     sparse_image(&raw, 8 << 20, 2);
-    for options in ["", "-c", "-o cluster_size=512", "-c -o compression_type=zstd"] {
+    for options in [
+        "",
+        "-c",
+        "-o cluster_size=512",
+        "-c -o compression_type=zstd",
+        "-c -o extended_l2=on",
+        "-o extended_l2=on,cluster_size=16k",
+    ] {
         let path = convert(dir.path(), &raw, options);
         let file = path.to_str().unwrap();
-        let io = |commands: &[&str]| {
-            let mut command = Command::new("qemu-io");
-            for part in commands {
-                command.args(["-c", part]);
-            }
-            run(command.arg(file));
-        };
+        let io = |commands: &[&str]| qemu_io(&path, commands);
         io(&["write -P 0x11 1M 1100k", "write -z 3M 256k", "write -z -u 4M 128k", "discard 5M 1M"]);
         qemu_img(["snapshot", "-c", "first", file]);
         io(&["write -P 0x22 1100k 2M", "write -P 0x33 77 1"]);
