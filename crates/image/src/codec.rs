@@ -10,6 +10,8 @@ use zstd::zstd_safe::{self, DCtx};
 pub(crate) enum Codec {
     /// A raw deflate stream (RFC 1951).
     Deflate,
+    /// The same in a zlib stream (RFC 1950), whose checksum is verified.
+    Zlib,
     /// Zstandard frames (RFC 8878).
     Zstd,
 }
@@ -40,13 +42,13 @@ impl Unpacker {
         packed: &[u8],
         out: &mut [u8],
     ) -> Result<(), Fault> {
+        let fault = |error| match error {
+            DecompressionError::InsufficientSpace => Fault::Long,
+            DecompressionError::BadData => Fault::Damaged(codec),
+        };
         let got = match codec {
-            Codec::Deflate => {
-                self.deflate.deflate_decompress(packed, out).map_err(|e| match e {
-                    DecompressionError::InsufficientSpace => Fault::Long,
-                    DecompressionError::BadData => Fault::Damaged(codec),
-                })?
-            }
+            Codec::Deflate => self.deflate.deflate_decompress(packed, out).map_err(fault)?,
+            Codec::Zlib => self.deflate.zlib_decompress(packed, out).map_err(fault)?,
             Codec::Zstd => self.unzstd(packed, out)?,
         };
         if got == out.len() { Ok(()) } else { Err(Fault::Short { got }) }
@@ -77,6 +79,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Damaged(Codec::Deflate) => f.write_str("is not a valid deflate stream"),
+            Self::Damaged(Codec::Zlib) => f.write_str("is not a valid zlib stream"),
             Self::Damaged(Codec::Zstd) => f.write_str("is not a valid zstd frame"),
             Self::Short { got } => write!(f, "ends after {got} bytes of its contents"),
             Self::Long => f.write_str("holds more than a cluster"),
@@ -93,10 +96,13 @@ mod tests {
     fn pack(codec: Codec, data: &[u8]) -> Vec<u8> {
         match codec {
             Codec::Zstd => zstd::bulk::compress(data, 1).unwrap(),
-            Codec::Deflate => {
+            Codec::Deflate | Codec::Zlib => {
                 let mut compressor = Compressor::new(CompressionLvl::default());
-                let mut packed = vec![0; compressor.deflate_compress_bound(data.len())];
-                let len = compressor.deflate_compress(data, &mut packed).unwrap();
+                let mut packed = vec![0; compressor.zlib_compress_bound(data.len())];
+                let len = match codec {
+                    Codec::Zlib => compressor.zlib_compress(data, &mut packed).unwrap(),
+                    _ => compressor.deflate_compress(data, &mut packed).unwrap(),
+                };
                 packed.truncate(len);
                 packed
             }
@@ -107,7 +113,7 @@ mod tests {
     fn blocks_must_fill_their_place_and_may_be_followed_by_others() {
         let data: Vec<u8> = (0..4096_u32).map(|i| ((i * i) >> 7) as u8).collect();
         let mut unpacker = Unpacker::new();
-        for codec in [Codec::Deflate, Codec::Zstd] {
+        for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let mut packed = pack(codec, &data);
             let cut = packed.len() / 2;
             packed.extend([0x5a; 300]);

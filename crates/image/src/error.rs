@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::sniff::printable;
+
 /// A failure, with the place in the file where it was found.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
@@ -75,6 +77,12 @@ impl Error {
         };
         let what = "storing the disk failed".to_owned();
         Self { kind: ErrorKind::Write, what, offset: None, source: Some(error) }
+    }
+
+    /// The same error, found not in the image but in the file `name` that belongs to it.
+    pub(crate) fn within(mut self, name: &str) -> Self {
+        self.what = format!("in `{}`: {}", printable(name.as_bytes()), self.what);
+        self
     }
 
     /// The kind of failure.

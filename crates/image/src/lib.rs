@@ -31,6 +31,7 @@ mod sniff;
 pub mod stream;
 #[cfg(test)]
 mod support;
+pub mod vmdk;
 mod zero;
 
 pub use copy::{Copied, copy};

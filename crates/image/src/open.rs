@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::raw::RawDisk;
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::stream::refuse_polyglot;
-use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff};
+use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff, vmdk};
 
 /// What an image may need besides itself. None of it is looked for: an image that needs what is
 /// not given is refused with [`ErrorKind::NeedsOtherFile`].
@@ -57,6 +57,7 @@ pub fn open_with<R: ReadAt + 'static>(
             refuse_polyglot(&head)?;
             Ok(Box::new(qcow2::open_with(source, options)?))
         }
+        Format::Vmdk => Ok(Box::new(vmdk::open_with(source, options)?)),
         Format::Raw => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;
             Ok(Box::new(RawDisk::read_only(source)))
@@ -82,6 +83,7 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Info, Error> {
             refuse_polyglot(&head)?;
             qcow2::describe(source, &mut info)?;
         }
+        Format::Vmdk => vmdk::describe(source, &mut info)?,
         _ => {}
     }
     Ok(info)

@@ -21,7 +21,7 @@ pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error
     info.version = Some(header.version);
     info.cluster_size = Some(header.cluster_size());
     info.compression = Some(match header.codec {
-        Codec::Deflate => "zlib",
+        Codec::Deflate | Codec::Zlib => "zlib",
         Codec::Zstd => "zstd",
     });
     info.refcount_bits = Some(header.refcount_bits);

@@ -26,9 +26,9 @@ pub(crate) use hold::Hold;
 pub(crate) use pool::{Packed, Pool};
 pub(crate) use route::{Layout, Place, Router, Wants};
 
-use crate::qcow2;
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::{Error, ErrorKind, Format, ReadAt, Sink, WriteAt, sniff};
+use crate::{qcow2, vmdk};
 
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
@@ -88,7 +88,7 @@ impl Head {
 /// How many bytes the decision needs.
 fn head_len(head: &[u8]) -> usize {
     match sniff(head) {
-        Format::Qcow2 => qcow2::HEADER_MAX,
+        Format::Qcow2 | Format::Vmdk => qcow2::HEADER_MAX,
         _ => HEAD_LEN,
     }
 }
@@ -107,6 +107,7 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
             refuse_polyglot(head)?;
             Some(header.virtual_size)
         }
+        Format::Vmdk => Some(vmdk::Streamed::new(head)?.virtual_size()),
         _ => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             None
@@ -198,6 +199,13 @@ impl Decoder {
             Format::Qcow2 => {
                 routed(qcow2::Map::new(&qcow2::Header::parse(&head.bytes)?), hold, start)?
             }
+            Format::Vmdk => match vmdk::Streamed::new(&head.bytes)? {
+                vmdk::Streamed::Plain(map) => routed(map, hold, start)?,
+                vmdk::Streamed::Packed(stream) => {
+                    let block = stream.block();
+                    (Box::new(stream), start(block)?)
+                }
+            },
             _ => (Box::new(raw::Raw::default()), start(0)?),
         };
         let mut decoder = Self { format, gather: Gather::default(), input, pool };

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::codec::{Codec, Unpacker};
+use crate::codec::{Codec, Fault, Unpacker};
 use crate::{Body, Error, ErrorKind, Piece, Sink, zero};
 
 /// How many bytes of the stream wait for the workers or are in their hands. A cluster larger than
@@ -28,8 +28,9 @@ pub(crate) struct Packed {
     pub(crate) codec: Codec,
     /// The block, perhaps with other bytes behind it.
     pub(crate) bytes: Bytes,
-    /// How long it is when decompressed.
+    /// How long it may be when decompressed, and must be at least.
     pub(crate) block: usize,
+    pub(crate) needed: usize,
     /// How much of that is on the disk.
     pub(crate) len: usize,
     /// Where it stands in the file.
@@ -290,10 +291,15 @@ impl Worker {
             self.guest = guest;
         }
         let out = &mut self.buffer[self.filled..][..packed.block];
-        self.unpacker.unpack(packed.codec, &packed.bytes, out).map_err(|fault| {
-            let kind = if packed.cut { ErrorKind::Truncated } else { ErrorKind::Corrupt };
-            Error::new(kind, format!("the compressed cluster {fault}")).at(packed.at)
-        })?;
+        match self.unpacker.unpack(packed.codec, &packed.bytes, out) {
+            Ok(()) => {}
+            Err(Fault::Short { got }) if got >= packed.needed => {}
+            Err(fault) => {
+                let kind = if packed.cut { ErrorKind::Truncated } else { ErrorKind::Corrupt };
+                let what = format!("the compressed cluster {fault}");
+                return Err(Error::new(kind, what).at(packed.at));
+            }
+        }
         self.filled += packed.len;
         Ok(())
     }

@@ -474,6 +474,7 @@ impl<L: Layout> Router<L> {
             codec,
             bytes,
             block,
+            needed: block,
             len: (block as u64).min(self.virtual_size - need.guest) as usize,
             at: need.at,
             cut: whence == Whence::CutOff,
