@@ -13,6 +13,7 @@
 //! A format lives in its own module and is known here only by name. There is no network, no
 //! async, no `unsafe`, and no opening of files in this crate.
 
+mod blockmap;
 mod codec;
 #[cfg(test)]
 mod conformance;
@@ -23,6 +24,8 @@ mod error;
 mod hostile;
 mod info;
 mod open;
+#[cfg(test)]
+mod oracle;
 mod piece;
 pub mod qcow2;
 pub mod raw;
@@ -31,6 +34,8 @@ mod sniff;
 pub mod stream;
 #[cfg(test)]
 mod support;
+pub mod vdi;
+pub mod vhd;
 pub mod vmdk;
 mod zero;
 

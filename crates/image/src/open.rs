@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::raw::RawDisk;
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::stream::refuse_polyglot;
-use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff, vmdk};
+use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff, vdi, vhd, vmdk};
 
 /// What an image may need besides itself. None of it is looked for: an image that needs what is
 /// not given is refused with [`ErrorKind::NeedsOtherFile`].
@@ -59,9 +59,14 @@ pub fn open_with<R: ReadAt + 'static>(
         }
         Format::Vmdk => Ok(Box::new(vmdk::open_with(source, options)?)),
         Format::Raw => {
+            if vhd::fixed(&source)?.is_some() {
+                return Ok(Box::new(vhd::open(source)?));
+            }
             refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;
             Ok(Box::new(RawDisk::read_only(source)))
         }
+        Format::Vdi => Ok(Box::new(vdi::open(source)?)),
+        Format::Vhd => Ok(Box::new(vhd::open(source)?)),
         other => Err(other.refusal().unwrap_or_else(|| {
             Error::new(ErrorKind::Unsupported, format!("`{other}` images are not supported"))
         })),
@@ -76,6 +81,10 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Info, Error> {
     info.refused = info.format.refusal().map(|error| error.to_string());
     match info.format {
         Format::Raw => {
+            if let Some(footer) = vhd::fixed(source)? {
+                footer.describe(&mut info);
+                return Ok(info);
+            }
             refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;
             info.virtual_size = Some(raw::round_up(source.len()));
         }
@@ -84,6 +93,8 @@ pub fn inspect(source: &dyn ReadAt) -> Result<Info, Error> {
             qcow2::describe(source, &mut info)?;
         }
         Format::Vmdk => vmdk::describe(source, &mut info)?,
+        Format::Vdi => vdi::describe(source, &mut info)?,
+        Format::Vhd => vhd::describe(source, &mut info)?,
         _ => {}
     }
     Ok(info)

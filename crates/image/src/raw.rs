@@ -31,6 +31,11 @@ impl<T: ReadAt> RawDisk<T> {
         Self { size: round_up(storage.len()), storage, writer: None }
     }
 
+    /// A disk that is the first `size` bytes of the storage.
+    pub(crate) const fn first(storage: T, size: u64) -> Self {
+        Self { size, storage, writer: None }
+    }
+
     /// What the disk is stored in.
     pub const fn storage(&self) -> &T {
         &self.storage

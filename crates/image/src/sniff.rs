@@ -108,7 +108,7 @@ impl Format {
     /// The refusal of a format that is known but not read; `None` for those that are.
     pub(crate) fn refusal(self) -> Option<Error> {
         let (kind, what) = match self {
-            Self::Raw | Self::Qcow2 | Self::Vmdk => return None,
+            Self::Raw | Self::Qcow2 | Self::Vdi | Self::Vhd | Self::Vmdk => return None,
             Self::Luks => (ErrorKind::Encrypted, "the disk is encrypted with LUKS".to_owned()),
             Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 => {
                 let name = self.name();

@@ -63,7 +63,7 @@ struct More {
 }
 
 /// Offsets of header fields that errors point at.
-pub(super) mod at {
+mod at {
     pub(super) const VERSION: u64 = 4;
     pub(super) const BACKING_FILE_OFFSET: u64 = 8;
     pub(super) const BACKING_FILE_SIZE: u64 = 16;

@@ -28,7 +28,7 @@ pub(crate) use route::{Layout, Place, Router, Wants};
 
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::{Error, ErrorKind, Format, ReadAt, Sink, WriteAt, sniff};
-use crate::{qcow2, vmdk};
+use crate::{qcow2, vdi, vhd, vmdk};
 
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
@@ -42,7 +42,7 @@ impl<T: ReadAt + WriteAt + ?Sized> Storage for T {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Probe {
-    /// The format.
+    /// The format. What seems to be raw may turn out to be a fixed VHD at its end.
     pub format: Format,
     /// The disk's size in bytes, if the format tells it. A raw disk is as long as its stream.
     pub virtual_size: Option<u64>,
@@ -88,7 +88,7 @@ impl Head {
 /// How many bytes the decision needs.
 fn head_len(head: &[u8]) -> usize {
     match sniff(head) {
-        Format::Qcow2 | Format::Vmdk => qcow2::HEADER_MAX,
+        Format::Qcow2 | Format::Vhd | Format::Vmdk => qcow2::HEADER_MAX,
         _ => HEAD_LEN,
     }
 }
@@ -108,6 +108,8 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
             Some(header.virtual_size)
         }
         Format::Vmdk => Some(vmdk::Streamed::new(head)?.virtual_size()),
+        Format::Vdi => Some(vdi::layout(head)?.virtual_size()),
+        Format::Vhd => Some(vhd::layout(head)?.virtual_size()),
         _ => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             None
@@ -174,6 +176,8 @@ pub(crate) trait Push: fmt::Debug + Send {
 /// What a [`Push`] says in the end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
+    /// The format, if the stream's end tells another one than its head.
+    pub(crate) format: Option<Format>,
     /// The disk's size in bytes.
     pub(crate) virtual_size: u64,
     /// How many bytes were spilled.
@@ -206,6 +210,8 @@ impl Decoder {
                     (Box::new(stream), start(block)?)
                 }
             },
+            Format::Vdi => routed(vdi::layout(&head.bytes)?, hold, start)?,
+            Format::Vhd => routed(vhd::layout(&head.bytes)?, hold, start)?,
             _ => (Box::new(raw::Raw::default()), start(0)?),
         };
         let mut decoder = Self { format, gather: Gather::default(), input, pool };
@@ -232,7 +238,7 @@ impl Decoder {
         let ended = self.input.finish(&mut self.pool)?;
         let stored = self.pool.finish()?;
         Ok(Summary {
-            format: self.format,
+            format: ended.format.unwrap_or(self.format),
             virtual_size: ended.virtual_size,
             data_bytes: stored.data,
             zero_bytes: stored.zero,

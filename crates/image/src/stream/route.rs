@@ -361,7 +361,11 @@ impl<L: Layout> Push for Router<L> {
             let what = format!("the file ends before the {} at {:#x}", need.what, need.at);
             return Err(Error::new(ErrorKind::Truncated, what).at(self.pos));
         }
-        Ok(Ended { virtual_size: self.virtual_size, spilled_bytes: self.hold.spilled() })
+        Ok(Ended {
+            format: None,
+            virtual_size: self.virtual_size,
+            spilled_bytes: self.hold.spilled(),
+        })
     }
 }
 
@@ -382,7 +386,7 @@ impl<L: Layout> Router<L> {
                 pool.data(offset + begin, bytes.into())?;
             }
         }
-        Ok(Ended { virtual_size: disk.virtual_size(), spilled_bytes })
+        Ok(Ended { format: None, virtual_size: disk.virtual_size(), spilled_bytes })
     }
 
     /// The needs that begin before `end`.

@@ -226,6 +226,6 @@ impl Push for Stream {
             let end = (guest + len).min(self.virtual_size);
             pool.zero(guest, end.saturating_sub(guest))
         })?;
-        Ok(Ended { virtual_size: self.virtual_size, spilled_bytes: 0 })
+        Ok(Ended { format: None, virtual_size: self.virtual_size, spilled_bytes: 0 })
     }
 }
