@@ -14,7 +14,7 @@ pub(crate) const HEADER_MAX: usize = 64 << 10;
 
 /// Limits that QEMU sets for the active L1 table, the refcount table and the snapshots.
 pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
-const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
+pub(super) const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65536;
 const BITMAPS_MAX: u32 = 65535;
 const BITMAP_DIRECTORY_BYTES_MAX: u64 = BITMAPS_MAX as u64 * 1024;
@@ -27,7 +27,7 @@ const EXTENDED_L2_CLUSTER_BITS_MIN: u32 = 14;
 pub(super) const SNAPSHOT_LEN_MIN: u64 = 40;
 
 /// "Header": backing file names have at most this many bytes.
-const BACKING_NAME_MAX: u32 = 1023;
+pub(super) const BACKING_NAME_MAX: u32 = 1023;
 
 /// The largest virtual size: what a file offset can hold.
 const VIRTUAL_SIZE_MAX: u64 = i64::MAX as u64;
@@ -63,7 +63,7 @@ struct More {
 }
 
 /// Offsets of header fields that errors point at.
-mod at {
+pub(super) mod at {
     pub(super) const VERSION: u64 = 4;
     pub(super) const BACKING_FILE_OFFSET: u64 = 8;
     pub(super) const BACKING_FILE_SIZE: u64 = 16;
@@ -72,19 +72,20 @@ mod at {
     pub(super) const CRYPT_METHOD: u64 = 32;
     pub(super) const L1_SIZE: u64 = 36;
     pub(super) const L1_TABLE_OFFSET: u64 = 40;
-    pub(super) const REFCOUNT_TABLE_OFFSET: u64 = 48;
+    pub(in crate::qcow2) const REFCOUNT_TABLE_OFFSET: u64 = 48;
     pub(super) const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
     pub(in super::super) const NB_SNAPSHOTS: u64 = 60;
     pub(super) const SNAPSHOTS_OFFSET: u64 = 64;
-    pub(super) const INCOMPATIBLE: u64 = 72;
+    pub(in crate::qcow2) const INCOMPATIBLE: u64 = 72;
+    pub(in crate::qcow2) const AUTOCLEAR: u64 = 88;
     pub(super) const REFCOUNT_ORDER: u64 = 96;
     pub(super) const HEADER_LENGTH: u64 = 100;
     pub(super) const COMPRESSION: u64 = 104;
 }
 
 /// Incompatible feature bits.
-mod bit {
-    pub(super) const DIRTY: u64 = 1 << 0;
+pub(super) mod bit {
+    pub(in crate::qcow2) const DIRTY: u64 = 1 << 0;
     pub(super) const CORRUPT: u64 = 1 << 1;
     pub(super) const DATA_FILE: u64 = 1 << 2;
     pub(super) const COMPRESSION: u64 = 1 << 3;
@@ -138,9 +139,9 @@ pub(crate) struct Header {
     pub(crate) backing_format: Option<String>,
     pub(crate) data_file: Option<String>,
     crypt_method: u32,
-    incompatible: u64,
+    pub(super) incompatible: u64,
     compatible: u64,
-    autoclear: u64,
+    pub(super) autoclear: u64,
     unknown_names: Vec<(u32, Option<String>)>,
 }
 

@@ -44,8 +44,9 @@ const LISTED_MAX: usize = 10;
 /// One entry of the table.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// Where it stands.
+    /// Where it stands, and where the next one would.
     at: u64,
+    pub(super) end: u64,
     id: Vec<u8>,
     name: Vec<u8>,
     state: State,
@@ -96,6 +97,7 @@ impl Entry {
         };
         Ok(Self {
             at,
+            end: at + (entry.len() as u64).next_multiple_of(8),
             id: id.to_vec(),
             name: name.to_vec(),
             state: State {
@@ -121,7 +123,7 @@ impl Entry {
     }
 
     /// Where its disk is, if its L1 table can be one.
-    fn state(&self, header: &Header) -> Result<State, Error> {
+    pub(super) fn state(&self, header: &Header) -> Result<State, Error> {
         let len = self.state.l1_len();
         if len > L1_BYTES_MAX {
             let what = format!("expected an L1 table of at most {L1_BYTES_MAX} bytes, got {len}");

@@ -7,14 +7,14 @@ use super::header::{Header, SUBCLUSTERS, State, corrupt};
 use crate::{Error, ErrorKind};
 
 /// "L1 table entry" and "Standard Cluster Descriptor": bits 9 to 55 are the host offset.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// The cluster's refcount is exactly one.
 pub(super) const COPIED: u64 = 1 << 63;
 /// "L2 table entry": the cluster is compressed.
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 /// "Standard Cluster Descriptor": the cluster reads as zeros, whatever its offset. Version 3, and
 /// not with extended entries, whose bitmaps say it of subclusters.
-const ZERO: u64 = 1;
+pub(super) const ZERO: u64 = 1;
 
 /// How many L2 tables the active L1 table may name: what maps 512 TiB with clusters of 64 KiB, and
 /// 32 GiB with the smallest, of 512 bytes. Knowing them apart takes some 20 MiB then.
@@ -114,7 +114,7 @@ impl Tables {
     }
 
     /// Where the cluster at `guest` is, by its L2 entry, which stands at `at`.
-    fn cluster(&self, entry: u64, at: u64, guest: u64) -> Result<Mapping, Error> {
+    pub(super) fn cluster(&self, entry: u64, at: u64, guest: u64) -> Result<Mapping, Error> {
         if entry & COMPRESSED != 0 {
             return self.packed(entry, at);
         }
