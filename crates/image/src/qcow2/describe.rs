@@ -11,8 +11,8 @@ use crate::{Error, Info, ReadAt};
 /// What is stored is counted if that takes reading no more than this: an L1 table of so many
 /// bytes, so many L2 tables, so many bytes of them.
 const L1_LEN_MAX: u64 = 64 << 10;
-const L2_TABLES_MAX: usize = 64;
-const L2_BYTES_MAX: u64 = 4 << 20;
+const L2_TABLES_MAX: usize = 32;
+const L2_BYTES_MAX: u64 = 2 << 20;
 
 /// Describes the image in `source`, also one that [`super::open`] would refuse.
 pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error> {
@@ -30,9 +30,10 @@ pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error
     info.refused = header.refusal(Given::default()).map(|error| error.to_string());
     let tables = check_tables(source, &header);
     let allocated = allocated(source, &header);
+    let external = header.external_data();
     info.backing_file = header.backing_file;
     info.backing_format = header.backing_format;
-    info.data_file = header.data_file;
+    info.data_file = header.data_file.filter(|_| external);
     // An image that is refused in any case need not be whole to be described.
     match tables.and_then(|snapshots| Ok((snapshots, allocated?))) {
         Ok((snapshots, allocated)) => {
@@ -48,15 +49,13 @@ pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error
 /// What is ignored, and why.
 fn notes(header: &Header) -> Vec<String> {
     let mut notes = Vec::new();
-    match (header.bitmaps, header.bitmaps_valid()) {
-        (0, _) => {}
-        (count, true) => notes.push(format!("{count} dirty bitmaps are ignored")),
-        (count, false) => {
-            notes.push(format!("{count} dirty bitmaps are ignored; they are outdated"));
-        }
+    match header.bitmaps {
+        0 => {}
+        1 => notes.push("1 dirty bitmap is ignored".to_owned()),
+        count => notes.push(format!("{count} dirty bitmaps are ignored")),
     }
-    if header.data_file.is_some() && !header.external_data() {
-        notes.push("the name of a data file is ignored, since the image has none".to_owned());
+    if let Some(name) = header.data_file.as_ref().filter(|_| !header.external_data()) {
+        notes.push(format!("the data file `{name}` is ignored: the image holds its data itself"));
     }
     notes
 }

@@ -287,7 +287,7 @@ impl Header {
     }
 
     /// The bitmaps are those of the disk as it is.
-    pub(crate) const fn bitmaps_valid(&self) -> bool {
+    const fn bitmaps_valid(&self) -> bool {
         self.autoclear & BITMAPS_VALID != 0
     }
 
@@ -430,6 +430,11 @@ impl Header {
 
     /// The bitmaps themselves are of no use here; their directory must be where it should be.
     fn take_bitmaps(&mut self, data: &[u8], at: u64) -> Result<(), Error> {
+        if !self.bitmaps_valid() {
+            // Whoever wrote last knew nothing of them, and may have used their place.
+            self.bitmaps = U32::ref_from_prefix(data).map_or(0, |(count, _)| count.get());
+            return Ok(());
+        }
         let Ok((bitmaps, _)) = Bitmaps::ref_from_prefix(data) else {
             return Err(corrupt("the bitmaps extension is cut off", at));
         };

@@ -333,6 +333,21 @@ fn a_bitmap_directory_must_be_in_the_file() {
         assert_eq!(open(file.clone()).map(drop).unwrap_err().kind(), kind);
         assert_eq!(decode(&file, &[10_000]).unwrap_err().kind(), kind);
     }
+    let mut outdated = Built { file: bitmaps(1 << 50, 64) };
+    outdated.u64(88, 0);
+    let info = inspect(&outdated.file).unwrap();
+    assert_eq!(info.notes, ["1 dirty bitmap is ignored"]);
+    assert_eq!(info.refused, None);
+}
+
+#[test]
+fn the_name_of_a_data_file_that_is_not_used_is_ignored() {
+    let mut built = Built::new();
+    built.extension(104, 0x4441_5441, b"/etc/passwd");
+    let info = inspect(&built.file).unwrap();
+    assert_eq!((info.data_file, info.refused), (None, None));
+    let note = "the data file `/etc/passwd` is ignored: the image holds its data itself";
+    assert_eq!(info.notes, [note]);
 }
 
 #[test]
