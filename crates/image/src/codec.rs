@@ -5,6 +5,8 @@ use std::fmt;
 use libdeflater::{DecompressionError, Decompressor};
 use zstd::zstd_safe::{self, DCtx};
 
+use crate::{Error, ErrorKind};
+
 /// How a block is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Codec {
@@ -72,6 +74,18 @@ impl Unpacker {
 impl fmt::Debug for Unpacker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Unpacker").finish_non_exhaustive()
+    }
+}
+
+impl Fault {
+    /// The failure to decompress the cluster at `at`, of which the file's end may have `cut` off a
+    /// part.
+    pub(crate) fn in_cluster(self, at: u64, cut: bool) -> Error {
+        match cut {
+            true => Error::new(ErrorKind::Truncated, "the file ends in a compressed cluster"),
+            false => Error::new(ErrorKind::Corrupt, format!("the compressed cluster {self}")),
+        }
+        .at(at)
     }
 }
 

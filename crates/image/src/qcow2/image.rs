@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::header::{Given, Header, State};
 use super::snapshot;
 use super::table::{Mapping, Named, Run, Tables, entries};
-use crate::codec::{Fault, Unpacker};
+use crate::codec::Unpacker;
 use crate::open::read_head;
 use crate::raw::check_range;
 use crate::recent::Recent;
@@ -291,7 +291,7 @@ impl<R: ReadAt> Image<R> {
         unpack
             .unpacker
             .unpack(self.header.codec, &unpack.packed, cluster)
-            .map_err(|fault| packed_error(fault, host, there < len))?;
+            .map_err(|fault| fault.in_cluster(host, there < len))?;
         let mut idle = lock(&self.idle);
         if idle.len() < IDLE_MAX {
             idle.push(unpack);
@@ -316,12 +316,6 @@ impl<R: ReadAt> Image<R> {
 fn read_data(file: &impl ReadAt, buf: &mut [u8], host: u64) -> Result<(), Error> {
     check_inside("data cluster", host, buf.len() as u64, file.len())?;
     file.read_exact_at(buf, host).map_err(|error| Error::read(error, host))
-}
-
-/// The failure to decompress the cluster at `host`, whose bytes the file's end `cut` off.
-fn packed_error(fault: Fault, host: u64, cut: bool) -> Error {
-    let kind = if cut { ErrorKind::Truncated } else { ErrorKind::Corrupt };
-    Error::new(kind, format!("the compressed cluster {fault}")).at(host)
 }
 
 impl<R: ReadAt> Disk for Image<R> {

@@ -294,11 +294,7 @@ impl Worker {
         match self.unpacker.unpack(packed.codec, &packed.bytes, out) {
             Ok(()) => {}
             Err(Fault::Short { got }) if got >= packed.needed => {}
-            Err(fault) => {
-                let kind = if packed.cut { ErrorKind::Truncated } else { ErrorKind::Corrupt };
-                let what = format!("the compressed cluster {fault}");
-                return Err(Error::new(kind, what).at(packed.at));
-            }
+            Err(fault) => return Err(fault.in_cluster(packed.at, packed.cut)),
         }
         self.filled += packed.len;
         Ok(())

@@ -193,7 +193,10 @@ fn headers_that_ask_for_more_are_refused_by_name() {
             "header extension 0x0000004d of 4294967295 bytes does not fit (at offset 0x68)",
         ),
         (
-            |b| b.extension(104, 0x2385_2875, &[0xff; 24]),
+            |b| {
+                b.u64(88, 1);
+                b.extension(104, 0x2385_2875, &[0xff; 24]);
+            },
             TooLarge,
             "expected at most 65535 bitmaps, got 4294967295 (at offset 0x70)",
         ),
