@@ -70,14 +70,17 @@ fn the_qcow2_that_is_written_is_one_by_the_book() {
     }
     let images = Images::new();
     let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
-    let cli = Cli::from_env();
-    let output =
-        cli.run(["import", &source, "--name", "q", "--output-format", "qcow2", "--size", "32Mi"]);
-    assert_eq!(output.code, Some(0), "{output}");
-    let made = cli.store().join("volumes/q/disk.qcow2").display().to_string();
-    qemu_img(["check", "-q", &made]);
-    let info: serde_json::Value =
-        serde_json::from_str(&qemu_img(["info", "--output=json", &made])).expect("JSON");
-    assert_eq!(info["virtual-size"], 32 << 20);
-    qemu_img(["compare", "-q", &made, &source]);
+    for (format, compression) in [("qcow2", "zlib"), ("qcow2-zstd", "zstd")] {
+        let cli = Cli::from_env();
+        let output =
+            cli.run(["import", &source, "--name", "q", "--output-format", format, "--size", "32Mi"]);
+        assert_eq!(output.code, Some(0), "{output}");
+        let made = cli.store().join("volumes/q/disk.qcow2").display().to_string();
+        qemu_img(["check", "-q", &made]);
+        let info: serde_json::Value =
+            serde_json::from_str(&qemu_img(["info", "--output=json", &made])).expect("JSON");
+        assert_eq!(info["virtual-size"], 32 << 20);
+        assert_eq!(info["format-specific"]["data"]["compression-type"], compression);
+        qemu_img(["compare", "-q", &made, &source]);
+    }
 }

@@ -73,7 +73,7 @@ pub(crate) struct ImportArgs {
     /// Digest of the image file as published: sha256, sha512, sha1 or md5
     #[arg(long, value_name = "ALG:HEX")]
     pub(crate) checksum: Option<Digest>,
-    /// How the volume is stored: raw or qcow2
+    /// How the volume is stored: raw, qcow2 or qcow2-zstd
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     pub(crate) output_format: OutputFormat,
     /// Print what would be done, and stop

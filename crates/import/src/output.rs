@@ -111,9 +111,14 @@ impl Output {
         limit: u64,
         cancel: Cancel,
     ) -> io::Result<Self> {
+        let qcow2 = |staged, compression| {
+            let options = qcow2::WriterOptions { compression };
+            qcow2::Writer::with(staged, volume_size, options).map(Form::Qcow2)
+        };
         let form = match format {
             OutputFormat::Raw => Form::Raw(staged),
-            OutputFormat::Qcow2 => Form::Qcow2(qcow2::Writer::new(staged, volume_size)?),
+            OutputFormat::Qcow2 => qcow2(staged, qcow2::Compression::None)?,
+            OutputFormat::Qcow2Zstd => qcow2(staged, qcow2::Compression::Zstd)?,
         };
         let (beyond, written) = (AtomicBool::new(false), AtomicU64::new(0));
         Ok(Self { form, limit, beyond, written, cancel })

@@ -95,7 +95,7 @@ pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
         (known, Some(capacity)) => Some(capacity.max(known.unwrap_or(0))),
         (known, None) => known.map(round_up).transpose()?,
     };
-    if request.output_format == OutputFormat::Qcow2 {
+    if request.output_format != OutputFormat::Raw {
         let unknown = || Error::UnknownSize { source_name: request.source.to_string() };
         let size = volume_size.ok_or_else(unknown)?;
         if size > QCOW2_SIZE_MAX {
@@ -140,7 +140,7 @@ impl Plan {
     pub(crate) fn file_len(&self) -> u64 {
         match self.output_format {
             OutputFormat::Raw => self.volume_size.unwrap_or(0),
-            OutputFormat::Qcow2 => 0,
+            OutputFormat::Qcow2 | OutputFormat::Qcow2Zstd => 0,
         }
     }
 }

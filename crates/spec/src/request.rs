@@ -39,11 +39,13 @@ pub enum OutputFormat {
     Raw,
     /// qcow2 version 3, uncompressed.
     Qcow2,
+    /// qcow2 version 3, its clusters compressed with zstd.
+    Qcow2Zstd,
 }
 
 /// The text names no output format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown output format `{0}`; expected raw or qcow2")]
+#[error("unknown output format `{0}`; expected raw, qcow2 or qcow2-zstd")]
 pub struct ParseOutputFormatError(String);
 
 impl OutputFormat {
@@ -52,6 +54,15 @@ impl OutputFormat {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Qcow2Zstd => "qcow2-zstd",
+        }
+    }
+
+    /// What the name of a file in this format ends in, without the dot.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 | Self::Qcow2Zstd => "qcow2",
         }
     }
 }
@@ -63,6 +74,7 @@ impl FromStr for OutputFormat {
         match text {
             "raw" => Ok(Self::Raw),
             "qcow2" => Ok(Self::Qcow2),
+            "qcow2-zstd" => Ok(Self::Qcow2Zstd),
             _ => Err(ParseOutputFormatError(text.to_owned())),
         }
     }

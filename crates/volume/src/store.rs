@@ -17,6 +17,7 @@ use bootyard_spec::{OutputFormat, VolumeName, shell_word};
 use crate::part::Names;
 use crate::{Error, ErrorKind, Staged};
 
+/// What the names of disks tell apart. Whether clusters are compressed is not told.
 const FORMATS: [OutputFormat; 2] = [OutputFormat::Raw, OutputFormat::Qcow2];
 
 /// The volumes under one folder. Nothing is made before the first volume is.
@@ -89,6 +90,6 @@ impl Store {
     }
 
     fn disk(&self, name: &VolumeName, format: OutputFormat) -> PathBuf {
-        self.folder(name).join(format!("disk.{}", format.name()))
+        self.folder(name).join(format!("disk.{}", format.extension()))
     }
 }

@@ -1,6 +1,6 @@
 //! Writing a new image, from pieces that come in any order from several threads.
 //!
-//! The file begins with what the size of the disk decides: header, L1 table, refcount table. Then
+//! The file begins with what the size of the disk decides: header, refcount table, L1 table. Then
 //! come L2 tables and data clusters as they are needed, each table before the first cluster that
 //! it names, and at the end the refcount blocks. The header is written last, so that a file
 //! without the rest is no image.
@@ -8,127 +8,103 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::table::COPIED;
-use crate::raw::round_up;
+use super::create::{CLUSTER_BITS, Layout, REFCOUNT_ORDER, block_entries, blocks_for};
+use super::pack::{Gather, Packed, Packers};
+use super::table::{COMPRESSED, COPIED};
 use crate::{Body, Error, ErrorKind, Piece, Sink, WriteAt};
 
-const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
+pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// How many entries an L2 table has, and how many bytes of the disk it maps.
 const L2_ENTRIES: u64 = CLUSTER / 8;
 const L2_COVERAGE: u64 = L2_ENTRIES * CLUSTER;
-/// The map is kept in parts of this many entries: 512 bytes for 8 MiB of the disk.
+/// The map is kept in parts of this many entries: 1 KiB for 8 MiB of the disk.
 const PART_ENTRIES: u64 = 128;
 const PART_COVERAGE: u64 = PART_ENTRIES * CLUSTER;
-/// How many parts the map may have: those of 4 TiB, in 256 MiB of memory and a little more.
+/// How many parts the map may have: those of 4 TiB, in 512 MiB of memory and a little more.
 const PARTS_MAX: usize = 1 << 19;
-/// How many refcounts of 16 bits a block has.
-const BLOCK_ENTRIES: u64 = CLUSTER / 2;
-/// What an L1 table of 32 MiB, QEMU's limit, maps.
-const SIZE_MAX: u64 = super::header::L1_BYTES_MAX / 8 * L2_COVERAGE;
+/// How many refcounts a block has.
+const BLOCK_ENTRIES: u64 = block_entries(CLUSTER_BITS, REFCOUNT_ORDER);
+/// "Compressed Clusters Descriptor": below this bit is the offset, above it how many sectors.
+const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
 
-/// "Header" of version 3, without optional fields.
-const HEADER_LEN: usize = 104;
+/// How an image is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriterOptions {
+    /// How its clusters are compressed.
+    pub compression: Compression,
+}
+
+/// How clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// Each by itself, as a zstd frame, where that saves space.
+    Zstd,
+}
 
 /// An image that is being written. It takes pieces as a [`Sink`] until [`Writer::finish`].
 ///
-/// The clusters are of 64 KiB and not compressed. Zeros take no space.
+/// The clusters are of 64 KiB. Zeros take no space. Compressed clusters are packed without gaps;
+/// each is compressed by the thread that brings its last byte. Up to 32 MiB of clusters wait for
+/// their other bytes; if there are more, the oldest are stored uncompressed.
 ///
-/// The map is kept in memory: somewhat more than 512 bytes for each 8 MiB of the disk, aligned,
-/// that hold any data; about 70 MiB for a full TiB. At 4 TiB, which take less than 320 MiB, it is
+/// The map is kept in memory: somewhat more than 1 KiB for each 8 MiB of the disk, aligned, that
+/// hold any data; about 140 MiB for a full TiB. At 4 TiB, which take less than 600 MiB, it is
 /// full, and [`Sink::put`] fails with [`ErrorKind::TooLarge`] as the cause.
 #[derive(Debug)]
 pub struct Writer<W> {
     target: W,
     layout: Layout,
     map: Mutex<Map>,
+    packing: Option<Packing>,
 }
 
-/// What the disk's size decides.
-#[derive(Debug)]
-struct Layout {
-    virtual_size: u64,
-    l1_entries: u64,
-    l1_offset: u64,
-    refcount_table_offset: u64,
-    refcount_table_clusters: u64,
+/// What it takes to compress. The clusters are locked before the map.
+#[derive(Debug, Default)]
+struct Packing {
+    packers: Packers,
+    gather: Mutex<Gather>,
 }
 
 /// Which clusters have been given away.
 #[derive(Debug)]
 struct Map {
     /// The clusters of the L2 tables, by the tables' places in the L1 table.
-    tables: BTreeMap<u64, u32>,
-    /// The clusters that they name, 0 for none, by the places of the parts on the disk.
+    tables: BTreeMap<u64, u64>,
+    /// The tables' entries, by the places of the parts on the disk.
     parts: BTreeMap<u64, Box<Part>>,
     parts_max: usize,
     /// The first cluster of the file that is free.
     next: u64,
+    /// Where the next compressed cluster goes: behind the last one, in a cluster of the file that
+    /// has room left, or at the beginning of a new one.
+    packed_end: u64,
+    /// The clusters of the file with compressed ones, and how many of those touch each.
+    shared: Vec<(u64, u16)>,
 }
 
-type Part = [u32; PART_ENTRIES as usize];
-
-impl Layout {
-    /// Lays out a disk of `virtual_size` bytes.
-    fn new(virtual_size: u64) -> Self {
-        let l1_entries = virtual_size.div_ceil(L2_COVERAGE);
-        let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
-        // If every cluster is used: data, tables, and blocks for all of them.
-        let most = virtual_size.div_ceil(CLUSTER) + l1_entries + l1_clusters + 2;
-        let blocks = most.div_ceil(BLOCK_ENTRIES - 2) + 1;
-        Self {
-            virtual_size,
-            l1_entries,
-            l1_offset: CLUSTER,
-            refcount_table_offset: (1 + l1_clusters) * CLUSTER,
-            refcount_table_clusters: (blocks * 8).div_ceil(CLUSTER),
-        }
-    }
-
-    /// The first cluster behind the fixed tables.
-    const fn first_free(&self) -> u64 {
-        self.refcount_table_offset / CLUSTER + self.refcount_table_clusters
-    }
-
-    fn header(&self) -> Vec<u8> {
-        let mut header = Vec::with_capacity(HEADER_LEN + 8);
-        let mut u32 = |value: u32| header.extend(value.to_be_bytes());
-        u32(0x5146_49fb);
-        u32(3);
-        [0, 0, 0].into_iter().for_each(&mut u32); // No backing file.
-        u32(CLUSTER_BITS);
-        let mut u64 = |value: u64| {
-            u32((value >> 32) as u32);
-            u32(value as u32);
-        };
-        u64(self.virtual_size);
-        u64(self.l1_entries); // No encryption, and the L1 table's size.
-        u64(self.l1_offset);
-        u64(self.refcount_table_offset);
-        u64(self.refcount_table_clusters << 32); // And no snapshots.
-        u64(0); // The snapshot table's offset.
-        [0, 0, 0].into_iter().for_each(&mut u64); // No features.
-        u64(4 << 32 | HEADER_LEN as u64); // Refcounts of 2^4 bits, and the header's length.
-        u64(0); // The end of the header extensions.
-        header
-    }
-}
+type Part = [u64; PART_ENTRIES as usize];
 
 impl Map {
     const fn new(next: u64) -> Self {
-        Self { tables: BTreeMap::new(), parts: BTreeMap::new(), parts_max: PARTS_MAX, next }
+        Self {
+            tables: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            parts_max: PARTS_MAX,
+            next,
+            packed_end: 0,
+            shared: Vec::new(),
+        }
     }
 
-    /// The cluster for `guest`, and whether it is new.
-    fn cluster(&mut self, guest: u64) -> Result<(u64, bool), Error> {
-        let Self { tables, parts, parts_max, next } = self;
+    /// The L2 entry for `guest`, and the first free cluster of the file.
+    fn entry(&mut self, guest: u64) -> Result<(&mut u64, &mut u64), Error> {
+        let Self { tables, parts, parts_max, next, packed_end, .. } = self;
         let full = parts.len() >= *parts_max;
-        let mut take = || {
-            *next += 1;
-            u32::try_from(*next - 1).expect("the map is full long before 2^32 clusters")
-        };
         let part = match parts.entry(guest / PART_COVERAGE) {
             Entry::Occupied(part) => part.into_mut(),
             Entry::Vacant(_) if full => {
@@ -137,16 +113,57 @@ impl Map {
                 return Err(Error::new(ErrorKind::TooLarge, what));
             }
             Entry::Vacant(place) => {
-                tables.entry(guest / L2_COVERAGE).or_insert_with(&mut take);
+                tables.entry(guest / L2_COVERAGE).or_insert_with(|| {
+                    // What the table names comes behind it.
+                    *packed_end = 0;
+                    take(next)
+                });
                 place.insert(Box::new([0; PART_ENTRIES as usize]))
             }
         };
-        let entry = &mut part[(guest % PART_COVERAGE / CLUSTER) as usize];
+        Ok((&mut part[(guest % PART_COVERAGE / CLUSTER) as usize], next))
+    }
+
+    /// The cluster for `guest`, and whether it is new.
+    fn cluster(&mut self, guest: u64) -> Result<(u64, bool), Error> {
+        let (entry, next) = self.entry(guest)?;
         let new = *entry == 0;
         if new {
-            *entry = take();
+            *entry = (take(next) * CLUSTER) | COPIED;
         }
-        Ok((u64::from(*entry), new))
+        Ok(((*entry & !COPIED) / CLUSTER, new))
+    }
+
+    /// True if `guest` has a cluster that is not compressed.
+    fn is_plain(&self, guest: u64) -> bool {
+        let part = self.parts.get(&(guest / PART_COVERAGE));
+        part.is_some_and(|part| part[(guest % PART_COVERAGE / CLUSTER) as usize] & COPIED != 0)
+    }
+
+    /// The host offset for the `len` bytes, less than a cluster, of the compressed one for `guest`.
+    fn pack(&mut self, guest: u64, len: u64) -> Result<u64, Error> {
+        self.entry(guest)?;
+        let room = self.packed_end.next_multiple_of(CLUSTER) - self.packed_end;
+        // It may reach into the next cluster if that one is free.
+        let follows = self.packed_end.next_multiple_of(CLUSTER) == self.next * CLUSTER;
+        if self.packed_end == 0 || room < len && !follows {
+            self.packed_end = self.next * CLUSTER;
+        }
+        let host = self.packed_end;
+        self.packed_end += len;
+        for cluster in host / CLUSTER..=(host + len - 1) / CLUSTER {
+            match self.shared.last_mut() {
+                // A compressed cluster has tens of bytes at least, so that these are few thousand.
+                Some((last, count)) if *last == cluster => *count += 1,
+                _ => {
+                    self.shared.push((cluster, 1));
+                    self.next = cluster + 1;
+                }
+            }
+        }
+        let sectors = (host + len - 1) / 512 - host / 512;
+        *self.entry(guest)?.0 = COMPRESSED | sectors << SECTORS_SHIFT | host;
+        Ok(host)
     }
 
     /// The L2 table at `index` of the L1 table.
@@ -154,67 +171,101 @@ impl Map {
         let first = index * (L2_ENTRIES / PART_ENTRIES);
         let parts = first..first + L2_ENTRIES / PART_ENTRIES;
         words(parts.flat_map(|part| match self.parts.get(&part) {
-            Some(part) => part.map(entry),
+            Some(part) => **part,
             None => [0; PART_ENTRIES as usize],
         }))
     }
+}
+
+/// Takes the next cluster.
+const fn take(next: &mut u64) -> u64 {
+    *next += 1;
+    *next - 1
 }
 
 impl<W: WriteAt> Writer<W> {
     /// Begins an image of a disk of `virtual_size` bytes, rounded up to sectors, in an empty
     /// `target`, or one whose old contents do not matter.
     pub fn new(target: W, virtual_size: u64) -> io::Result<Self> {
-        let virtual_size = round_up(virtual_size);
-        if virtual_size > SIZE_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        let layout = Layout::new(virtual_size);
-        // Until the header is there, what was in the target before must not pass for an image.
-        target.zero_at(layout.first_free() * CLUSTER, 0)?;
-        let map = Map::new(layout.first_free());
-        Ok(Self { target, layout, map: Mutex::new(map) })
+        Self::with(target, virtual_size, WriterOptions::default())
     }
 
-    /// Writes the tables, and when all is durable the header.
+    /// As [`Writer::new`], with options.
+    pub fn with(target: W, virtual_size: u64, options: WriterOptions) -> io::Result<Self> {
+        let layout = Layout::new(virtual_size, CLUSTER_BITS)
+            .map_err(|error| io::Error::new(io::ErrorKind::FileTooLarge, error))?;
+        let first_free = layout.l1_offset / CLUSTER + layout.l1_clusters();
+        // Until the header is there, what was in the target before must not pass for an image.
+        target.zero_at(first_free * CLUSTER, 0)?;
+        let map = Mutex::new(Map::new(first_free));
+        let packing = match options.compression {
+            Compression::None => None,
+            Compression::Zstd => Some(Packing::default()),
+        };
+        Ok(Self { target, layout, map, packing })
+    }
+
+    /// Writes what is left and the tables, and when all is durable the header.
     pub fn finish(&self) -> Result<(), Error> {
-        self.write_tables().map_err(Error::write)
+        self.write_rest().and_then(|()| self.write_tables()).map_err(Error::write)
+    }
+
+    fn map(&self) -> MutexGuard<'_, Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores the clusters of which not every byte came.
+    fn write_rest(&self) -> io::Result<()> {
+        let Some(packing) = &self.packing else { return Ok(()) };
+        while let Some((cluster, data)) = lock(&packing.gather).oldest(true) {
+            if let Some(data) = data {
+                self.pack(packing, &data, cluster * CLUSTER)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_tables(&self) -> io::Result<()> {
-        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = self.map();
         let mut l1 = vec![0; self.layout.l1_entries as usize];
         for (index, cluster) in &map.tables {
-            l1[*index as usize] = entry(*cluster);
-            self.target.write_all_at(&map.l2_table(*index), u64::from(*cluster) * CLUSTER)?;
+            l1[*index as usize] = (cluster * CLUSTER) | COPIED;
+            self.target.write_all_at(&map.l2_table(*index), cluster * CLUSTER)?;
         }
         self.target.write_all_at(&words(l1), self.layout.l1_offset)?;
-        self.write_refcounts(map.next)?;
+        self.write_refcounts(&map)?;
         self.target.sync()?;
-        self.target.write_all_at(&self.layout.header(), 0)?;
+        let header = self.layout.header(None, self.packing.is_some()).map_err(io::Error::other)?;
+        self.target.write_all_at(&header, 0)?;
         self.target.sync()
     }
 
-    /// Writes the refcount blocks behind the `used` clusters, and the table that names them. Every
-    /// cluster is used once, the blocks' own included.
-    fn write_refcounts(&self, used: u64) -> io::Result<()> {
-        let mut blocks = 0;
-        while blocks * BLOCK_ENTRIES < used + blocks {
-            blocks += 1;
-        }
-        let total = used + blocks;
+    /// Writes the refcount blocks behind the clusters, and the table that names them. Every cluster
+    /// is used once, the blocks' own included, but for those that compressed ones share.
+    fn write_refcounts(&self, map: &Map) -> io::Result<()> {
+        let blocks = blocks_for(map.next, BLOCK_ENTRIES);
+        let total = map.next + blocks;
+        let mut shared = map.shared.iter().peekable();
         for index in 0..blocks {
-            let ones = (total - index * BLOCK_ENTRIES).min(BLOCK_ENTRIES) as usize;
+            let first = index * BLOCK_ENTRIES;
+            let ones = (total - first).min(BLOCK_ENTRIES) as usize;
             let mut block = [0, 1].repeat(ones);
+            while let Some((cluster, count)) =
+                shared.next_if(|(cluster, _)| *cluster < first + BLOCK_ENTRIES)
+            {
+                let at = (cluster - first) as usize * 2;
+                block[at..at + 2].copy_from_slice(&count.to_be_bytes());
+            }
             block.resize(CLUSTER as usize, 0);
-            self.target.write_all_at(&block, (used + index) * CLUSTER)?;
+            self.target.write_all_at(&block, (map.next + index) * CLUSTER)?;
         }
-        let table = words((0..blocks).map(|index| (used + index) * CLUSTER));
+        let table = words((0..blocks).map(|index| (map.next + index) * CLUSTER));
         self.target.write_all_at(&table, self.layout.refcount_table_offset)
     }
 
     /// Stores `data`, which lies within one cluster.
     fn put_in_cluster(&self, data: &[u8], guest: u64) -> io::Result<()> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map();
         let (cluster, new) = map.cluster(guest).map_err(io::Error::other)?;
         let (begin, skip) = (cluster * CLUSTER, guest % CLUSTER);
         if new {
@@ -226,32 +277,89 @@ impl<W: WriteAt> Writer<W> {
         drop(map);
         self.target.write_all_at(data, begin + skip)
     }
+
+    /// Stores a whole cluster, compressed if that saves space.
+    fn pack(&self, packing: &Packing, cluster: &[u8], guest: u64) -> io::Result<()> {
+        packing.packers.pack(cluster, |packed| match packed {
+            Packed::Zero => Ok(()),
+            Packed::Plain => self.put_in_cluster(cluster, guest),
+            Packed::Smaller(packed) => {
+                let host = self.map().pack(guest, packed.len() as u64).map_err(io::Error::other)?;
+                self.target.write_all_at(packed, host)
+            }
+        })
+    }
+
+    /// Stores a part of one cluster: `len` bytes, `data` or zeros. It waits for the others.
+    fn gather(
+        &self,
+        packing: &Packing,
+        data: Option<&[u8]>,
+        len: u64,
+        guest: u64,
+    ) -> io::Result<()> {
+        let (cluster, skip) = (guest / CLUSTER, guest % CLUSTER);
+        let size = CLUSTER.min(self.layout.virtual_size - cluster * CLUSTER);
+        let mut gather = lock(&packing.gather);
+        if !gather.has(cluster) {
+            if let Some(data) = data.filter(|data| data.len() as u64 == CLUSTER) {
+                drop(gather);
+                return self.pack(packing, data, guest);
+            }
+            if self.map().is_plain(guest) {
+                drop(gather);
+                return data.map_or(Ok(()), |data| self.put_in_cluster(data, guest));
+            }
+        }
+        if let Some(whole) = gather.add(cluster, size, skip as usize, len, data) {
+            drop(gather);
+            return self.pack(packing, &whole, cluster * CLUSTER);
+        }
+        if let Some((cluster, Some(data))) = gather.oldest(false) {
+            // The lock is kept, so that what comes for the cluster finds it in its place.
+            self.put_in_cluster(&data, cluster * CLUSTER)?;
+        }
+        Ok(())
+    }
+
+    fn put_part(&self, data: Option<&[u8]>, len: u64, guest: u64) -> io::Result<()> {
+        match (&self.packing, data) {
+            (Some(packing), _) => self.gather(packing, data, len, guest),
+            (None, Some(data)) => self.put_in_cluster(data, guest),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+fn lock(gather: &Mutex<Gather>) -> MutexGuard<'_, Gather> {
+    gather.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<W: WriteAt> Sink for Writer<W> {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
-        let Body::Data(mut data) = piece.body else { return Ok(()) };
+        let (data, len) = match piece.body {
+            Body::Data(data) => (Some(data), data.len() as u64),
+            Body::Zero(_) if self.packing.is_none() => return Ok(()),
+            Body::Zero(len) => (None, len),
+        };
         let mut guest = piece.offset;
-        if guest.checked_add(data.len() as u64).is_none_or(|end| end > self.layout.virtual_size) {
+        let end = guest.checked_add(len).filter(|end| *end <= self.layout.virtual_size);
+        let Some(end) = end else {
             let what = format!("a piece at {guest} is not on the disk");
             return Err(io::Error::other(Error::new(ErrorKind::OutOfRange, what)));
-        }
-        while !data.is_empty() {
-            let len = data.len().min((CLUSTER - guest % CLUSTER) as usize);
-            let (part, rest) = data.split_at(len);
-            self.put_in_cluster(part, guest)?;
-            guest += len as u64;
-            data = rest;
+        };
+        while guest < end {
+            let len = (end - guest).min(CLUSTER - guest % CLUSTER);
+            if data.is_none() && len == CLUSTER {
+                // Clusters of zeros need not be told.
+                guest = end - end % CLUSTER;
+                continue;
+            }
+            let begin = (guest - piece.offset) as usize;
+            self.put_part(data.map(|data| &data[begin..begin + len as usize]), len, guest)?;
+            guest += len;
         }
         Ok(())
-    }
-}
-
-/// The entry of an L1 or L2 table that names `cluster`, if that is not 0.
-const fn entry(cluster: u32) -> u64 {
-    match cluster {
-        0 => 0,
-        cluster => (cluster as u64 * CLUSTER) | COPIED,
     }
 }
 
@@ -295,9 +403,6 @@ mod tests {
     fn the_map_is_as_small_as_it_says() {
         let most = PARTS_MAX as u64 * PART_COVERAGE;
         assert_eq!(most, 4 << 40);
-        assert_eq!(PARTS_MAX * size_of::<Part>(), 256 << 20);
-        // Clusters of data, a table for each, and the fixed tables are numbers of 32 bits.
-        let tables = most / CLUSTER + PARTS_MAX as u64 + Layout::new(SIZE_MAX).first_free();
-        assert!(tables < 1 << 32);
+        assert_eq!(PARTS_MAX * size_of::<Part>(), 512 << 20);
     }
 }

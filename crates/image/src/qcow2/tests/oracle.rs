@@ -11,7 +11,7 @@ use bootyard_testkit::{
 };
 use fs_err::File;
 
-use crate::qcow2::Writer;
+use crate::qcow2::{Compression, Writer, WriterOptions};
 use crate::raw::FileAt;
 use crate::support::{Memory, SIZE_MAX, decode, push};
 use crate::{Body, Disk, ErrorKind, Piece, Sink, WriteAt, conformance, open};
@@ -197,17 +197,24 @@ fn check_written(path: &Path, raw: &Path) {
     assert_eq!(check(path, &[1 << 20]), 0, "our own images stream without spilling");
 }
 
+const BOTH: [WriterOptions; 2] = [
+    WriterOptions { compression: Compression::None },
+    WriterOptions { compression: Compression::Zstd },
+];
+
 #[test]
 fn writes_what_qemu_img_finds_clean_and_equal() {
     if !require_tool("qemu-img") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    for len in [0, 512, 65_536, (20 << 20) + 512] {
+    for (len, options) in
+        [0, 512, 65_536, (20 << 20) + 512].into_iter().flat_map(|len| BOTH.map(|both| (len, both)))
+    {
         let raw = dir.path().join(format!("{len}.raw"));
         sparse_image(&raw, len, 3);
         let path = dir.path().join(format!("{len}.qcow2"));
-        let writer = Arc::new(Writer::new(create(&path), len).unwrap());
+        let writer = Arc::new(Writer::with(create(&path), len, options).unwrap());
         if len > 0 {
             push(&fs_err::read(&raw).unwrap(), &[1 << 20], writer.clone()).unwrap();
         }
@@ -216,45 +223,104 @@ fn writes_what_qemu_img_finds_clean_and_equal() {
     }
 }
 
+/// What can be compressed, what cannot, and zeros.
+fn mixed(len: usize) -> Vec<u8> {
+    let mut mixed = pseudo_random(len, 11);
+    for (index, part) in mixed.chunks_mut(50_000).enumerate() {
+        match index % 4 {
+            0 | 1 => part.iter_mut().for_each(|byte| *byte = 0x80 | *byte & 3),
+            2 => {}
+            _ => part.fill(0),
+        }
+    }
+    mixed
+}
+
+#[test]
+fn compressed_images_are_as_small_as_those_of_qemu_img() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [raw, path] = ["raw", "ours.qcow2"].map(|name| dir.path().join(name));
+    let disk = mixed(24 << 20);
+    fs_err::write(&raw, &disk).unwrap();
+    let theirs = convert(dir.path(), &raw, "-c -o compression_type=zstd");
+    for lens in [&[1 << 20][..], &[65_536], &[999, 70_001]] {
+        let writer = Arc::new(Writer::with(create(&path), 24 << 20, BOTH[1]).unwrap());
+        push(&disk, lens, writer.clone()).unwrap();
+        writer.finish().unwrap();
+        check_written(&path, &raw);
+        let [ours, theirs] = [&path, &theirs].map(|path| fs_err::metadata(path).unwrap().len());
+        assert!(ours <= theirs + theirs / 50, "{ours} and {theirs} bytes");
+    }
+}
+
 #[test]
 fn pieces_may_have_any_place_and_order_and_the_target_old_contents() {
     if !require_tool("qemu-img") {
         return;
     }
+    for (options, unit) in BOTH.into_iter().flat_map(|both| [(both, 100_001), (both, 4096)]) {
+        let dir = tempfile::tempdir().unwrap();
+        let [raw, path] = ["raw", "qcow2"].map(|name| dir.path().join(name));
+        let size = 1_200_u64 << 20;
+        fs_err::write(&path, [0xee; 1 << 20].repeat(8)).unwrap();
+        let file = fs_err::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let writer = Writer::with(FileAt::new(file.into()).unwrap(), size, options).unwrap();
+        let mut expected = mixed(3 << 20);
+        expected.chunks_mut(unit).step_by(3).for_each(|part| part.fill(0));
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (expected, writer) = (&expected, &writer);
+                scope.spawn(move || {
+                    let parts = expected.chunks(unit).enumerate().rev();
+                    for (index, part) in parts.filter(|(index, _)| index % 4 == thread) {
+                        let body = match index % 3 {
+                            0 => Body::Zero(part.len() as u64),
+                            _ => Body::Data(part),
+                        };
+                        let offset = (index * unit) as u64;
+                        writer.put(Piece { offset, body }).unwrap();
+                        writer.put(Piece { offset: offset + (900 << 20), body }).unwrap();
+                    }
+                });
+            }
+        });
+        let beyond = Piece { offset: size - 1, body: Body::Data(&[1, 2]) };
+        writer.put(beyond).unwrap_err();
+        writer.finish().unwrap();
+        let target = create(&raw);
+        target.file().set_len(size).unwrap();
+        let target = Target(target);
+        for offset in [0, 900 << 20] {
+            target.put(Piece { offset, body: Body::Data(&expected) }).unwrap();
+        }
+        let [image, raw] = [path, raw].map(|path| path.to_str().unwrap().to_owned());
+        qemu_img(["check", "-q", "-f", "qcow2", &image]);
+        qemu_img(["compare", "-q", "-f", "raw", "-F", "qcow2", &raw, &image]);
+    }
+}
+
+#[test]
+fn clusters_that_stay_incomplete_for_long_are_stored_as_they_are() {
+    if !require_tool("qemu-img") {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let [raw, path] = ["raw", "qcow2"].map(|name| dir.path().join(name));
-    let size = 1_200_u64 << 20;
-    let mut expected = vec![0; 3 << 20];
-    fs_err::write(&path, [0xee; 1 << 20].repeat(8)).unwrap();
-    let file = fs_err::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let writer = Writer::new(FileAt::new(file.into()).unwrap(), size).unwrap();
-    std::thread::scope(|scope| {
-        for (index, part) in expected.chunks_mut(100_001).enumerate().rev() {
-            if index % 3 == 0 {
-                continue;
-            }
-            part.copy_from_slice(&pseudo_random(part.len(), index as u64));
-            let (part, writer) = (&*part, &writer);
-            scope.spawn(move || {
-                let put = |offset| writer.put(Piece { offset, body: Body::Data(part) }).unwrap();
-                let offset = index as u64 * 100_001;
-                put(offset);
-                put(offset + (900 << 20));
-            });
+    let disk = mixed(40 << 20);
+    fs_err::write(&raw, &disk).unwrap();
+    let writer = Writer::with(create(&path), 40 << 20, BOTH[1]).unwrap();
+    // First one half of each cluster, then the others.
+    for half in [0, 1] {
+        for (index, part) in disk.chunks(32 << 10).enumerate().skip(half).step_by(2) {
+            let offset = (index << 15) as u64;
+            writer.put(Piece { offset, body: Body::Data(part) }).unwrap();
         }
-    });
-    let beyond = Piece { offset: size - 1, body: Body::Data(&[1, 2]) };
-    writer.put(beyond).unwrap_err();
-    writer.finish().unwrap();
-    let target = create(&raw);
-    target.file().set_len(size).unwrap();
-    let target = Target(target);
-    for offset in [0, 900 << 20] {
-        target.put(Piece { offset, body: Body::Data(&expected) }).unwrap();
     }
-    let [image, raw] = [path, raw].map(|path| path.to_str().unwrap().to_owned());
-    qemu_img(["check", "-q", "-f", "qcow2", &image]);
-    qemu_img(["compare", "-q", "-f", "raw", "-F", "qcow2", &raw, &image]);
+    writer.finish().unwrap();
+    check_written(&path, &raw);
 }
 
 #[test]
