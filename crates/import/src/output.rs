@@ -99,7 +99,7 @@ pub(crate) struct Output {
 
 enum Form {
     Raw(Watched<Staged>),
-    Qcow2(qcow2::Writer<Watched<Staged>>),
+    Qcow2(Box<qcow2::Writer<Watched<Staged>>>),
 }
 
 impl Output {
@@ -113,7 +113,8 @@ impl Output {
     ) -> io::Result<Self> {
         let qcow2 = |staged, compression| {
             let options = qcow2::WriterOptions { compression };
-            qcow2::Writer::with(staged, volume_size, options).map(Form::Qcow2)
+            let writer = qcow2::Writer::with(staged, volume_size, options)?;
+            Ok::<_, io::Error>(Form::Qcow2(Box::new(writer)))
         };
         let form = match format {
             OutputFormat::Raw => Form::Raw(staged),
