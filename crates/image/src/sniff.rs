@@ -52,13 +52,16 @@ pub enum Format {
 }
 
 /// What stands where in the head: magic numbers from each format's own description.
-const MAGIC: [(usize, &[u8], Format); 23] = [
+const MAGIC: [(usize, &[u8], Format); 26] = [
     (0, b"QFI\xfb\0\0\0\x01", Format::Qcow1),
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
     (0, b"COWD", Format::Vmdk),
+    (0, b"\xbe\xba\xfe\xca\0\0\0\0\x01\0\0\0\x02\0\0\0", Format::Vmdk),
     (0, b"# Disk DescriptorFile", Format::Vmdk),
+    (0, b"# Disk Descriptor File", Format::Vmdk),
+    (0, b"#Disk Descriptor", Format::Vmdk),
     (0, b"conectix", Format::Vhd),
     (0, b"vhdxfile", Format::Vhdx),
     (0x40, b"\x7f\x10\xda\xbe", Format::Vdi),

@@ -229,7 +229,10 @@ impl Extent {
             _ => Kind::Other(printable(kind)),
         };
         let (name, rest) = quoted(rest).ok_or_else(|| {
-            corrupt(format!("the extent's name `{}` is not in quotes", printable(rest)), at)
+            corrupt(
+                format!("the extent's name `{}` is not in quotes", printable(rest.trim_ascii())),
+                at,
+            )
         })?;
         let (offset, _) = word(rest);
         let offset = match offset {

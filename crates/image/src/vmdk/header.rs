@@ -175,32 +175,21 @@ impl Header {
             let what = format!("a sparse extent of {capacity} sectors is beyond the limits");
             return Err(too_large(what, base + at::CAPACITY));
         }
-        let bytes_at = |sector: u64, at: u64| match sector {
-            ..=SECTORS_MAX => Ok(sector * SECTOR),
-            _ => Err(corrupt(format!("sector {sector:#x} is beyond 2^63 - 1 bytes"), base + at)),
-        };
-        let redundant = if flags & flag::REDUNDANT == 0 { 0 } else { fixed.rgd_offset.get() };
-        let (gd_offset, redundant_gd) = match (fixed.gd_offset.get(), redundant) {
-            (GD_AT_END, _) => (None, None),
-            (0, sector) => (Some(bytes_at(sector, at::GD_OFFSET)?), None),
-            (sector, other) if other == 0 || other == sector => {
-                (Some(bytes_at(sector, at::GD_OFFSET)?), None)
-            }
-            (sector, other) => {
-                (Some(bytes_at(sector, at::GD_OFFSET)?), Some(bytes_at(other, at::RGD_OFFSET)?))
-            }
-        };
-        let descriptor = match bytes_at(fixed.descriptor_offset.get(), at::DESCRIPTOR_OFFSET)? {
-            0 => None,
-            at => Some((at, bytes_at(fixed.descriptor_size.get(), at::DESCRIPTOR_SIZE)?)),
-        };
+        let (gd_offset, redundant_gd) = directories(fixed, flags, base)?;
+        let descriptor =
+            match bytes_at(fixed.descriptor_offset.get(), base + at::DESCRIPTOR_OFFSET)? {
+                0 => None,
+                at => {
+                    Some((at, bytes_at(fixed.descriptor_size.get(), base + at::DESCRIPTOR_SIZE)?))
+                }
+            };
         let header = Self {
             version: fixed.version.get(),
             capacity,
             grain_sectors,
             compressed: flags & flag::COMPRESSED != 0,
             unclean: fixed.unclean_shutdown != 0,
-            overhead: bytes_at(fixed.overhead.get(), at::OVERHEAD)?,
+            overhead: bytes_at(fixed.overhead.get(), base + at::OVERHEAD)?,
             zeroed: flags & flag::ZEROED != 0,
             descriptor,
             gd_offset,
@@ -344,6 +333,27 @@ impl Header {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Where the grain directory and the one that repeats it stand.
+fn directories(fixed: &Fixed, flags: u32, base: u64) -> Result<(Option<u64>, Option<u64>), Error> {
+    let redundant = if flags & flag::REDUNDANT == 0 { 0 } else { fixed.rgd_offset.get() };
+    let (first, second) = match (fixed.gd_offset.get(), redundant) {
+        (GD_AT_END, _) => return Ok((None, None)),
+        (0, other) => (other, 0),
+        (first, other) => (first, other),
+    };
+    let offset = bytes_at(first, base + at::GD_OFFSET)?;
+    let second = bytes_at(second, base + at::RGD_OFFSET)?;
+    Ok((Some(offset), Some(second).filter(|second| *second != 0 && *second != offset)))
+}
+
+/// The offset of a sector, which the field at `at` names.
+fn bytes_at(sector: u64, at: u64) -> Result<u64, Error> {
+    match sector {
+        ..=SECTORS_MAX => Ok(sector * SECTOR),
+        _ => Err(corrupt(format!("sector {sector:#x} is beyond 2^63 - 1 bytes"), at)),
     }
 }
 

@@ -41,6 +41,8 @@ struct Unpacked {
 
 /// An extent of the disk.
 struct Part {
+    /// The name of its file, if that is not the image's own.
+    name: Option<String>,
     /// Where on the disk it begins and ends, in bytes.
     begin: u64,
     end: u64,
@@ -77,7 +79,7 @@ pub fn open_with<R: ReadAt + 'static>(source: R, options: OpenOptions) -> Result
             let sparse = Sparse::open(Box::new(source), header, &head)?;
             let sectors = nominal_sectors(&sparse.header, &head)?;
             let end = sectors * SECTOR;
-            let part = Part { begin: 0, end, body: Body::Sparse(Box::new(sparse)) };
+            let part = Part { name: None, begin: 0, end, body: Body::Sparse(Box::new(sparse)) };
             Ok(Image::new(vec![part]))
         }
         Start::Text => {
@@ -123,7 +125,7 @@ fn open_parts(
             return Err(too_large(what, line.at));
         }
         let end = begin + line.sectors * SECTOR;
-        parts.push(Part { begin, end, body });
+        parts.push(Part { name: Some(line.name.clone()), begin, end, body });
         begin = end;
     }
     Ok(parts)
@@ -168,6 +170,16 @@ fn open_part(line: &Line, directory: &dyn Directory) -> Result<Body, Error> {
     let (header, head) = open().map_err(named)?;
     let sparse = Sparse::open(file, header, &head).map_err(named)?;
     Ok(Body::Sparse(Box::new(sparse)))
+}
+
+impl Part {
+    /// The error with the name of the file where it was found.
+    fn named(&self, error: Error) -> Error {
+        match &self.name {
+            Some(name) => error.within(name),
+            None => error,
+        }
+    }
 }
 
 impl Sparse {
@@ -370,13 +382,17 @@ impl Disk for Image {
             let len = (part.end - offset).min(buf.len() as u64);
             let piece = buf.split_off_mut(..len as usize).expect("not longer than the buffer");
             let inside = offset - part.begin;
-            match &part.body {
-                Body::Zero => piece.fill(0),
+            let read = match &part.body {
+                Body::Zero => {
+                    piece.fill(0);
+                    Ok(())
+                }
                 Body::Flat(file, begin) => file
                     .read_exact_at(piece, begin + inside)
-                    .map_err(|error| Error::read(error, begin + inside))?,
-                Body::Sparse(sparse) => self.read_sparse(index, sparse, piece, inside)?,
-            }
+                    .map_err(|error| Error::read(error, begin + inside)),
+                Body::Sparse(sparse) => self.read_sparse(index, sparse, piece, inside),
+            };
+            read.map_err(|error| part.named(error))?;
             offset += len;
         }
         Ok(())
@@ -390,7 +406,7 @@ impl Disk for Image {
             Body::Flat(..) => Ok(Extent { len: part.end - offset, zero: false }),
             Body::Sparse(sparse) => {
                 let (inside, end) = (offset - part.begin, part.end - part.begin);
-                self.sparse_extent(index, sparse, inside, end)
+                self.sparse_extent(index, sparse, inside, end).map_err(|error| part.named(error))
             }
         }
     }

@@ -105,8 +105,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Checks the tables that have passed against the grains. `cut` says that the file may have
-    /// lost its end.
+    /// Checks the tables that have passed against the grains. `cut` says that the file has
+    /// no end-of-stream marker, so it may have lost its end.
     pub(super) fn check(&self, header: &Header, cut: bool) -> Result<(), Error> {
         let begin = header.gd_offset().unwrap_or_default();
         if self.directory_at != Some(begin) || self.directory.len() as u64 != header.gd_len() {

@@ -64,10 +64,12 @@ impl Tables {
         }
         let host = u64::from(entry) * SECTOR;
         self.check_overlap("grain table", host, Header::gt_len(), at)?;
-        if !self.named.insert(entry) {
-            let what = format!("the grain directory names the grain table at {host:#x} twice");
-            return Err(corrupt(what, at));
+        let reach = (Header::gt_len() / SECTOR - 1) as u32;
+        let near = entry.saturating_sub(reach)..=entry.saturating_add(reach);
+        if near.into_iter().any(|other| self.named.contains(&other)) {
+            return Err(corrupt(format!("the grain table at {host:#x} overlaps another"), at));
         }
+        self.named.insert(entry);
         Ok(Some(host))
     }
 

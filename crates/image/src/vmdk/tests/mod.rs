@@ -1,7 +1,12 @@
 //! Tests of reading: descriptors and headers that are refused, `qemu-img` as the judge, streams
 //! built by hand, damaged files.
 
+mod built;
+mod damaged;
+mod descriptor;
+mod header;
 mod oracle;
+mod stream;
 
 use std::io;
 use std::path::PathBuf;

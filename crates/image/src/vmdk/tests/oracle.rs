@@ -56,29 +56,35 @@ fn reads_what_qemu_img_converts() {
     }
     let dir = tempfile::tempdir().unwrap();
     let lens: [&[usize]; 4] = [&[1 << 20], &[65_536], &[1, 4095, 100_000], &[16 << 10]];
-    for (size, seed) in [((12 << 20) + 512 * 77, 1), (512, 2), (40 << 20, 3)] {
-        let raw = dir.path().join("raw");
-        sparse_image(&raw, size, seed);
-        for (index, options) in [
-            "-o subformat=monolithicSparse",
-            "-o subformat=monolithicSparse,zeroed_grain=on",
-            "-o subformat=monolithicSparse,adapter_type=lsilogic,hwversion=6",
-            "-S 0 -o subformat=monolithicSparse",
-            "-W -o subformat=monolithicSparse",
-            "-o subformat=streamOptimized",
-            "-S 0 -o subformat=streamOptimized",
-            "-W -m 16 -o subformat=streamOptimized,adapter_type=buslogic",
-            "-o subformat=monolithicFlat",
-            "-o subformat=twoGbMaxExtentFlat",
-            "-o subformat=twoGbMaxExtentSparse",
-            "-o subformat=twoGbMaxExtentSparse,compat6=on",
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let path = convert(dir.path(), &raw, options);
-            check(&path, &raw, lens[index % lens.len()]);
-        }
+    let sizes = [(12 << 20) + 512 * 77, 40 << 20, 512];
+    let raws = sizes.map(|size| {
+        let raw = dir.path().join(format!("{size}.raw"));
+        sparse_image(&raw, size, size);
+        raw
+    });
+    for (index, (size, options)) in [
+        (0, "-o subformat=monolithicSparse"),
+        (1, "-o subformat=monolithicSparse"),
+        (2, "-o subformat=monolithicSparse"),
+        (0, "-o subformat=monolithicSparse,zeroed_grain=on"),
+        (0, "-o subformat=monolithicSparse,adapter_type=lsilogic,hwversion=6"),
+        (0, "-S 0 -o subformat=monolithicSparse"),
+        (0, "-W -o subformat=monolithicSparse"),
+        (0, "-o subformat=streamOptimized"),
+        (1, "-W -o subformat=streamOptimized"),
+        (2, "-o subformat=streamOptimized"),
+        (0, "-S 0 -o subformat=streamOptimized"),
+        (0, "-W -m 16 -o subformat=streamOptimized,adapter_type=buslogic"),
+        (0, "-o subformat=monolithicFlat"),
+        (0, "-o subformat=twoGbMaxExtentFlat"),
+        (0, "-o subformat=twoGbMaxExtentSparse"),
+        (1, "-o subformat=twoGbMaxExtentSparse,compat6=on"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = convert(dir.path(), &raws[size], options);
+        check(&path, &raws[size], lens[index % lens.len()]);
     }
 }
 
