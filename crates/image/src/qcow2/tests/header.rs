@@ -1,9 +1,13 @@
 //! What a header says, and what of it is refused.
 
+use std::io;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
 use super::{Built, CLUSTER, COPIED, DATA, L1, L2};
 use crate::conformance::read_all;
 use crate::support::decode;
-use crate::{Error, ErrorKind, Format, inspect, open};
+use crate::{Error, ErrorKind, Format, ReadAt, inspect, open};
 
 /// Opens the image and reads all of it, by random access and as a stream. Both must agree.
 fn read(file: &[u8]) -> Result<Vec<u8>, Error> {
@@ -285,6 +289,56 @@ fn a_shared_cluster_is_read_at_every_place() {
         let byte = if [0, 1, 2, 9].contains(&index) { 0xda } else { 0 };
         assert!(cluster.iter().all(|b| *b == byte), "cluster {index}");
     }
+}
+
+/// A file in which data is only read by two threads at once.
+struct Together {
+    file: Vec<u8>,
+    there: Mutex<usize>,
+    arrived: Condvar,
+}
+
+impl ReadAt for Together {
+    fn len(&self) -> u64 {
+        ReadAt::len(&self.file)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset >= DATA as u64 {
+            let mut there = self.there.lock().unwrap();
+            *there += 1;
+            self.arrived.notify_all();
+            let wait = Duration::from_secs(20);
+            let (there, _) =
+                self.arrived.wait_timeout_while(there, wait, |there| *there < 2).unwrap();
+            assert!(*there >= 2, "a reader waits for another one");
+        }
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+#[test]
+fn compressed_clusters_are_read_by_several_threads_at_once() {
+    let mut built = Built::new();
+    let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+    for index in 0..2 {
+        let mut packed = vec![0; 1024];
+        compressor.deflate_compress(&[index as u8 + 1; CLUSTER], &mut packed).unwrap();
+        built.put(DATA + index * 1024, &packed);
+        built.u64(L2 + 8 * index, (1 << 62) | (1 << 54) | (DATA + index * 1024) as u64);
+    }
+    let (there, arrived) = (Mutex::new(0), Condvar::new());
+    let disk = open(Together { file: built.file, there, arrived }).unwrap();
+    std::thread::scope(|scope| {
+        for index in 0..2 {
+            let disk = &disk;
+            scope.spawn(move || {
+                let mut part = [0; 100];
+                disk.read_at(&mut part, (index * CLUSTER + 7) as u64).unwrap();
+                assert_eq!(part, [index as u8 + 1; 100]);
+            });
+        }
+    });
 }
 
 #[test]
