@@ -9,9 +9,11 @@ use crate::raw::SECTOR;
 use crate::{Error, ErrorKind, Info, ReadAt};
 
 /// Grains are counted if there are no more grain tables than that: 2 MiB, which map 32 GiB,
-const TABLES_MAX: usize = 1024;
-/// in no more runs than that, each of which is a read.
+const TABLES_MAX: u64 = 1024;
+/// in no more runs than that, each of which is a read,
 const RUNS_MAX: usize = 16;
+/// with gaps up to this: in a stream, a marker stands before each.
+const GAP_MAX: u64 = 4 << 10;
 
 /// Describes the image in `source`, also one that [`super::open`] would refuse.
 pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error> {
@@ -67,7 +69,7 @@ fn describe_text(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error> {
 fn allocated(source: &dyn ReadAt, header: Header) -> Result<Option<u64>, Error> {
     let header = header.with_footer(source)?;
     let (Some(at), tables) = (header.gd_offset(), Tables::new(&header)) else { return Ok(None) };
-    if header.gd_len() / 4 > TABLES_MAX as u64 {
+    if header.gd_len() / 4 > TABLES_MAX {
         return Ok(None);
     }
     let read = |at, len: u64| {
@@ -79,15 +81,18 @@ fn allocated(source: &dyn ReadAt, header: Header) -> Result<Option<u64>, Error> 
         entries(&read(at, header.gd_len())?).map(|entry| u64::from(entry) * SECTOR).collect();
     named.sort_unstable();
     named.retain(|at| *at != 0);
-    let runs: Vec<&[u64]> = named.chunk_by(|a, b| a + Header::gt_len() == *b).collect();
+    let runs: Vec<&[u64]> = named.chunk_by(|a, b| a + Header::gt_len() + GAP_MAX >= *b).collect();
     if runs.len() > RUNS_MAX {
         return Ok(None);
     }
     let mut grains = 0;
     for run in runs {
-        let table = read(run[0], run.len() as u64 * Header::gt_len())?;
-        for (at, entry) in (run[0]..).step_by(4).zip(entries(&table)) {
-            grains += u64::from(tables.mapping(entry, at)? != Mapping::Zero);
+        let bytes = read(run[0], run[run.len() - 1] + Header::gt_len() - run[0])?;
+        for at in run {
+            let table = &bytes[(at - run[0]) as usize..][..Header::gt_len() as usize];
+            for (at, entry) in (*at..).step_by(4).zip(entries(table)) {
+                grains += u64::from(tables.mapping(entry, at)? != Mapping::Zero);
+            }
         }
     }
     Ok(Some((grains * header.grain_size()).min(header.len())))

@@ -146,6 +146,7 @@ pub(super) struct Header {
     descriptor: Option<(u64, u64)>,
     /// Where the grain directory stands, in bytes; `None` if the footer tells.
     gd_offset: Option<u64>,
+    /// Where the directory stands that repeats it.
     redundant_gd: Option<u64>,
 }
 

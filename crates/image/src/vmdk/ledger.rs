@@ -18,7 +18,7 @@ use crate::{Error, ErrorKind};
 const GRAINS_MAX: u64 = 1 << 27;
 /// How many sectors of tables are kept as sums of 16 bytes: what maps 8 TiB, or 4 TiB if there are
 /// redundant tables too.
-const SECTORS_MAX: usize = 1 << 20;
+const TABLE_SECTORS_MAX: usize = 1 << 20;
 /// Entries of a table in a sector.
 const PER_SECTOR: u64 = SECTOR / 4;
 
@@ -84,8 +84,7 @@ impl Ledger {
         self.directory.clear();
     }
 
-    /// Notes a sector at `at` that may be of a table or the directory, which has `directory_len`
-    /// bytes.
+    /// Notes a sector at `at` that may be of a table or of the directory.
     pub(super) fn sector(&mut self, sector: &[u8], at: u64, header: &Header) -> Result<(), Error> {
         if let Some(begin) = self.directory_at
             && (begin..begin + header.gd_len()).contains(&at)
@@ -93,8 +92,8 @@ impl Ledger {
             let rest = (header.gd_len() - (at - begin)).min(SECTOR) as usize;
             self.directory.extend_from_slice(&sector[..rest]);
         }
-        if self.found.len() == SECTORS_MAX {
-            return Err(too_large(format!("more than {SECTORS_MAX} sectors of tables"), at));
+        if self.found.len() == TABLE_SECTORS_MAX {
+            return Err(too_large(format!("more than {TABLE_SECTORS_MAX} sectors of tables"), at));
         }
         let sum = (0..)
             .zip(entries(sector))
