@@ -72,6 +72,7 @@ const TARGETS: &[Target] = &[
             "qcow2 -c -o compression_type=zstd,refcount_bits=1",
         ],
     ),
+    target("qcow2_edit", &["qcow2/*"], &["qcow2", "qcow2 -c", "qcow2 -o cluster_size=512"]),
     target("vmdk", &["vmdk/*"], &["vmdk", "vmdk -o subformat=streamOptimized"]),
     target("vdi", &["vdi/*"], &["vdi", "vdi -o static=on"]),
     target("vhd", &["vhd/*"], &["vpc", "vpc -o subformat=fixed"]),

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use bootyard_image::stream::{Decoder, Head, Options, Storage};
-use bootyard_image::{Body, Disk, Piece, ReadAt, Sink, WriteAt, inspect, open};
+use bootyard_image::{Body, Disk, Piece, ReadAt, Sink, WriteAt, WriteDisk, inspect, open, qcow2};
 use bytes::Bytes;
 
 /// How much of a disk's data is looked at.
@@ -72,6 +72,45 @@ pub fn check_file(file: Vec<u8>) {
         disk.read_at(&mut buf, *offset).expect("what was streamed can be read");
         assert!(buf.iter().all(|byte| *byte == 0), "both ways see zeros at {offset:#x}");
     }
+}
+
+/// How large an image may grow that is written to.
+const GROWN_MAX: usize = 64 << 20;
+
+/// Opens the image that `input` stands for to write to it, and does what the end of `input` says.
+/// Nothing may panic; what was written is what is read.
+pub fn edit(input: &[u8], magic: &[u8]) {
+    const OPERATION: usize = 8;
+    let (image, operations) = input.split_at(input.len() - input.len().min(16 * OPERATION));
+    let mut file = sparse::decode(image);
+    if let Some(begin) = file.get_mut(..magic.len()) {
+        begin.copy_from_slice(magic);
+    }
+    let Ok(disk) = qcow2::edit(Spill(Mutex::new(file)), None) else { return };
+    let size = disk.virtual_size();
+    for operation in operations.chunks_exact(OPERATION) {
+        let number = |range: std::ops::Range<usize>| {
+            operation[range].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let offset = (number(1..5) << 7).min(size);
+        let len = (number(5..8) % (1 << 20)).min(size - offset);
+        let done = match operation[0] % 4 {
+            0 | 1 => disk.write_at(&vec![operation[0] | 1; len as usize], offset),
+            2 => disk.zero_at(len, offset, operation[0] & 4 != 0),
+            _ => disk.flush(),
+        };
+        let mut back = vec![0xa5; len as usize];
+        if done.is_err() || disk.read_at(&mut back, offset).is_err() {
+            return;
+        }
+        let expected = match operation[0] % 4 {
+            0 | 1 => operation[0] | 1,
+            2 => 0,
+            _ => continue,
+        };
+        assert!(back.iter().all(|byte| *byte == expected), "what was written is what is read");
+    }
+    let _ = disk.flush();
 }
 
 /// Reads what the disk has, as far as that is allowed.
@@ -161,7 +200,7 @@ impl Sink for Memory {
     }
 }
 
-/// Storage for what a decoder sets aside.
+/// Storage in memory: what a decoder sets aside, and images that are written to.
 #[derive(Default)]
 struct Spill(Mutex<Vec<u8>>);
 
@@ -179,6 +218,9 @@ impl WriteAt for Spill {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let mut bytes = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
         let end = offset as usize + data.len();
+        if end > GROWN_MAX {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if bytes.len() < end {
             bytes.resize(end, 0);
         }
@@ -187,6 +229,9 @@ impl WriteAt for Spill {
     }
 
     fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
+        if len > GROWN_MAX as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.write_all_at(&vec![0; len as usize], offset)
     }
 
