@@ -1,6 +1,6 @@
 //! What programs read: every JSON object that a command prints. Fields are added, never renamed.
 
-use bootyard_image::{Content, Info};
+use bootyard_image::{Content, Format, Info};
 use bootyard_import::{Event, Progress, Report};
 use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
 use serde::Serialize;
@@ -13,6 +13,9 @@ pub(crate) struct EventLine<'a> {
     event: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     phase: Option<&'a str>,
+    /// The containers round the image from the outermost on, then its own format.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    chain: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     format: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +45,7 @@ impl<'a> EventLine<'a> {
             }
             Event::Planned(plan) => Some(Self {
                 event: "planned",
+                chain: names(&plan.chain),
                 format: Some(plan.format.name()),
                 strategy: Some(plan.strategy.name()),
                 virtual_size_bytes: plan.virtual_size,
@@ -76,6 +80,8 @@ pub(crate) struct ReportLine {
     event: &'static str,
     source: String,
     path: String,
+    /// The containers round the image from the outermost on, then its own format.
+    chain: Vec<&'static str>,
     format: &'static str,
     virtual_size_bytes: u64,
     volume_size_bytes: u64,
@@ -90,12 +96,17 @@ pub(crate) struct ReportLine {
     seconds: f64,
 }
 
+fn names(chain: &[Format]) -> Vec<&'static str> {
+    chain.iter().map(|format| format.name()).collect()
+}
+
 impl ReportLine {
     pub(crate) fn new(report: &Report, seconds: f64) -> Self {
         Self {
             event: "imported",
             source: report.source.clone(),
             path: report.path.display().to_string(),
+            chain: names(&report.chain),
             format: report.format.name(),
             virtual_size_bytes: report.virtual_size,
             volume_size_bytes: report.volume_size,
@@ -195,7 +206,7 @@ impl<'a> InfoLine<'a> {
             .map(|block| VolumeSize { filesystem: filesystem_volume(block).bytes(), block });
         Self {
             source,
-            chain: info.chain.iter().map(|format| format.name()).collect(),
+            chain: names(&info.chain),
             format: info.format.name(),
             variant: info.variant.as_deref(),
             content: info.content.map(content_name),

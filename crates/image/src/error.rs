@@ -13,6 +13,8 @@ pub struct Error {
     what: String,
     /// Where in the image file the fault is, in bytes.
     offset: Option<u64>,
+    /// That file is one that was unpacked.
+    unpacked: bool,
     source: Option<io::Error>,
 }
 
@@ -47,13 +49,19 @@ pub enum ErrorKind {
 impl Error {
     /// An error of `kind`; `what` says in lower case what is wrong.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), offset: None, source: None }
+        Self { kind, what: what.into(), offset: None, unpacked: false, source: None }
     }
 
     /// The same error, found at `offset` of the image file.
     #[must_use]
     pub fn at(mut self, offset: u64) -> Self {
         self.offset = Some(offset);
+        self
+    }
+
+    /// The same error, found in a file that came out of a container: its offset is in there.
+    pub(crate) const fn of_unpacked(mut self) -> Self {
+        self.unpacked = true;
         self
     }
 
@@ -65,7 +73,7 @@ impl Error {
             _ => ErrorKind::Read,
         };
         let what = "reading the image failed".to_owned();
-        Self { kind, what, offset: Some(offset), source: Some(error) }
+        Self { kind, what, offset: Some(offset), unpacked: false, source: Some(error) }
     }
 
     /// The failure to store the guest's bytes. If an error of this type is all that `error` holds,
@@ -76,7 +84,7 @@ impl Error {
             Err(error) => error,
         };
         let what = "storing the disk failed".to_owned();
-        Self { kind: ErrorKind::Write, what, offset: None, source: Some(error) }
+        Self { kind: ErrorKind::Write, what, offset: None, unpacked: false, source: Some(error) }
     }
 
     /// The same error, found not in the image but in the file `name` that belongs to it.
@@ -90,7 +98,8 @@ impl Error {
         self.kind
     }
 
-    /// Where in the image file the fault is, in bytes, if it has a place.
+    /// Where in the image file the fault is, in bytes, if it has a place. If the image is in a
+    /// container and the fault is the image's own, the place is in the unpacked image.
     pub const fn offset(&self) -> Option<u64> {
         self.offset
     }
@@ -100,6 +109,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
         match self.offset {
+            Some(offset) if self.unpacked => {
+                write!(f, " (at offset {offset:#x} of the unpacked image)")
+            }
             Some(offset) => write!(f, " (at offset {offset:#x})"),
             None => Ok(()),
         }

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bootyard_testkit::{Expect, HostileFile, hostile_files};
@@ -38,20 +38,32 @@ enum Outcome {
 ///
 /// At the end, with a list of what went wrong.
 pub(crate) fn check(only: &str, unstreamable: &[&str]) {
+    check_where(only, |name| !unstreamable.iter().any(|end| name.ends_with(end)), true);
+}
+
+/// The same for files that are only read as streams.
+pub(crate) fn check_streams(only: &str) {
+    check_where(only, |_| true, false);
+}
+
+fn check_where(only: &str, streamable: impl Fn(&str) -> bool, random: bool) {
     let Some(made) = hostile_files(only) else { return };
     let mut faults = Vec::new();
     for file in &made.files {
-        let refused = unstreamable.iter().any(|name| file.name.ends_with(name));
+        let refused = !streamable(&file.name);
         let as_stream = if refused { Expect::Reject } else { file.expect };
+        let read_as_stream = if random { read_as_stream } else { read_to_volume };
+        let at_random = if random { file.expect } else { Expect::Reject };
         for (way, read, expect) in [
-            ("by random access", read_at_random as fn(&Path) -> Outcome, file.expect),
+            ("by random access", read_at_random as fn(&Path) -> Outcome, at_random),
             ("as a stream", read_as_stream, as_stream),
         ] {
             if let Err(fault) = judge(&file.path, read, expect) {
                 faults.push(format!("{} {way}: {fault}\n    it is: {}", file.name, file.reason));
             }
         }
-        if file.expect == Expect::Accept
+        if random
+            && file.expect == Expect::Accept
             && let Err(fault) = guarded(|| conforms(file, !refused))
         {
             faults.push(format!("{}: {fault}", file.name));
@@ -144,15 +156,23 @@ fn read_pieces(disk: &dyn Disk) -> Result<(), Error> {
     Ok(())
 }
 
-/// Counts data until there is too much of it.
-#[derive(Default)]
-struct Count(AtomicU64);
+/// Counts data until there is too much of it, or the disk becomes too long.
+struct Count {
+    data: AtomicU64,
+    size_max: u64,
+    full: AtomicBool,
+}
 
 impl Sink for Count {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
-        if let Body::Data(data) = piece.body
-            && self.0.fetch_add(data.len() as u64, Ordering::Relaxed) > DATA_MAX
+        let (data, len) = match piece.body {
+            Body::Data(data) => (data.len() as u64, data.len() as u64),
+            Body::Zero(len) => (0, len),
+        };
+        if self.data.fetch_add(data, Ordering::Relaxed) > DATA_MAX
+            || piece.offset + len > self.size_max
         {
+            self.full.store(true, Ordering::Relaxed);
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -160,11 +180,19 @@ impl Sink for Count {
 }
 
 fn read_as_stream(path: &Path) -> Outcome {
-    let sink = Arc::new(Count::default());
+    read_to(path, u64::MAX)
+}
+
+/// Zeros that never end come to an end where the volume does.
+fn read_to_volume(path: &Path) -> Outcome {
+    read_to(path, SIZE_MAX)
+}
+
+fn read_to(path: &Path, size_max: u64) -> Outcome {
+    let (data, full) = (AtomicU64::new(0), AtomicBool::new(false));
+    let sink = Arc::new(Count { data, size_max, full });
     match stream(path, sink.clone()) {
-        Err(error)
-            if error.kind() == ErrorKind::Write && sink.0.load(Ordering::Relaxed) > DATA_MAX =>
-        {
+        Err(error) if error.kind() == ErrorKind::Write && sink.full.load(Ordering::Relaxed) => {
             Outcome::Read
         }
         result => outcome(result),

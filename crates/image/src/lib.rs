@@ -45,4 +45,4 @@ pub use error::{Error, ErrorKind};
 pub use info::{Content, Info, Snapshot};
 pub use open::{Directory, OpenOptions, inspect, open, open_with};
 pub use piece::{Body, Piece, Sink};
-pub use sniff::{Format, HEAD_LEN, sniff};
+pub use sniff::{Format, HEAD_LEN, chain_name, sniff};

@@ -6,8 +6,12 @@ use std::sync::Arc;
 
 use crate::raw::RawDisk;
 use crate::sniff::{HEAD_LEN, refuse_text};
-use crate::stream::refuse_polyglot;
+use crate::stream::{look, refuse_polyglot};
 use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff, vdi, vhd, vmdk};
+
+/// How much of a container is read at first, and at most, to see the disk in it.
+const LOOK_FIRST: u64 = 64 << 10;
+const LOOK_MAX: u64 = 2 << 20;
 
 /// What an image may need besides itself. None of it is looked for: an image that needs what is
 /// not given is refused with [`ErrorKind::NeedsOtherFile`].
@@ -68,7 +72,9 @@ pub fn open_with<R: ReadAt + 'static>(
         Format::Vdi => Ok(Box::new(vdi::open(source)?)),
         Format::Vhd => Ok(Box::new(vhd::open(source)?)),
         other => Err(other.refusal().unwrap_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("`{other}` images are not supported"))
+            let what =
+                format!("a disk in a `{other}` file can only be read from its start to its end");
+            Error::new(ErrorKind::Unsupported, what).at(0)
         })),
     }
 }
@@ -77,27 +83,88 @@ pub fn open_with<R: ReadAt + 'static>(
 /// the bytes are no image, or break the rules of their format.
 pub fn inspect(source: &dyn ReadAt) -> Result<Info, Error> {
     let head = read_head(source)?;
-    let mut info = Info::new(sniff(&head));
+    let format = sniff(&head);
+    if format.is_container() {
+        return inspect_inside(source, format);
+    }
+    let mut info = Info::new(format);
+    describe(source, &head, &mut info)?;
+    Ok(info)
+}
+
+fn describe(source: &dyn ReadAt, head: &[u8], info: &mut Info) -> Result<(), Error> {
     info.refused = info.format.refusal().map(|error| error.to_string());
     match info.format {
         Format::Raw => {
             if let Some(footer) = vhd::fixed(source)? {
-                footer.describe(&mut info);
-                return Ok(info);
+                footer.describe(info);
+                return Ok(());
             }
-            refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;
+            refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             info.virtual_size = Some(raw::round_up(source.len()));
         }
         Format::Qcow2 => {
-            refuse_polyglot(&head)?;
-            qcow2::describe(source, &mut info)?;
+            refuse_polyglot(head)?;
+            qcow2::describe(source, info)?;
         }
-        Format::Vmdk => vmdk::describe(source, &mut info)?,
-        Format::Vdi => vdi::describe(source, &mut info)?,
-        Format::Vhd => vhd::describe(source, &mut info)?,
+        Format::Vmdk => vmdk::describe(source, info)?,
+        Format::Vdi => vdi::describe(source, info)?,
+        Format::Vhd => vhd::describe(source, info)?,
         _ => {}
     }
+    Ok(())
+}
+
+/// Describes the disk in a container by the first bytes that come out of it.
+fn inspect_inside(source: &dyn ReadAt, outermost: Format) -> Result<Info, Error> {
+    let end = source.len().min(LOOK_MAX);
+    let (mut chunks, mut at) = (Vec::new(), 0);
+    let found = loop {
+        // As much again as there is: each look starts anew.
+        let mut chunk = vec![0; at.max(LOOK_FIRST).min(end - at) as usize];
+        source.read_exact_at(&mut chunk, at).map_err(|error| Error::read(error, at))?;
+        at += chunk.len() as u64;
+        chunks.push(chunk.into());
+        match look(&chunks, at == source.len())? {
+            Some(found) => break found,
+            None if at < end => {}
+            None => {
+                let mut info = Info::new(outermost);
+                info.notes.push(format!("the disk does not begin in the first {LOOK_MAX} bytes"));
+                return Ok(info);
+            }
+        }
+    };
+    let mut info = Info::new(found.format());
+    info.chain = found.chain;
+    let start = Start { bytes: found.head, len: found.len.unwrap_or(u64::MAX) };
+    if info.format == Format::Raw {
+        refuse_text(start.bytes.get(..HEAD_LEN).unwrap_or(&start.bytes))?;
+        info.virtual_size = found.len.map(raw::round_up);
+        return Ok(info);
+    }
+    match describe(&start, &start.bytes, &mut info) {
+        // Tables that are farther in tell the less important things.
+        Err(error) if matches!(error.kind(), ErrorKind::Truncated | ErrorKind::Read) => {}
+        described => described.map_err(Error::of_unpacked)?,
+    }
     Ok(info)
+}
+
+/// The first bytes of a file that is longer.
+struct Start {
+    bytes: Vec<u8>,
+    len: u64,
+}
+
+impl ReadAt for Start {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.bytes.read_exact_at(buf, offset)
+    }
 }
 
 /// The first bytes, as many as any header needs.

@@ -29,6 +29,10 @@ pub enum Format {
     Vdi,
     /// Parallels disk.
     Parallels,
+    /// Bochs growing disk.
+    Bochs,
+    /// Linux compressed loop.
+    Cloop,
     /// A whole disk encrypted with LUKS.
     Luks,
     /// gzip.
@@ -41,6 +45,10 @@ pub enum Format {
     Bzip2,
     /// LZ4 frames.
     Lz4,
+    /// LZMA alone: xz's forerunner.
+    Lzma,
+    /// Unix `compress`.
+    Compress,
     /// zip.
     Zip,
     /// 7-Zip.
@@ -52,7 +60,7 @@ pub enum Format {
 }
 
 /// What stands where in the head: magic numbers from each format's own description.
-const MAGIC: [(usize, &[u8], Format); 26] = [
+const MAGIC: [(usize, &[u8], Format); 30] = [
     (0, b"QFI\xfb\0\0\0\x01", Format::Qcow1),
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
@@ -67,11 +75,15 @@ const MAGIC: [(usize, &[u8], Format); 26] = [
     (0x40, b"\x7f\x10\xda\xbe", Format::Vdi),
     (0, b"WithoutFreeSpace", Format::Parallels),
     (0, b"WithouFreSpacExt", Format::Parallels),
+    (0, b"Bochs Virtual HD Image\0", Format::Bochs),
+    (0, b"#!/bin/sh\n#V2.0 Format\n", Format::Cloop),
     (0, b"LUKS\xba\xbe", Format::Luks),
     (0, b"\x1f\x8b\x08", Format::Gzip),
     (0, b"\xfd7zXZ\0", Format::Xz),
     (0, b"\x28\xb5\x2f\xfd", Format::Zstd),
     (0, b"\x04\x22\x4d\x18", Format::Lz4),
+    (0, b"\x02\x21\x4c\x18", Format::Lz4),
+    (0, b"\x1f\x9d", Format::Compress),
     (0, b"PK\x03\x04", Format::Zip),
     (0, b"PK\x05\x06", Format::Zip),
     (0, b"7z\xbc\xaf\x27\x1c", Format::SevenZip),
@@ -95,12 +107,16 @@ impl Format {
             Self::Vhdx => "vhdx",
             Self::Vdi => "vdi",
             Self::Parallels => "parallels",
+            Self::Bochs => "bochs",
+            Self::Cloop => "cloop",
             Self::Luks => "luks",
             Self::Gzip => "gzip",
             Self::Xz => "xz",
             Self::Zstd => "zstd",
             Self::Bzip2 => "bzip2",
             Self::Lz4 => "lz4",
+            Self::Lzma => "lzma",
+            Self::Compress => "compress",
             Self::Zip => "zip",
             Self::SevenZip => "7z",
             Self::Tar => "tar",
@@ -108,14 +124,19 @@ impl Format {
         }
     }
 
+    /// True for what is only wrapped round a disk, and read as a stream.
+    pub(crate) const fn is_container(self) -> bool {
+        matches!(self, Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 | Self::Lzma)
+    }
+
     /// The refusal of a format that is known but not read; `None` for those that are.
     pub(crate) fn refusal(self) -> Option<Error> {
         let (kind, what) = match self {
             Self::Raw | Self::Qcow2 | Self::Vdi | Self::Vhd | Self::Vmdk => return None,
             Self::Luks => (ErrorKind::Encrypted, "the disk is encrypted with LUKS".to_owned()),
-            Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 => {
-                let name = self.name();
-                (ErrorKind::Unsupported, format!("`{name}` compression is not supported"))
+            format if format.is_container() => return None,
+            Self::Compress => {
+                (ErrorKind::Unsupported, "`compress` (.Z) files are not supported".to_owned())
             }
             Self::Zip | Self::SevenZip | Self::Tar | Self::Ova => {
                 (ErrorKind::Unsupported, format!("`{}` archives are not supported", self.name()))
@@ -132,6 +153,12 @@ impl fmt::Display for Format {
     }
 }
 
+/// The name of a disk in its containers: `gzip → qcow2`.
+pub fn chain_name(chain: &[Format]) -> String {
+    let names: Vec<_> = chain.iter().map(|format| format.name()).collect();
+    names.join(" → ")
+}
+
 /// Tells the format of a file that begins with `head`. What nothing else claims is raw.
 pub fn sniff(head: &[u8]) -> Format {
     let matches = |(at, magic, _): &&(usize, &[u8], Format)| {
@@ -141,8 +168,40 @@ pub fn sniff(head: &[u8]) -> Format {
         Some(Format::Bzip2) if !head.starts_with(b"BZh") => Format::Raw,
         Some(Format::Tar) if first_member_is_ovf(head) => Format::Ova,
         Some(format) => format,
-        None => Format::Raw,
+        None if is_lzma(head) => Format::Lzma,
+        None => skipped(head).unwrap_or(Format::Raw),
     }
+}
+
+/// LZMA alone has no magic: properties, dictionary size, length, and a coded first byte that is
+/// always zero ("The .lzma File Format" §1.1). Taken for one is only what `lzma` writes, whatever its
+/// options: the usual properties, a dictionary of 2^n or 2^n + 2^(n-1) bytes, a length that is
+/// unknown or below 256 GiB, as liblzma has it.
+fn is_lzma(head: &[u8]) -> bool {
+    let Some((fields, _)) = head.split_first_chunk::<14>() else { return false };
+    let [properties, d0, d1, d2, d3, len @ .., first] = *fields;
+    let (dictionary, len) = (u32::from_le_bytes([d0, d1, d2, d3]), u64::from_le_bytes(len));
+    let shape = dictionary >> dictionary.trailing_zeros().min(31);
+    properties == 0x5d
+        && dictionary >= 4096
+        && matches!(shape, 1 | 3)
+        && (len == u64::MAX || len < 1 << 38)
+        && first == 0
+}
+
+/// What begins behind skippable frames (RFC 8878 §3.1.2), which `pzstd` puts before each frame of its
+/// own. LZ4 has them too.
+fn skipped(head: &[u8]) -> Option<Format> {
+    let mut rest = head;
+    let mut skippable = false;
+    while let Some((&[0x50..=0x5f, 0x2a, 0x4d, 0x18, len @ ..], behind)) =
+        rest.split_first_chunk::<8>()
+    {
+        skippable = true;
+        rest = behind.get(u32::from_le_bytes(len) as usize..).unwrap_or_default();
+    }
+    let format = if rest.starts_with(b"\x04\x22\x4d\x18") { Format::Lz4 } else { Format::Zstd };
+    skippable.then_some(format)
 }
 
 /// OVF appliances keep their description first (DSP0243 §5.3); a tar's first name is its first
@@ -177,8 +236,12 @@ pub(crate) fn refuse_text(head: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// True if all of `head` is printable UTF-8, whose last character may be cut off.
+/// True if all of `head` is printable UTF-8, whose last character may be cut off. One character over
+/// and over is no text: disks for tests are filled like that.
 fn is_text(head: &[u8]) -> bool {
+    if head.len() >= HEAD_LEN && head.iter().all(|byte| *byte == head[0]) {
+        return false;
+    }
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         Err(error) if error.error_len().is_none() => {
@@ -230,6 +293,15 @@ mod tests {
             (at(0, b"BZh91AY&SY"), Format::Bzip2),
             (at(4, b"1AY&SY"), Format::Raw),
             (at(257, b"ustar\x0000"), Format::Tar),
+            (at(0, b"\x50\x2a\x4d\x18\x04\0\0\0\xff\xff\xff\xff\x28\xb5\x2f\xfd"), Format::Zstd),
+            (at(0, b"\x5f\x2a\x4d\x18\0\0\0\0\x04\x22\x4d\x18"), Format::Lz4),
+            (at(0, b"\x5f\x2a\x4d\x18\xff\xff\xff\xff"), Format::Zstd),
+            (at(0, b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0"), Format::Lzma),
+            (at(0, b"\x5d\0\0\xc0\0\0\0\x10\0\0\0\0\0\0"), Format::Lzma),
+            (at(0, b"\x5d\0\0\xa0\0\0\0\x10\0\0\0\0\0\0"), Format::Raw),
+            (at(0, b"\x5d\0\0\x80\0\0\0\x10\0\x55\xaa\0\0\0"), Format::Raw),
+            (at(0, b"\x5d"), Format::Raw),
+            (vec![0; 512], Format::Raw),
             (at(510, b"\x55\xaa"), Format::Raw),
             (Vec::new(), Format::Raw),
         ] {
@@ -263,8 +335,14 @@ mod tests {
 
     #[test]
     fn bytes_of_any_kind_may_be_a_disk() {
-        for head in [&b"\xeb\x63\x90"[..], &[0; 512], b"text, then\0", b"\xff\xfe<html", b"\x1b[2J"]
-        {
+        for head in [
+            &b"\xeb\x63\x90"[..],
+            &[0; 512],
+            &[b'A'; 512],
+            b"text, then\0",
+            b"\xff\xfe<html",
+            b"\x1b[2J",
+        ] {
             refuse_text(head).unwrap();
         }
     }

@@ -224,7 +224,8 @@ impl Explain for Error {
 impl ImageError {
     fn hint(&self) -> Option<String> {
         let name = shell_word(&self.file_name);
-        Some(match (self.kind(), self.format) {
+        let container = self.format.and_then(tools);
+        Some(match (self.kind(), container) {
             (ErrorKind::NotAnImage, _) if self.remote => {
                 "open the URL in a browser: it may lead to a web page instead of the file; \
                  use the direct download link"
@@ -233,10 +234,15 @@ impl ImageError {
             (ErrorKind::NotAnImage, _) => {
                 format!("see what it is: `file {name}`")
             }
-            (ErrorKind::Unsupported, Some(format)) => match unpack(format) {
-                Some(command) => format!("unpack it first: `{command} {name}`"),
-                None => format!("convert it first: `qemu-img convert -O qcow2 {name} new.qcow2`"),
-            },
+            (ErrorKind::Unsupported | ErrorKind::NeedsOtherFile, Some((unpack, _))) => {
+                format!("unpack it first: `{unpack} {name}`")
+            }
+            (ErrorKind::Truncated | ErrorKind::Corrupt, Some((_, test))) => {
+                format!("get the whole file again; `{test} {name}` tells whether it is one")
+            }
+            (ErrorKind::Unsupported, _) if self.format.is_some() => {
+                format!("convert it first: `qemu-img convert -O qcow2 {name} new.qcow2`")
+            }
             (ErrorKind::NeedsOtherFile, _) => {
                 format!("flatten it first: `qemu-img convert -O qcow2 {name} flat.qcow2`")
             }
@@ -256,17 +262,19 @@ impl ImageError {
     }
 }
 
-/// The command that unpacks a format which only wraps a disk.
-const fn unpack(format: Format) -> Option<&'static str> {
+/// The commands that unpack and test a format which only wraps a disk.
+const fn tools(format: Format) -> Option<(&'static str, &'static str)> {
     Some(match format {
-        Format::Gzip => "gunzip",
-        Format::Xz => "unxz",
-        Format::Zstd => "unzstd",
-        Format::Bzip2 => "bunzip2",
-        Format::Lz4 => "unlz4",
-        Format::Zip => "unzip",
-        Format::SevenZip => "7z x",
-        Format::Tar | Format::Ova => "tar -xf",
+        Format::Gzip => ("gunzip", "gzip -t"),
+        Format::Xz => ("unxz", "xz -t"),
+        Format::Lzma => ("unlzma", "lzma -t"),
+        Format::Zstd => ("unzstd", "zstd -t"),
+        Format::Bzip2 => ("bunzip2", "bzip2 -t"),
+        Format::Lz4 => ("unlz4", "lz4 -t"),
+        Format::Compress => ("uncompress", "gzip -t"),
+        Format::Zip => ("unzip", "unzip -t"),
+        Format::SevenZip => ("7z x", "7z t"),
+        Format::Tar | Format::Ova => ("tar -xf", "tar -tf"),
         _ => return None,
     })
 }

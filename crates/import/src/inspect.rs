@@ -36,7 +36,7 @@ pub fn inspect(source: &Source, options: &source::Options) -> Result<Info, Error
         return Err(error.into());
     }
     let mut info = info.map_err(|error| Error::image(error, source, looks_like()))?;
-    if !parts.known_len && info.format == Format::Raw {
+    if !parts.known_len && info.chain == [Format::Raw] {
         info.virtual_size = None;
     }
     Ok(info)

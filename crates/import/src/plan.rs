@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-use bootyard_image::Format;
 use bootyard_image::raw::SECTOR;
+use bootyard_image::{Format, chain_name};
 use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, Source, Target};
 
 use crate::Error;
@@ -16,9 +16,11 @@ const QCOW2_SIZE_MAX: u64 = (32 << 20) / 8 * (512 << 20);
 pub(crate) const SIZE_MAX: ByteSize = ByteSize::from_bytes(i64::MAX as u64);
 
 /// What was found out before the transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// The format that the first bytes show.
+    /// The containers round the image from the outermost on, then its own format.
+    pub chain: Vec<Format>,
+    /// The image's format, the last of the chain.
     pub format: Format,
     /// The size of the guest's disk in bytes; `None` for a raw disk of unknown length.
     pub virtual_size: Option<u64>,
@@ -35,7 +37,9 @@ pub struct Plan {
     pub source: Source,
     /// Where the disk goes.
     pub target: Target,
-    /// The image's format.
+    /// The containers round the image from the outermost on, then its own format.
+    pub chain: Vec<Format>,
+    /// The image's format, the last of the chain.
     pub format: Format,
     /// How the disk is stored.
     pub output_format: OutputFormat,
@@ -106,6 +110,7 @@ pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
     Ok(Plan {
         source: request.source.clone(),
         target: request.target.clone(),
+        chain: probe.chain.clone(),
         format: probe.format,
         output_format: request.output_format,
         strategy: Strategy::Stream,
@@ -151,7 +156,7 @@ impl fmt::Display for Plan {
             bytes.map_or("unknown".to_owned(), |bytes| ByteSize::from_bytes(bytes).to_string())
         };
         writeln!(f, "source    {}", self.source)?;
-        writeln!(f, "format    {}", self.format)?;
+        writeln!(f, "format    {}", chain_name(&self.chain))?;
         writeln!(f, "strategy  {}: {}", self.strategy.name(), self.strategy.reason())?;
         writeln!(f, "fetch     {}", size(self.fetch_bytes))?;
         writeln!(f, "checksum  {}", if self.checked { "compared" } else { "none given" })?;
@@ -187,34 +192,39 @@ mod tests {
         }
     }
 
-    const QCOW2: Probe = Probe {
-        format: Format::Qcow2,
-        virtual_size: Some(2 * GIB),
-        source_len: Some(300 << 20),
-        capacity: None,
-    };
-    const RAW: Probe =
-        Probe { format: Format::Raw, virtual_size: Some(1000), source_len: Some(1000), ..QCOW2 };
-    const CHUNKED_RAW: Probe = Probe { virtual_size: None, source_len: None, ..RAW };
+    fn qcow2() -> Probe {
+        Probe {
+            chain: vec![Format::Qcow2],
+            format: Format::Qcow2,
+            virtual_size: Some(2 * GIB),
+            source_len: Some(300 << 20),
+            capacity: None,
+        }
+    }
 
-    const fn on_device(probe: Probe, capacity: u64) -> Probe {
-        Probe { capacity: Some(capacity), ..probe }
+    fn raw(len: Option<u64>) -> Probe {
+        let (chain, format) = (vec![Format::Raw], Format::Raw);
+        Probe { chain, format, virtual_size: len, source_len: len, capacity: None }
+    }
+
+    fn on_device(capacity: u64) -> Probe {
+        Probe { capacity: Some(capacity), ..qcow2() }
     }
 
     #[test]
     fn the_volume_has_the_size_that_was_asked_for_and_fits_the_disk() {
         for (flags, probe, volume_size, limit) in [
-            (&[][..], QCOW2, Some(2 * GIB), u64::MAX),
-            (&[("size", "10Gi")], QCOW2, Some(10 * GIB), 10 * GIB),
-            (&[("size", "2Gi"), ("max-size", "2Gi")], QCOW2, Some(2 * GIB), 2 * GIB),
-            (&[], RAW, Some(1024), u64::MAX),
-            (&[("size", "1500")], RAW, Some(1536), 1500),
-            (&[], CHUNKED_RAW, None, u64::MAX),
-            (&[("size", "1Gi"), ("max-size", "1Mi")], CHUNKED_RAW, Some(GIB), 1 << 20),
-            (&[("size", "1Gi"), ("output", "qcow2")], CHUNKED_RAW, Some(GIB), GIB),
-            (&[], on_device(QCOW2, 3 * GIB), Some(3 * GIB), 3 * GIB),
+            (&[][..], qcow2(), Some(2 * GIB), u64::MAX),
+            (&[("size", "10Gi")], qcow2(), Some(10 * GIB), 10 * GIB),
+            (&[("size", "2Gi"), ("max-size", "2Gi")], qcow2(), Some(2 * GIB), 2 * GIB),
+            (&[], raw(Some(1000)), Some(1024), u64::MAX),
+            (&[("size", "1500")], raw(Some(1000)), Some(1536), 1500),
+            (&[], raw(None), None, u64::MAX),
+            (&[("size", "1Gi"), ("max-size", "1Mi")], raw(None), Some(GIB), 1 << 20),
+            (&[("size", "1Gi"), ("output", "qcow2")], raw(None), Some(GIB), GIB),
+            (&[], on_device(3 * GIB), Some(3 * GIB), 3 * GIB),
             // Too small: asked for whole, so that reserving it names the device.
-            (&[], on_device(QCOW2, GIB), Some(2 * GIB), GIB),
+            (&[], on_device(GIB), Some(2 * GIB), GIB),
         ] {
             let plan = plan(&request(flags), &probe).unwrap();
             assert_eq!((plan.volume_size, plan.limit), (volume_size, limit), "{flags:?} {probe:?}");
@@ -223,27 +233,31 @@ mod tests {
 
     #[test]
     fn sizes_that_contradict_the_image_are_refused() {
-        let huge = Probe { virtual_size: Some(i64::MAX as u64), ..RAW };
+        let huge = raw(Some(i64::MAX as u64));
         for (flags, probe, message) in [
             (
                 &[("size", "1Gi")][..],
-                QCOW2,
+                qcow2(),
                 "the asked size 1Gi is too small: the image holds a disk of 2Gi",
             ),
             (
                 &[("size", "10Gi"), ("max-size", "1536Mi")],
-                QCOW2,
+                qcow2(),
                 "the image holds a disk of 2Gi; expected at most 1536Mi",
             ),
-            (&[("max-size", "512")], RAW, "the image holds a disk of 1Ki; expected at most 512"),
+            (
+                &[("max-size", "512")],
+                raw(Some(1000)),
+                "the image holds a disk of 1Ki; expected at most 512",
+            ),
             (
                 &[("output", "qcow2")],
-                CHUNKED_RAW,
+                raw(None),
                 "`http://u:****@h/debian.qcow2` does not tell its length, which a qcow2 volume needs",
             ),
             (
                 &[("size", "4Pi"), ("output", "qcow2")],
-                QCOW2,
+                qcow2(),
                 "a qcow2 volume cannot have 4Pi: expected at most 2Pi",
             ),
             (
@@ -261,7 +275,7 @@ mod tests {
     #[test]
     fn no_size_is_proposed_that_cannot_be_asked_for() {
         let hint = |flags, virtual_size| {
-            let probe = Probe { virtual_size: Some(virtual_size), ..QCOW2 };
+            let probe = Probe { virtual_size: Some(virtual_size), ..qcow2() };
             plan(&request(flags), &probe).unwrap_err().hint()
         };
         assert!(hint(&[("max-size", "1Gi")], 2 * GIB).unwrap().contains("`--max-size 2Gi`"));
@@ -304,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_plan_reads_well_and_shows_no_secret() {
-        let plan = plan(&request(&[("size", "10Gi")]), &QCOW2).unwrap();
+        let plan = plan(&request(&[("size", "10Gi")]), &qcow2()).unwrap();
         assert_eq!(
             plan.to_string(),
             "source    http://u:****@h/debian.qcow2\n\

@@ -48,7 +48,9 @@ const SPILL_MAX: u64 = 64 << 30;
 pub struct Report {
     /// The source, without its secrets.
     pub source: String,
-    /// The image's format.
+    /// The containers round the image from the outermost on, then its own format.
+    pub chain: Vec<Format>,
+    /// The image's format, the last of the chain.
     pub format: Format,
     /// The size of the image's disk, in bytes.
     pub virtual_size: u64,
@@ -92,8 +94,8 @@ pub fn run(
     events.event(Event::Phase(Phase::Connecting));
     let runtime = runtime()?;
     let opened = runtime.block_on(unless(cancel, Opened::open(&request.source, options)))??;
-    refuse_dubious(request, opened.probe.format, &opened.object)?;
-    let probe = Probe { capacity: staged.capacity(), ..opened.probe };
+    refuse_dubious(request, &opened.probe.chain, &opened.object)?;
+    let probe = Probe { capacity: staged.capacity(), ..opened.probe.clone() };
     let plan = plan(request, &probe)?;
     staged.reserve(plan.file_len())?;
     events.event(Event::Planned(&plan));
@@ -113,6 +115,7 @@ pub fn run(
     let published = staged.publish(&verified)?;
     Ok(Report {
         source: request.source.to_string(),
+        chain: summary.chain,
         format: summary.format,
         virtual_size: summary.virtual_size,
         volume_size,
@@ -182,11 +185,10 @@ impl Opened {
             }
         };
         let source_len = object.len();
-        let virtual_size = match found.format {
-            Format::Raw => source_len,
-            _ => found.virtual_size,
-        };
-        let probe = Probe { format: found.format, virtual_size, source_len, capacity: None };
+        let virtual_size =
+            if found.chain == [Format::Raw] { source_len } else { found.virtual_size };
+        let (chain, format) = (found.chain, found.format);
+        let probe = Probe { chain, format, virtual_size, source_len, capacity: None };
         Ok(Self { object, head, seen, probe })
     }
 }
@@ -340,7 +342,9 @@ impl Import<'_> {
 
     fn not_stored(&self, error: bootyard_image::Error, fault: &Fault) -> Error {
         let own = fault.take().map(Error::from);
-        own.unwrap_or_else(|| Error::image(error, &self.request.source, Some(self.plan.format)))
+        own.unwrap_or_else(|| {
+            Error::image(error, &self.request.source, self.plan.chain.first().copied())
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whether bytes that any file could be, a raw disk, may be taken for the one that was asked for.
 //!
-//! Other formats tell by themselves what they are and where they end, and a digest proves it of all.
+//! Other formats, and the containers round a disk, tell by themselves what they are and where they end,
+//! and a digest proves it of all.
 //! Not for what the first bytes show: that is the format's matter.
 
 use bootyard_image::Format;
@@ -12,10 +13,10 @@ use crate::Error;
 /// Refuses a raw disk without a digest whose server calls it a text, or cannot tell its end.
 pub(crate) fn refuse_dubious(
     request: &ImportRequest,
-    format: Format,
+    chain: &[Format],
     object: &Object,
 ) -> Result<(), Error> {
-    if format != Format::Raw || request.checksum.is_some() {
+    if chain != [Format::Raw] || request.checksum.is_some() {
         return Ok(());
     }
     let source_name = request.source.to_string();

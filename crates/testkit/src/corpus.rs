@@ -10,6 +10,8 @@ pub struct CorpusEntry {
     pub path: PathBuf,
     /// The format as the manifest names it: `qcow2`, `vmdk`, `tar`.
     pub format: String,
+    /// The SHA-256 of the image within, where the file is a compressed one.
+    pub sha256_inner: Option<String>,
     /// The SHA-256 of the disk's content as `qemu-img` reads it; `None` where it refuses the file.
     pub sha256_raw: Option<String>,
     /// What is special about the file.
@@ -53,6 +55,7 @@ fn parse(folder: &Path, text: &str) -> Vec<CorpusEntry> {
         CorpusEntry {
             path: folder.join(field("path").expect("a path in each row")),
             format: field("format").expect("a format in each row").to_owned(),
+            sha256_inner: field("sha256_inner").map(str::to_owned),
             sha256_raw: field("sha256_raw").map(str::to_owned),
             note: field("note").map(str::to_owned),
         }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bootyard_image::chain_name;
 use bootyard_import::{Cancel, Event, Report};
 use bootyard_source::Options;
 use bootyard_spec::{ByteSize, Class, ImportRequest, Target};
@@ -85,7 +86,7 @@ fn summary(report: &Report, took: Duration) -> String {
         "imported {}\n  source   {}, {} in {:.1} s\n  digest   {checked}\n  \
          volume   {}, {} stored\n  path     {}\n",
         report.source,
-        report.format.name(),
+        chain_name(&report.chain),
         HumanBytes(report.source_bytes),
         took.as_secs_f64(),
         ByteSize::from_bytes(report.volume_size),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use bootyard_image::Info;
+use bootyard_image::{Info, chain_name};
 use bootyard_source::Options;
 use bootyard_spec::ByteSize;
 
@@ -71,10 +71,9 @@ fn table(source: &str, info: &Info) -> String {
 
 /// The containers, the format, its version and kind: `gzip → qcow2 version 3`.
 fn format(info: &Info) -> String {
-    let chain: Vec<&str> = info.chain.iter().map(|format| format.name()).collect();
     let version = info.version.map(|version| format!(" version {version}")).unwrap_or_default();
     let variant = info.variant.as_ref().map(|variant| format!(" ({variant})")).unwrap_or_default();
-    format!("{}{version}{variant}", chain.join(" → "))
+    format!("{}{version}{variant}", chain_name(&info.chain))
 }
 
 fn short(bytes: u64) -> String {

@@ -8,12 +8,16 @@
 //! A format that keeps its tables before its data, as every converter writes them, streams
 //! without anything being set aside. Bytes whose use is not yet known wait in memory, and beyond
 //! a limit in [`Options::spill`].
+//!
+//! A disk may stand in containers: see [`Probe::chain`]. They are unpacked on one more thread, which
+//! feeds the disk's own decoder.
 
 mod gather;
 mod hold;
 mod pool;
 mod raw;
 mod route;
+mod unpack;
 
 use std::fmt;
 use std::io;
@@ -32,19 +36,27 @@ use crate::{qcow2, vdi, vhd, vmdk};
 
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
+pub(crate) use unpack::look;
 
 /// Storage that is written and read back.
 pub trait Storage: ReadAt + WriteAt {}
 
 impl<T: ReadAt + WriteAt + ?Sized> Storage for T {}
 
+/// How many bytes of a stream are collected until they tell what disk is in its containers.
+const HEAD_MAX: usize = 16 << 20;
+
 /// What the first bytes tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Probe {
-    /// The format. What seems to be raw may turn out to be a fixed VHD at its end.
+    /// The containers round the disk from the outermost on, then the disk's own format.
+    pub chain: Vec<Format>,
+    /// The disk's own format, the last of the chain. What seems to be raw may turn out to be a
+    /// fixed VHD at its end.
     pub format: Format,
-    /// The disk's size in bytes, if the format tells it. A raw disk is as long as its stream.
+    /// The disk's size in bytes, if its format or the container round it tells. A raw disk is as
+    /// long as its stream.
     pub virtual_size: Option<u64>,
 }
 
@@ -52,6 +64,9 @@ pub struct Probe {
 #[derive(Debug, Default)]
 pub struct Head {
     chunks: Vec<Bytes>,
+    /// How many bytes these have, and how many it takes until unpacking them is tried again.
+    len: usize,
+    wanted: usize,
     /// A copy of the first bytes in one piece, as many as the format's header may need.
     bytes: Vec<u8>,
     probe: Option<Probe>,
@@ -63,24 +78,47 @@ impl Head {
         Self::default()
     }
 
-    /// Takes the next chunk. Answers once enough is known, and from then on.
+    /// Takes the next chunk. Answers once enough is known, and from then on. Of a container as much
+    /// is unpacked, and thrown away, as it takes to see the disk in it.
     ///
     /// Fails where the bytes are no disk image, or one that this crate does not read.
     pub fn push(&mut self, chunk: Bytes) -> Result<Option<Probe>, Error> {
         let missing = qcow2::HEADER_MAX.saturating_sub(self.bytes.len());
         self.bytes.extend_from_slice(&chunk[..chunk.len().min(missing)]);
+        self.len += chunk.len();
         self.chunks.push(chunk);
         if self.probe.is_none() && self.bytes.len() >= head_len(&self.bytes) {
-            self.probe = Some(probe(&self.bytes)?);
+            self.probe = self.decide(false)?;
         }
-        Ok(self.probe)
+        Ok(self.probe.clone())
     }
 
     /// The stream has ended: decides by what there is.
     pub fn end(&mut self) -> Result<Probe, Error> {
-        match self.probe {
-            Some(probe) => Ok(probe),
-            None => Ok(*self.probe.insert(probe(&self.bytes)?)),
+        if self.probe.is_none() {
+            self.probe = self.decide(true)?;
+        }
+        self.probe.clone().ok_or_else(|| {
+            Error::new(ErrorKind::Truncated, "the file ends before its disk begins")
+                .at(self.len as u64)
+        })
+    }
+
+    fn decide(&mut self, ended: bool) -> Result<Option<Probe>, Error> {
+        if !sniff(&self.bytes).is_container() {
+            return probe(&self.bytes).map(Some);
+        }
+        if !ended && self.len < self.wanted {
+            return Ok(None);
+        }
+        // Each try starts anew, with twice as much.
+        self.wanted = self.len * 2;
+        match look(&self.chunks, ended)? {
+            None if self.len > HEAD_MAX => {
+                let what = format!("the disk does not begin in the first {HEAD_MAX} bytes");
+                Err(Error::new(ErrorKind::TooLarge, what).at(self.len as u64))
+            }
+            found => found.map(unpack::Found::probe).transpose(),
         }
     }
 }
@@ -115,7 +153,7 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
             None
         }
     };
-    Ok(Probe { format, virtual_size })
+    Ok(Probe { chain: vec![format], format, virtual_size })
 }
 
 /// Refuses a file that is a disk image for one reader and a CD for another (ECMA-119 §8.1: the
@@ -150,9 +188,11 @@ impl fmt::Debug for Options {
 }
 
 /// What was decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// The stream's format.
+    /// The containers round the disk from the outermost on, then the disk's own format.
+    pub chain: Vec<Format>,
+    /// The disk's own format, the last of the chain.
     pub format: Format,
     /// The disk's size in bytes.
     pub virtual_size: u64,
@@ -187,34 +227,24 @@ pub(crate) struct Ended {
 /// Decodes one stream. After an error the decoder is of no more use; dropping it ends its threads.
 #[derive(Debug)]
 pub struct Decoder {
-    format: Format,
     gather: Gather,
-    input: Box<dyn Push>,
-    pool: Pool,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Direct(Direct),
+    Unpack(unpack::Thread),
 }
 
 impl Decoder {
     /// Starts the worker threads and decodes what `head` has collected.
     pub fn new(mut head: Head, sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
-        let format = head.end()?.format;
-        let hold = Hold::new(options.spill, options.spill_limit);
-        let start = |block| Pool::start(options.workers, block, sink);
-        let (input, pool): (Box<dyn Push>, Pool) = match format {
-            Format::Qcow2 => {
-                routed(qcow2::Map::new(&qcow2::Header::parse(&head.bytes)?), hold, start)?
-            }
-            Format::Vmdk => match vmdk::Streamed::new(&head.bytes)? {
-                vmdk::Streamed::Plain(map) => routed(map, hold, start)?,
-                vmdk::Streamed::Packed(stream) => {
-                    let block = stream.block();
-                    (Box::new(stream), start(block)?)
-                }
-            },
-            Format::Vdi => routed(vdi::layout(&head.bytes)?, hold, start)?,
-            Format::Vhd => routed(vhd::layout(&head.bytes)?, hold, start)?,
-            _ => (Box::new(raw::Raw::default()), start(0)?),
+        let work = match &head.end()?.chain[..] {
+            [_] => Work::Direct(Direct::new(&head.bytes, sink, options)?),
+            _ => Work::Unpack(unpack::Thread::start(sink, options)?),
         };
-        let mut decoder = Self { format, gather: Gather::default(), input, pool };
+        let mut decoder = Self { gather: Gather::default(), work };
         for chunk in head.chunks {
             decoder.push(chunk)?;
         }
@@ -225,7 +255,7 @@ impl Decoder {
     /// earlier chunk.
     pub fn push(&mut self, mut chunk: Bytes) -> Result<(), Error> {
         while let Some(part) = self.gather.next(&mut chunk) {
-            self.input.push(part, &mut self.pool)?;
+            self.work.push(part)?;
         }
         Ok(())
     }
@@ -233,12 +263,65 @@ impl Decoder {
     /// The stream has ended: waits until all of the disk is stored.
     pub fn finish(mut self) -> Result<Summary, Error> {
         if let Some(part) = self.gather.rest() {
-            self.input.push(part, &mut self.pool)?;
+            self.work.push(part)?;
         }
+        match self.work {
+            Work::Direct(direct) => direct.finish(),
+            Work::Unpack(thread) => thread.finish(),
+        }
+    }
+}
+
+impl Work {
+    fn push(&mut self, part: Bytes) -> Result<(), Error> {
+        match self {
+            Self::Direct(direct) => direct.push(part),
+            Self::Unpack(thread) => thread.push(part),
+        }
+    }
+}
+
+/// Decodes a disk that no container is round.
+#[derive(Debug)]
+struct Direct {
+    format: Format,
+    input: Box<dyn Push>,
+    pool: Pool,
+}
+
+impl Direct {
+    /// Starts the worker threads. `head` is as much as [`head_len`] asks for.
+    fn new(head: &[u8], sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
+        let format = probe(head)?.format;
+        let hold = Hold::new(options.spill, options.spill_limit);
+        let start = |block| Pool::start(options.workers, block, sink);
+        let (input, pool): (Box<dyn Push>, Pool) = match format {
+            Format::Qcow2 => routed(qcow2::Map::new(&qcow2::Header::parse(head)?), hold, start)?,
+            Format::Vmdk => match vmdk::Streamed::new(head)? {
+                vmdk::Streamed::Plain(map) => routed(map, hold, start)?,
+                vmdk::Streamed::Packed(stream) => {
+                    let block = stream.block();
+                    (Box::new(stream), start(block)?)
+                }
+            },
+            Format::Vdi => routed(vdi::layout(head)?, hold, start)?,
+            Format::Vhd => routed(vhd::layout(head)?, hold, start)?,
+            _ => (Box::new(raw::Raw::default()), start(0)?),
+        };
+        Ok(Self { format, input, pool })
+    }
+
+    fn push(&mut self, part: Bytes) -> Result<(), Error> {
+        self.input.push(part, &mut self.pool)
+    }
+
+    fn finish(mut self) -> Result<Summary, Error> {
         let ended = self.input.finish(&mut self.pool)?;
         let stored = self.pool.finish()?;
+        let format = ended.format.unwrap_or(self.format);
         Ok(Summary {
-            format: ended.format.unwrap_or(self.format),
+            chain: vec![format],
+            format,
             virtual_size: ended.virtual_size,
             data_bytes: stored.data,
             zero_bytes: stored.zero,

@@ -120,8 +120,15 @@ fn what_is_no_image_that_we_read_is_refused_by_name() {
             gzip,
             Reply::honest(),
             "cannot read `http://HOST/debian.qcow2` as a disk image\n\
-             : `gzip` compression is not supported (at offset 0x0)\n\
-             hint: unpack it first: `gunzip debian.qcow2`",
+             : the gzip stream is damaged: invalid block type (at offset 0x0)\n\
+             hint: get the whole file again; `gzip -t debian.qcow2` tells whether it is one",
+        ),
+        (
+            b"\x1f\x9d\x90rest".to_vec(),
+            Reply::honest(),
+            "cannot read `http://HOST/debian.qcow2` as a disk image\n\
+             : `compress` (.Z) files are not supported (at offset 0x0)\n\
+             hint: unpack it first: `uncompress debian.qcow2`",
         ),
         (
             image(&["-O", "qed"]),

@@ -163,7 +163,7 @@ fn descriptors_that_ask_for_too_much_are_refused_with_or_without_a_directory() {
             ErrorKind::Unsupported,
             "seSparse",
         ),
-        (vec![b'#'; 2 << 20], ErrorKind::NotAnImage, ""),
+        (b"# ".repeat(1 << 20), ErrorKind::NotAnImage, ""),
         (
             [b"# Disk DescriptorFile\n".to_vec(), vec![b'#'; 2 << 20]].concat(),
             ErrorKind::TooLarge,
