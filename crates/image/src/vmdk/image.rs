@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::descriptor::{Descriptor, Extent as Line, Kind, TEXT_MAX, fits};
 use super::header::{GD_ENTRIES_MAX, Header, MARKER_LEN, Marker, Start};
@@ -20,8 +20,12 @@ use crate::{Directory, Disk, Error, ErrorKind, Extent, OpenOptions, ReadAt};
 const SLICE: u64 = 16 << 10;
 /// How many slices are kept.
 const SLICES_MAX: usize = 64;
-/// How many bytes of decompressed grains are kept for the next read, but at least one grain.
+/// How many bytes of decompressed grains are kept for the next read, but at least one grain,
 const UNPACKED_MAX: usize = 1 << 20;
+/// and how many grains.
+const UNPACKED_GRAINS_MAX: usize = 64;
+/// How many decompressors are kept for the next reads.
+const IDLE_MAX: usize = 16;
 /// An extent is not looked for farther than this many grains, so that asking stays cheap.
 const EXTENT_GRAINS_MAX: u64 = 1 << 16;
 
@@ -31,12 +35,10 @@ pub struct Image {
     /// In the order of their places on the disk, none empty.
     parts: Vec<Part>,
     slices: Mutex<Recent<(usize, u64), Vec<u32>>>,
-    unpacked: Mutex<Unpacked>,
-}
-
-struct Unpacked {
-    grains: Recent<(usize, u64), Vec<u8>>,
-    unpacker: Unpacker,
+    /// Decompressed grains.
+    unpacked: Mutex<Recent<(usize, u64), Vec<u8>>>,
+    /// Decompressors that no thread uses.
+    idle: Mutex<Vec<Unpacker>>,
 }
 
 /// An extent of the disk.
@@ -209,8 +211,14 @@ impl Sparse {
         self.file.read_exact_at(buf, host).map_err(|error| Error::read(error, host))
     }
 
-    /// Decompresses the grain at `begin` of the extent, whose marker stands at `host`.
-    fn unpack(&self, unpacker: &mut Unpacker, begin: u64, host: u64) -> Result<Vec<u8>, Error> {
+    /// Decompresses into `out` the grain at `begin` of the extent, whose marker stands at `host`.
+    fn unpack(
+        &self,
+        unpacker: &mut Unpacker,
+        begin: u64,
+        host: u64,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
         let mut marker = [0; MARKER_LEN as usize + 4];
         check_inside("grain marker", host, marker.len() as u64, self.file.len())?;
         self.file.read_exact_at(&mut marker, host).map_err(|error| Error::read(error, host))?;
@@ -228,14 +236,28 @@ impl Sparse {
         let at = host + MARKER_LEN;
         check_inside("compressed grain", at, len, self.file.len())?;
         self.file.read_exact_at(&mut packed, at).map_err(|error| Error::read(error, at))?;
-        let mut grain = vec![0; self.header.grain_size() as usize];
         // The last grain may end with the disk.
         let needed = (self.header.len() - begin).min(self.header.grain_size()) as usize;
-        match unpacker.unpack(Codec::Zlib, &packed, &mut grain) {
-            Ok(()) => Ok(grain),
-            Err(Fault::Short { got }) if got >= needed => Ok(grain),
+        match unpacker.unpack(Codec::Zlib, &packed, out) {
+            Ok(()) => Ok(()),
+            Err(Fault::Short { got }) if got >= needed => {
+                out[got..].fill(0);
+                Ok(())
+            }
             Err(fault) => Err(corrupt(format!("the compressed grain {fault}"), at)),
         }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps `value`, unless another thread was faster.
+fn put<T>(recent: &Mutex<Recent<(usize, u64), T>>, key: (usize, u64), value: T) {
+    let mut recent = lock(recent);
+    if recent.get(&key).is_none() {
+        recent.put(key, value);
     }
 }
 
@@ -260,10 +282,8 @@ impl Image {
             virtual_size: parts.last().map_or(0, |part| part.end),
             parts,
             slices: Mutex::new(Recent::new(SLICES_MAX)),
-            unpacked: Mutex::new(Unpacked {
-                grains: Recent::new((UNPACKED_MAX / grain).clamp(1, 64)),
-                unpacker: Unpacker::new(),
-            }),
+            unpacked: Mutex::new(Recent::new((UNPACKED_MAX / grain).clamp(1, UNPACKED_GRAINS_MAX))),
+            idle: Mutex::new(Vec::new()),
         }
     }
 
@@ -282,15 +302,15 @@ impl Image {
         };
         let at = table + begin % coverage / sparse.header.grain_size() * 4;
         let (slice_at, entry) = (at / SLICE * SLICE, (at % SLICE / 4) as usize);
-        let mut slices = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slice) = slices.get(&(index, slice_at)) {
+        let key = (index, slice_at);
+        if let Some(slice) = lock(&self.slices).get(&key) {
             return sparse.tables.mapping(slice[entry], at);
         }
         let mut bytes = vec![0; SLICE.min(sparse.file.len() - slice_at) as usize];
         sparse.read_data(&mut bytes, slice_at)?;
         let slice: Vec<u32> = entries(&bytes).collect();
         let mapping = sparse.tables.mapping(slice[entry], at);
-        slices.put((index, slice_at), slice);
+        put(&self.slices, key, slice);
         mapping
     }
 
@@ -334,14 +354,27 @@ impl Image {
         buf: &mut [u8],
         skip: usize,
     ) -> Result<(), Error> {
-        let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(grain) = unpacked.grains.get(&key) {
+        if let Some(grain) = lock(&self.unpacked).get(&key) {
             buf.copy_from_slice(&grain[skip..skip + buf.len()]);
             return Ok(());
         }
-        let grain = sparse.unpack(&mut unpacked.unpacker, key.1, host)?;
-        buf.copy_from_slice(&grain[skip..skip + buf.len()]);
-        unpacked.grains.put(key, grain);
+        // Several threads decompress at once.
+        let idle = lock(&self.idle).pop();
+        let mut unpacker = idle.unwrap_or_else(Unpacker::new);
+        let size = sparse.header.grain_size() as usize;
+        if buf.len() == size {
+            // Who reads a whole grain has no use for it again.
+            sparse.unpack(&mut unpacker, key.1, host, buf)?;
+        } else {
+            let mut grain = vec![0; size];
+            sparse.unpack(&mut unpacker, key.1, host, &mut grain)?;
+            buf.copy_from_slice(&grain[skip..skip + buf.len()]);
+            put(&self.unpacked, key, grain);
+        }
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE_MAX {
+            idle.push(unpacker);
+        }
         Ok(())
     }
 
