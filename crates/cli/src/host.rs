@@ -48,7 +48,8 @@ pub(crate) fn look_at(path: &Path) -> Result<Box<dyn Disk>, Failure> {
     }
 }
 
-fn unusable(path: &Path, error: &bootyard_image::Error) -> Failure {
+/// The image in `path` cannot be a machine's disk.
+pub(crate) fn unusable(path: &Path, error: &bootyard_image::Error) -> Failure {
     let what = format!("cannot use `{}` as a disk: {error}", path.display());
     Failure::new(Class::Image, what)
         .with_hint("a volume has no such dependence: `bootyard import` the image that it is of")

@@ -4,12 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use bootyard_image::Disk;
 use bootyard_image::raw::RawDisk;
+use bootyard_image::{Disk, qcow2};
 use bootyard_spec::Class;
 use bootyard_supervise::{DiskFormat, lifeline, machine_exit, parse_disk_argument};
 use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
@@ -21,6 +20,8 @@ use crate::{host, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let disks = args.disks.iter().enumerate().map(|(index, disk)| open(index, disk));
+    let disks: Vec<DiskConfig> = disks.collect::<Result<_, _>>()?;
+    let written: Vec<Arc<dyn Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
     let config = MachineConfig {
         name: args.name.clone(),
         cpus: args.cpus,
@@ -29,7 +30,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
             append: args.append.clone(),
             ..bootyard_bootload::Options::default()
         }),
-        disks: disks.collect::<Result<_, _>>()?,
+        disks,
         serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
         serial_input: Some(Box::new(io::stdin())),
         reboot: Reboot::Restart,
@@ -40,7 +41,12 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
             .map_err(|error| Failure::new(Class::Other, error))?;
     }
     let run = Machine::new(config).and_then(|machine| machine.run(&Control::new()));
-    Ok(ExitCode::from(code(&run.map_err(failure)?)))
+    let exit = run.map_err(failure)?;
+    // A guest that ended without a flush has lost nothing but by a power cut, and this is none.
+    for writer in written.iter().filter_map(|disk| disk.writer()) {
+        writer.flush().map_err(|error| Failure::new(Class::Other, error))?;
+    }
+    Ok(ExitCode::from(code(&exit)))
 }
 
 /// Standard output without the buffer of [`io::Stdout`], which would not let a machine end whose
@@ -49,7 +55,7 @@ fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Opens one disk. The guest's writes go straight to a raw disk; a qcow2 is read only so far.
+/// Opens one disk. The guest's writes go straight to it.
 fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
     let (path, read_only) = parse_disk_argument(argument);
     let storage = AttachedDisk::open(&path, read_only)?;
@@ -58,9 +64,12 @@ fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
         DiskFormat::Raw => Arc::new(RawDisk::new(storage)),
         DiskFormat::Qcow2 if read_only => {
             let opened = bootyard_image::open(storage);
-            Arc::from(opened.map_err(|error| Failure::new(Class::Image, error))?)
+            Arc::from(opened.map_err(|error| host::unusable(&path, &error))?)
         }
-        DiskFormat::Qcow2 => return Err(no_writer(&path)),
+        DiskFormat::Qcow2 => {
+            let opened = qcow2::edit(storage, None);
+            Arc::new(opened.map_err(|error| host::unusable(&path, &error))?)
+        }
     };
     Ok(DiskConfig {
         name: path.display().to_string(),
@@ -68,15 +77,6 @@ fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
         read_only,
         serial: format!("disk-{index}"),
     })
-}
-
-fn no_writer(path: &Path) -> Failure {
-    let what = format!("the kvm engine cannot write to `{}`: it is a qcow2", path.display());
-    Failure::new(Class::Usage, what).with_hint(format!(
-        "import it into a volume, which is raw: `bootyard import {} --name NAME`; or use \
-         `--engine qemu`",
-        path.display()
-    ))
 }
 
 fn failure(error: bootyard_vmm::Error) -> Failure {
@@ -110,4 +110,29 @@ fn code(exit: &Exit) -> u8 {
 #[expect(clippy::exit, reason = "the supervisor is gone")]
 fn exit(code: u8) {
     std::process::exit(code.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use bootyard_image::qcow2::{Create, create};
+    use bootyard_image::raw::FileAt;
+
+    use super::*;
+
+    #[test]
+    fn a_qcow2_is_written_to_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.qcow2");
+        let file = fs_err::File::create_new(&path).unwrap();
+        create(&FileAt::new(file.into()).unwrap(), &Create::new(1 << 20)).unwrap();
+        for value in 1..3 {
+            let config = open(0, path.to_str().unwrap()).unwrap();
+            let writer = config.disk.writer().unwrap();
+            let mut sector = [0; 512];
+            config.disk.read_at(&mut sector, 512).unwrap();
+            assert_eq!(sector, [value - 1; 512]);
+            writer.write_at(&[value; 512], 512).unwrap();
+            writer.flush().unwrap();
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! the judge, power cuts.
 
 mod crash;
+mod hostile;
 mod model;
 mod oracle;
 mod walk;
