@@ -246,7 +246,7 @@ impl State {
             let free = self.refcounts.release(storage, cluster)?;
             self.frees.pop();
             match was {
-                Was::Table => self.refcounts.unguard(cluster),
+                Was::Table if free => self.refcounts.unguard(cluster),
                 Was::Discarded if free && self.refcounts.check_guard(cluster).is_ok() => {
                     holes.push(cluster);
                 }

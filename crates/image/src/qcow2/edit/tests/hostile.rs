@@ -151,7 +151,7 @@ fn damage_of_any_kind_is_survived() {
     let (l1, table) = (number(40, 8), number(48, 8));
     let (block, l2) = (number(table, 8), number(l1 + 2, 6));
     let mut written = 0;
-    for seed in 0..1500 {
+    for seed in 0..400 {
         let mut random = Random::new(seed);
         let mut file = good.clone();
         for _ in 0..=random.below(3) {
@@ -166,7 +166,7 @@ fn damage_of_any_kind_is_survived() {
         }
         written += u32::from(write(Over::new(Box::new(file)), &format!("seed {seed}")));
     }
-    assert!(written > 100, "not all damage is fatal: {written}");
+    assert!(written > 20, "not all damage is fatal: {written}");
 }
 
 #[test]
