@@ -126,7 +126,17 @@ impl Format {
 
     /// True for what is only wrapped round a disk, and read as a stream.
     pub(crate) const fn is_container(self) -> bool {
-        matches!(self, Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 | Self::Lzma)
+        matches!(
+            self,
+            Self::Gzip
+                | Self::Xz
+                | Self::Zstd
+                | Self::Bzip2
+                | Self::Lz4
+                | Self::Lzma
+                | Self::Tar
+                | Self::Ova
+        )
     }
 
     /// The refusal of a format that is known but not read; `None` for those that are.
@@ -138,7 +148,7 @@ impl Format {
             Self::Compress => {
                 (ErrorKind::Unsupported, "`compress` (.Z) files are not supported".to_owned())
             }
-            Self::Zip | Self::SevenZip | Self::Tar | Self::Ova => {
+            Self::Zip | Self::SevenZip => {
                 (ErrorKind::Unsupported, format!("`{}` archives are not supported", self.name()))
             }
             _ => (ErrorKind::Unsupported, format!("`{}` images are not supported", self.name())),
@@ -236,10 +246,11 @@ pub(crate) fn refuse_text(head: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// True if all of `head` is printable UTF-8, whose last character may be cut off. One character over
-/// and over is no text: disks for tests are filled like that.
+/// True if all of `head` is printable UTF-8, whose last character may be cut off. So many letters
+/// without a blank or a bracket before them are no text: disks for tests are filled like that.
 fn is_text(head: &[u8]) -> bool {
-    if head.len() >= HEAD_LEN && head.iter().all(|byte| *byte == head[0]) {
+    let begins_markup = head.first().is_some_and(|byte| b"<{[".contains(byte));
+    if head.len() >= HEAD_LEN && !begins_markup && !head.iter().any(u8::is_ascii_whitespace) {
         return false;
     }
     let text = match std::str::from_utf8(head) {

@@ -11,8 +11,10 @@ mod bzip2;
 mod codec;
 mod gzip;
 mod lz4;
+mod member;
 mod peek;
 mod source;
+mod tar;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -82,7 +84,13 @@ fn unpack(
     gauge: &Arc<Gauge>,
     threads: NonZeroUsize,
 ) -> io::Result<(Peek, Option<u64>)> {
+    let mut len = None;
     let reader: Box<dyn Read + Send> = match format {
+        Format::Tar | Format::Ova => {
+            let (tar, disk) = tar::Tar::open(inner)?;
+            len = Some(disk);
+            Box::new(tar)
+        }
         Format::Gzip => Box::new(Unpack::new(gzip::Gzip::default(), inner)),
         Format::Xz => Box::new(Unpack::new(xz::Xz::new(threads), inner)),
         Format::Lzma => Box::new(Unpack::new(xz::Lzma::default(), inner)),
@@ -95,7 +103,7 @@ fn unpack(
                 .map_or_else(|| io::ErrorKind::Other.into(), io::Error::other));
         }
     };
-    Ok((Peek::new(reader, gauge.clone()), None))
+    Ok((Peek::new(reader, gauge.clone()), len))
 }
 
 /// The start of a disk in its containers.

@@ -340,3 +340,85 @@ fn the_corpus_unpacks_to_its_listed_digests() {
 fn hostile_containers_meet_what_is_expected() {
     hostile::check_streams("compress/*");
 }
+
+/// Makes an archive with `command` in a folder where `files` are.
+fn archive(files: &[(&str, &[u8])], command: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        let path = dir.path().join(name);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, bytes).unwrap();
+    }
+    let script = format!("{command} && cat /dev/fd/3 3<archive");
+    let output =
+        Command::new("sh").args(["-ec", &script]).current_dir(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn one_disk_is_found_in_archives() {
+    if !(require_tool("tar") && require_tool("gzip")) {
+        return;
+    }
+    let disk = disk();
+    let long = format!("{0}/{0}/disk.raw", "d".repeat(90));
+    let ovf = b"<?xml version='1.0'?><Envelope/>\n".repeat(30);
+    for (name, command, chain) in [
+        ("disk.raw", "tar --format=ustar -cf archive disk.raw", &[Format::Tar][..]),
+        ("disk.raw", "tar --format=gnu -cf archive notes.txt disk.raw", &[Format::Tar]),
+        (&long, "tar --format=gnu -cf archive notes.txt d*", &[Format::Tar]),
+        (&long, "tar --format=pax -cf archive d* notes.txt", &[Format::Tar]),
+        (
+            "disk.raw",
+            "cp --sparse=always disk.raw s && mv s disk.raw && tar --format=oldgnu -Scf archive disk.raw",
+            &[Format::Tar],
+        ),
+        ("disk.raw", "tar -cf archive a.ovf a.mf disk.raw", &[Format::Ova]),
+        ("disk.raw", "tar -czf archive ./disk.raw", &[Format::Gzip, Format::Tar]),
+        (
+            "disk.raw",
+            "gzip -1 disk.raw && tar -cf archive disk.raw.gz",
+            &[Format::Tar, Format::Gzip],
+        ),
+    ] {
+        let files =
+            [(name, &disk[..]), ("notes.txt", b"text"), ("a.ovf", &ovf), ("a.mf", b"SHA1(x)= 0")];
+        let file = archive(&files, command);
+        check(&file, &disk, &[chain, &[Format::Raw]].concat(), command);
+        let mut head = Head::new();
+        head.push(Bytes::from(file)).unwrap();
+        let size = (chain.last() != Some(&Format::Gzip)).then_some(disk.len() as u64);
+        assert_eq!(head.end().unwrap().virtual_size, size, "{command}");
+    }
+}
+
+#[test]
+fn an_archive_without_one_disk_is_refused_with_names() {
+    if !require_tool("tar") {
+        return;
+    }
+    let disk = disk();
+    let files = [("a.raw", &disk[..]), ("b.img", &disk), ("c.txt", b"text"), ("d/._x", b"x")];
+    for (command, message) in [
+        (
+            "tar -cf archive a.raw c.txt b.img",
+            "expected one disk in the archive, got `a.raw` and `b.img`",
+        ),
+        ("tar -cf archive c.txt d", "expected a disk in the archive, got only `c.txt`, `d/._x`"),
+        ("ln -s /etc/passwd l && tar -cf archive l", "the member `l` is no file"),
+        ("tar -Pcf archive \"$PWD/a.raw\"", "the member `/"),
+        ("tar -cf whole a.raw && head -c 1000000 whole >archive", "the tar archive is cut off"),
+        ("tar -cf whole a.raw && head -c 3146240 whole >archive", "the tar archive is cut off"),
+    ] {
+        let error = decode(&archive(&files, command), &[65_536]).map(drop).unwrap_err();
+        assert!(error.to_string().starts_with(message), "{error}, expected {message}");
+        assert!(error.offset().is_some());
+    }
+}
+
+#[test]
+fn hostile_archives_meet_what_is_expected() {
+    // What an OVF names, and the digests beside it, are not looked at.
+    hostile::check_streams("tar/[!o]*");
+}
