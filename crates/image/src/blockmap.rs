@@ -242,7 +242,9 @@ impl Info {
     /// Adds what opening the image told.
     pub(crate) fn take_disk<R>(&mut self, opened: Result<BlockDisk<R>, Error>) {
         let opened = opened.map(|disk| disk.map.allocated());
-        self.refused = opened.as_ref().err().map(ToString::to_string);
+        // What could not be read, because only a part of the file is there, says nothing.
+        let refusal = opened.as_ref().err().filter(|error| error.kind() != ErrorKind::Read);
+        self.refused = refusal.map(ToString::to_string);
         self.allocated = opened.ok();
     }
 }

@@ -13,7 +13,7 @@ pub struct Info {
     pub format: Format,
     /// Which of the format's kinds it is, by the format's own word: `streamOptimized`, `dynamic`.
     pub variant: Option<String>,
-    /// What a raw disk begins with.
+    /// What a raw disk, or a fixed VHD, begins with.
     pub content: Option<Content>,
     /// The disk's size in bytes, if it is known without decoding.
     pub virtual_size: Option<u64>,

@@ -26,6 +26,7 @@ mod info;
 mod open;
 #[cfg(test)]
 mod oracle;
+pub mod parallels;
 mod piece;
 pub mod qcow2;
 pub mod raw;
@@ -36,6 +37,7 @@ pub mod stream;
 mod support;
 pub mod vdi;
 pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 mod zero;
 

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use crate::raw::RawDisk;
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::stream::{look, refuse_polyglot};
-use crate::{Disk, Error, ErrorKind, Format, Info, ReadAt, qcow2, raw, sniff, vdi, vhd, vmdk};
+use crate::{
+    Disk, Error, ErrorKind, Format, Info, ReadAt, parallels, qcow2, raw, sniff, vdi, vhd, vhdx,
+    vmdk,
+};
 
 /// How much of a container is read at first, and at most, to see the disk in it.
 const LOOK_FIRST: u64 = 64 << 10;
@@ -71,6 +74,8 @@ pub fn open_with<R: ReadAt + 'static>(
         }
         Format::Vdi => Ok(Box::new(vdi::open(source)?)),
         Format::Vhd => Ok(Box::new(vhd::open(source)?)),
+        Format::Vhdx => Ok(Box::new(vhdx::open(source)?)),
+        Format::Parallels => Ok(Box::new(parallels::open(source)?)),
         other => Err(other.refusal().unwrap_or_else(|| {
             let what =
                 format!("a disk in a `{other}` file can only be read from its start to its end");
@@ -98,10 +103,12 @@ fn describe(source: &dyn ReadAt, head: &[u8], info: &mut Info) -> Result<(), Err
         Format::Raw => {
             if let Some(footer) = vhd::fixed(source)? {
                 footer.describe(info);
+                info.content = raw::content(head);
                 return Ok(());
             }
             refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             info.virtual_size = Some(raw::round_up(source.len()));
+            info.content = raw::content(head);
         }
         Format::Qcow2 => {
             refuse_polyglot(head)?;
@@ -110,6 +117,8 @@ fn describe(source: &dyn ReadAt, head: &[u8], info: &mut Info) -> Result<(), Err
         Format::Vmdk => vmdk::describe(source, info)?,
         Format::Vdi => vdi::describe(source, info)?,
         Format::Vhd => vhd::describe(source, info)?,
+        Format::Vhdx => vhdx::describe(source, info)?,
+        Format::Parallels => parallels::describe(source, info)?,
         _ => {}
     }
     Ok(())
@@ -141,6 +150,7 @@ fn inspect_inside(source: &dyn ReadAt, outermost: Format) -> Result<Info, Error>
     if info.format == Format::Raw {
         refuse_text(start.bytes.get(..HEAD_LEN).unwrap_or(&start.bytes))?;
         info.virtual_size = found.len.map(raw::round_up);
+        info.content = raw::content(&start.bytes);
         return Ok(info);
     }
     match describe(&start, &start.bytes, &mut info) {
@@ -163,7 +173,8 @@ impl ReadAt for Start {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.bytes.read_exact_at(buf, offset)
+        // The file does not end there, it was only not looked at.
+        self.bytes.read_exact_at(buf, offset).map_err(io::Error::other)
     }
 }
 

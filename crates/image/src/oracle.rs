@@ -13,9 +13,10 @@ use tempfile::TempDir;
 
 use crate::disk::Pieces;
 use crate::raw::FileAt;
-use crate::stream::Summary;
 use crate::support::{SIZE_MAX, decode, push};
-use crate::{Body, Disk, Error, Format, Info, Piece, Sink, WriteAt, conformance, inspect, open};
+use crate::{
+    Body, Disk, Error, Format, Info, Piece, Sink, WriteAt, conformance, inspect, open, zero,
+};
 
 /// Formats of one module under test, as `qemu-img` names them, and a folder for their files.
 pub(crate) struct Oracle {
@@ -94,11 +95,12 @@ impl Oracle {
     }
 
     /// Compares the disk in `copy` with what the manifest says of the image `file`. A hash of a
-    /// large disk takes too long, but `qemu-img` passes over what is not there.
+    /// large disk takes too long, but `qemu-img` passes over what is not there; not in a VHDX.
     fn judge(&self, copy: &Path, file: &[u8], digest: &str) {
-        if fs_err::metadata(copy).unwrap().len() <= SIZE_MAX {
+        let len = fs_err::metadata(copy).unwrap().len();
+        if len <= SIZE_MAX {
             assert_eq!(sha256_file(copy), digest);
-        } else if require_tool("qemu-img") {
+        } else if (self.driver != "vhdx" || len <= 1 << 30) && require_tool("qemu-img") {
             let image = self.dir.path().join("image");
             fs_err::write(&image, file).unwrap();
             if self.driver == "vhdx" {
@@ -123,7 +125,7 @@ impl Oracle {
 
     fn check_sample(&self, path: &Path, digest: Option<&str>) {
         let name = path.display();
-        let file = unwrapped(path);
+        let Some(file) = unwrapped(path) else { return };
         let disk = match open(file.clone()) {
             Ok(disk) => disk,
             Err(error) => {
@@ -143,39 +145,59 @@ impl Oracle {
         }
         assert_eq!(inspect(&file).unwrap().virtual_size, Some(disk.virtual_size()), "{name}");
         if self.streams {
-            let copy = self.dir.path().join("streamed");
-            let summary: Summary = push(&file, &[50_001], Arc::new(Target::new(&copy))).unwrap();
-            File::options().write(true).open(&copy).unwrap().set_len(summary.virtual_size).unwrap();
-            assert_eq!(summary.format, self.format, "{name}");
-            self.judge(&copy, &file, digest.unwrap_or_default());
+            let streamed = self.dir.path().join("streamed");
+            let target = Target::new(&streamed);
+            target.0.file().set_len(disk.virtual_size()).unwrap();
+            let summary = push(&file, &[50_001], Arc::new(target)).unwrap();
+            assert_eq!(
+                (summary.format, summary.virtual_size),
+                (self.format, disk.virtual_size()),
+                "{name}"
+            );
+            same(&copy, &streamed);
         }
     }
 }
 
-/// The bytes of an image that may be in a gzip or bzip2 file.
-pub(crate) fn unwrapped(path: &Path) -> Vec<u8> {
+/// The bytes of an image that may be in a gzip or bzip2 file; `None` for large ones, which take
+/// too long.
+pub(crate) fn unwrapped(path: &Path) -> Option<Vec<u8>> {
+    const LEN_MAX: u64 = 128 << 20;
     let file = File::open(path).unwrap();
     let mut bytes = Vec::new();
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("gz") => flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes),
-        Some("bz2") => bzip2::read::MultiBzDecoder::new(file).read_to_end(&mut bytes),
+        Some("gz") => {
+            flate2::read::MultiGzDecoder::new(file).take(LEN_MAX + 1).read_to_end(&mut bytes)
+        }
+        Some("bz2") => {
+            bzip2::read::MultiBzDecoder::new(file).take(LEN_MAX + 1).read_to_end(&mut bytes)
+        }
         _ => File::open(path).unwrap().read_to_end(&mut bytes),
     }
     .unwrap();
-    bytes
+    (bytes.len() as u64 <= LEN_MAX).then_some(bytes)
+}
+
+/// Compares two raw files.
+fn same(one: &Path, other: &Path) {
+    if require_tool("qemu-img") {
+        qemu_img(["compare", "-q", "-f", "raw", "-F", "raw", text(one), text(other)]);
+    }
 }
 
 /// Stores the data of `disk` in a sparse file.
 fn copy_disk(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
     let target = Target::new(path);
     target.0.file().set_len(disk.virtual_size()).unwrap();
-    let mut buf = vec![0; 1 << 20];
+    let mut buf = vec![0; 64 << 10];
     for piece in Pieces::new(disk) {
         let (offset, extent) = piece?;
         for at in (0..extent.len).step_by(buf.len()).take_while(|_| !extent.zero) {
-            let part = &mut buf[..(extent.len - at).min(1 << 20) as usize];
+            let part = &mut buf[..(extent.len - at).min(64 << 10) as usize];
             disk.read_at(part, offset + at)?;
-            target.0.write_all_at(part, offset + at).unwrap();
+            if !zero::is_zero(part) {
+                target.0.write_all_at(part, offset + at).unwrap();
+            }
         }
     }
     Ok(())

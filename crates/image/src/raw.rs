@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Disk, Error, ErrorKind, Extent, ReadAt, WriteAt, WriteDisk};
+use crate::{Content, Disk, Error, ErrorKind, Extent, ReadAt, WriteAt, WriteDisk};
 
 /// A disk's size is counted in sectors of this many bytes: a file of another length is a disk whose
 /// last sector is filled up with zeros, as `qemu-img` has it.
@@ -102,6 +102,25 @@ impl<T: std::fmt::Debug> std::fmt::Debug for RawDisk<T> {
     }
 }
 
+/// What the disk that begins with `head` holds, if it tells. A CD that is also a disk is a CD.
+pub(crate) fn content(head: &[u8]) -> Option<Content> {
+    /// ECMA-119 §8.1: the volume descriptors begin at sector 16.
+    const ISO_9660: usize = 16 * 2048 + 1;
+    let has = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|tail| tail.starts_with(mark));
+    if has(ISO_9660, b"CD001") {
+        return Some(Content::Iso9660);
+    }
+    // UEFI §5.3.2: the header is in the second sector, which has 512 or 4096 bytes.
+    if has(512, b"EFI PART") || has(4096, b"EFI PART") {
+        return Some(Content::Gpt);
+    }
+    let entries = head.get(446..510).filter(|_| has(510, b"\x55\xaa"))?.chunks_exact(16);
+    // A boot sector of a file system has the same mark at its end, and code in the table's place.
+    let plausible = entries.clone().all(|entry| entry[0] & 0x7f == 0);
+    let used = entries.into_iter().any(|entry| entry[4] != 0 && entry[12..] != [0; 4]);
+    (plausible && used).then_some(Content::Mbr)
+}
+
 /// Refuses a request that reaches beyond the disk.
 pub(crate) fn check_range(size: u64, len: u64, offset: u64) -> Result<(), Error> {
     match offset.checked_add(len) {
@@ -186,6 +205,30 @@ mod tests {
         for len in [0, 512, 1 << 20, (1 << 20) + 1] {
             conformance::check_writable(&RawDisk::new(file(len)), round_up(len));
         }
+    }
+
+    #[test]
+    fn content_is_told_by_its_marks() {
+        let with = |marks: &[(usize, &[u8])]| {
+            let mut head = vec![0; 64 << 10];
+            marks.iter().for_each(|(at, mark)| head[*at..*at + mark.len()].copy_from_slice(mark));
+            content(&head)
+        };
+        let signature = (510, &b"\x55\xaa"[..]);
+        let entry = (446 + 16, &b"\x80\0\0\0\x83\0\0\0\0\x08\0\0\0\x08\0\0"[..]);
+        let gpt = b"EFI PART";
+        for (marks, expected) in [
+            (&[signature, entry][..], Some(Content::Mbr)),
+            (&[signature, entry, (512, gpt)], Some(Content::Gpt)),
+            (&[signature, entry, (4096, gpt)], Some(Content::Gpt)),
+            (&[signature, entry, (512, gpt), (0x8001, b"CD001")], Some(Content::Iso9660)),
+            (&[signature], None),
+            (&[entry], None),
+            (&[signature, entry, (446, b"Non-system disk")], None),
+        ] {
+            assert_eq!(with(marks), expected, "{marks:x?}");
+        }
+        assert_eq!(content(&[0; 100]), None);
     }
 
     #[test]

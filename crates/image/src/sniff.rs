@@ -142,7 +142,15 @@ impl Format {
     /// The refusal of a format that is known but not read; `None` for those that are.
     pub(crate) fn refusal(self) -> Option<Error> {
         let (kind, what) = match self {
-            Self::Raw | Self::Qcow2 | Self::Vdi | Self::Vhd | Self::Vmdk => return None,
+            Self::Raw
+            | Self::Qcow2
+            | Self::Vdi
+            | Self::Vhd
+            | Self::Vhdx
+            | Self::Parallels
+            | Self::Vmdk => {
+                return None;
+            }
             Self::Luks => (ErrorKind::Encrypted, "the disk is encrypted with LUKS".to_owned()),
             format if format.is_container() => return None,
             Self::Compress => {

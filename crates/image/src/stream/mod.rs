@@ -28,11 +28,11 @@ use bytes::Bytes;
 
 pub(crate) use hold::Hold;
 pub(crate) use pool::{Packed, Pool};
-pub(crate) use route::{Layout, Place, Router, Wants};
+pub(crate) use route::{Held, Layout, Place, Router, Wants};
 
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::{Error, ErrorKind, Format, ReadAt, Sink, WriteAt, sniff};
-use crate::{qcow2, vdi, vhd, vmdk};
+use crate::{parallels, qcow2, vdi, vhd, vhdx, vmdk};
 
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
@@ -148,6 +148,8 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
         Format::Vmdk => Some(vmdk::Streamed::new(head)?.virtual_size()),
         Format::Vdi => Some(vdi::layout(head)?.virtual_size()),
         Format::Vhd => Some(vhd::layout(head)?.virtual_size()),
+        Format::Vhdx => None,
+        Format::Parallels => Some(parallels::layout(head)?.virtual_size()),
         _ => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             None
@@ -306,6 +308,8 @@ impl Direct {
             },
             Format::Vdi => routed(vdi::layout(head)?, hold, start)?,
             Format::Vhd => routed(vhd::layout(head)?, hold, start)?,
+            Format::Vhdx => routed(vhdx::Map::default(), hold, start)?,
+            Format::Parallels => routed(parallels::layout(head)?, hold, start)?,
             _ => (Box::new(raw::Raw::default()), start(0)?),
         };
         Ok(Self { format, input, pool })

@@ -50,7 +50,7 @@ pub(crate) trait Layout: fmt::Debug + Send {
     /// The kinds of tables, shown as an error names them: "L2 table".
     type Table: Copy + Ord + fmt::Debug + fmt::Display + Send;
 
-    /// The disk's size in bytes.
+    /// The disk's size in bytes; known at the latest when data is wanted.
     fn virtual_size(&self) -> u64;
 
     /// How compressed blocks are compressed, and their length when they are decompressed.
@@ -193,7 +193,6 @@ impl<T: Copy> Wants<T> {
 
     /// All of the file is set aside, and opened by [`Layout::open_held`] when it has ended. Must be
     /// called before much of the file has passed; what was wanted before is forgotten.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for formats whose tables may be patched"))]
     pub(crate) fn hold_all(&mut self) {
         self.hold_all = true;
     }
@@ -287,7 +286,6 @@ impl Window {
 #[derive(Debug)]
 pub(crate) struct Router<L: Layout> {
     layout: L,
-    virtual_size: u64,
     /// How far the stream has come.
     pos: u64,
     ended: bool,
@@ -310,7 +308,6 @@ impl<L: Layout> Router<L> {
     pub(crate) fn new(layout: L, hold: Hold, pool: &mut Pool) -> Result<Self, Error> {
         let block = layout.packing().map_or(0, |(_, block)| block as u64);
         let mut router = Self {
-            virtual_size: layout.virtual_size(),
             layout,
             pos: 0,
             ended: false,
@@ -363,7 +360,7 @@ impl<L: Layout> Push for Router<L> {
         }
         Ok(Ended {
             format: None,
-            virtual_size: self.virtual_size,
+            virtual_size: self.layout.virtual_size(),
             spilled_bytes: self.hold.spilled(),
         })
     }
@@ -479,7 +476,7 @@ impl<L: Layout> Router<L> {
             bytes,
             block,
             needed: block,
-            len: (block as u64).min(self.virtual_size - need.guest) as usize,
+            len: (block as u64).min(self.layout.virtual_size() - need.guest) as usize,
             at: need.at,
             cut: whence == Whence::CutOff,
         };
@@ -492,7 +489,7 @@ impl<L: Layout> Router<L> {
         ask: impl FnOnce(&mut L, &mut Wants<L::Table>) -> Result<(), Error>,
         pool: &mut Pool,
     ) -> Result<(), Error> {
-        let mut wants = Wants::new(self.virtual_size);
+        let mut wants = Wants::new(self.layout.virtual_size());
         ask(&mut self.layout, &mut wants)?;
         if wants.hold_all {
             return self.begin_to_hold();

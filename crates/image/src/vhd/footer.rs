@@ -146,14 +146,13 @@ impl Footer {
         }
     }
 
-    /// True if the file in `source` ends with this footer too.
-    pub(super) fn is_at_end_of(&self, source: &dyn ReadAt) -> bool {
+    /// True if the file in `source` has an end that can be read, and it is not this footer.
+    pub(super) fn is_missing_at_end_of(&self, source: &dyn ReadAt) -> bool {
         let at = source.len().saturating_sub(FOOTER_LEN as u64);
         let mut bytes = [0; FOOTER_LEN];
-        let there = source.read_exact_at(&mut bytes, at).is_ok();
-        there
-            && Self::is_at_start_of(&bytes)
-            && Self::parse(&bytes, self.at).is_ok_and(|end| end == *self)
+        let read = source.read_exact_at(&mut bytes, at).is_ok();
+        let same = || Self::parse(&bytes, self.at).is_ok_and(|end| end == *self);
+        read && !(Self::is_at_start_of(&bytes) && same())
     }
 
     pub(super) fn describe(&self, info: &mut Info) {

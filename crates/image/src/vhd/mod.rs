@@ -95,7 +95,7 @@ pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error
     info.virtual_size = Some(footer.dynamic_size());
     info.cluster_size = Some(header.block);
     info.backing_file = (footer.kind == Kind::Differencing).then(|| header.parent_name.clone());
-    if !footer.is_at_end_of(source) {
+    if footer.is_missing_at_end_of(source) {
         let note = "the footer at the end is missing or damaged; its copy at the start is used";
         info.notes.push(note.to_owned());
     }
