@@ -2,7 +2,10 @@
 //!
 //! The disk is an ext4 file system of 4 GiB with 1.4 GiB of this machine's own files in it, as an
 //! installed system has them. It is made once, and so are its images. Nothing is dropped from the
-//! page cache; both sides write files that did not exist before.
+//! page cache; all sides write files that did not exist before.
+//!
+//! Our side is the example `decode` of the crate `image`, which only decodes, as theirs does. Beside
+//! it stands `bootyard import`, which hashes what it reads and waits until the disk has it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -99,12 +102,14 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     ensure!(args.runs > 0, "expected at least one run");
     setup::ensure_installed(&[Need::Boot, Need::Test])?;
     let cases = chosen(&args.names)?;
-    sh::run(sh::cargo().args(["build", "--release", "--locked", "--package", "bootyard"]))?;
-    let bootyard = dirs::target().join("release/bootyard");
+    let build = ["build", "--release", "--locked", "--package"];
+    sh::run(sh::cargo().args(build).args(["bootyard-image", "--example", "decode"]))?;
+    sh::run(sh::cargo().args(build).arg("bootyard"))?;
+    let release = dirs::target().join("release");
     let images = images()?;
     let mut lines = Vec::new();
     for case in cases {
-        let sides = compare(case, &bootyard, &images, args.runs)?;
+        let sides = compare(case, &release, &images, args.runs)?;
         println!("{}\n{}\n", case.name, measure::table(&sides));
         lines.push(verdict(case, &sides));
     }
@@ -128,12 +133,17 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Case>> {
     names.iter().map(find).collect()
 }
 
-/// Runs both sides alternately. Before, ours is compared with the disk.
-fn compare(case: &Case, bootyard: &Path, images: &Path, runs: usize) -> Result<[Side; 2]> {
+/// Runs all sides alternately. Before, ours is compared with the disk.
+fn compare(case: &Case, release: &Path, images: &Path, runs: usize) -> Result<[Side; 3]> {
     let (image, raw) = (images.join(case.file), images.join("raw"));
     let work = || tempfile::tempdir_in(images.parent().unwrap_or(images));
     let ours = |work: &Path| {
-        let mut command = sh::cmd(bootyard);
+        let mut command = sh::cmd(release.join("examples/decode"));
+        command.arg(&image).arg(work.join("out"));
+        command
+    };
+    let import = |work: &Path| {
+        let mut command = sh::cmd(release.join("bootyard"));
         command.args(["import", "--to"]).arg(work.join("out")).arg(&image);
         command
     };
@@ -143,21 +153,26 @@ fn compare(case: &Case, bootyard: &Path, images: &Path, runs: usize) -> Result<[
     drop(checked);
 
     let mut sides = [
+        Side { name: "decode", runs: Vec::new() },
         Side { name: "bootyard import", runs: Vec::new() },
         Side { name: case.theirs.split(' ').next().unwrap_or_default(), runs: Vec::new() },
     ];
     for _ in 0..runs {
-        let place = work()?;
-        sides[0].runs.push(measure::measure(&ours(place.path()), place.path())?);
-        let place = work()?;
-        let theirs = shell(case.theirs, &raw, &image, &place.path().join("out"));
-        sides[1].runs.push(measure::measure(&theirs, place.path())?);
+        for (index, side) in sides.iter_mut().enumerate() {
+            let place = work()?;
+            let command = match index {
+                0 => ours(place.path()),
+                1 => import(place.path()),
+                _ => shell(case.theirs, &raw, &image, &place.path().join("out")),
+            };
+            side.runs.push(measure::measure(&command, place.path())?);
+        }
     }
     Ok(sides)
 }
 
 /// A line per image. A missed target is told, not punished: machines differ.
-fn verdict(case: &Case, [ours, theirs]: &[Side; 2]) -> String {
+fn verdict(case: &Case, [ours, _, theirs]: &[Side; 3]) -> String {
     let rss_max = if case.file.ends_with(".xz") { RSS_MIB_MAX_XZ } else { RSS_MIB_MAX };
     let (ratio, rss) = (ours.wall_ratio(theirs), ours.peak_rss());
     let word = |reached| if reached { "reached" } else { "MISSED" };
