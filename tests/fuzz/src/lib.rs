@@ -2,6 +2,7 @@
 //! refuse it, neither may panic, hang or take much memory, and where both read it they must agree.
 
 pub mod sparse;
+pub mod sums;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,10 +42,16 @@ struct Data {
 
 /// Reads the file that `input` stands for, both ways. With `magic`, the file begins so.
 pub fn check(input: &[u8], magic: &[u8]) {
+    check_mended(input, magic, |_| {});
+}
+
+/// The same, after `mend` has put the file's checksums right.
+pub fn check_mended(input: &[u8], magic: &[u8], mend: impl FnOnce(&mut [u8])) {
     let mut file = sparse::decode(input);
     if let Some(begin) = file.get_mut(..magic.len()) {
         begin.copy_from_slice(magic);
     }
+    mend(&mut file);
     check_file(file);
 }
 

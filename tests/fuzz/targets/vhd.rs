@@ -1,4 +1,6 @@
 //! VHD, dynamic and fixed.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| bootyard_fuzz::check(input, b""));
+use bootyard_fuzz::{check_mended, sums};
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| check_mended(input, b"", sums::vhd));
