@@ -39,7 +39,8 @@ pub trait WriteAt: Send + Sync {
     /// Writes the whole of `data` at `offset`, growing the file where it must.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes `len` bytes at `offset` read as zeros, without storing them where that is possible.
+    /// Makes `len` bytes at `offset` read as zeros, without storing them where that is possible,
+    /// growing the file where it must.
     fn zero_at(&self, len: u64, offset: u64) -> io::Result<()>;
 
     /// Makes everything written so far durable.

@@ -7,18 +7,19 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bootyard_image::{ReadAt, WriteAt};
 use bootyard_spec::shell_word;
 
 use crate::{Error, ErrorKind, fsops};
 
-/// A disk that is attached to a machine, stored raw.
+/// A disk that is attached to a machine: its bytes, or an image that grows as the guest writes.
 #[derive(Debug)]
 pub struct AttachedDisk {
     file: File,
     path: PathBuf,
-    len: u64,
+    len: AtomicU64,
 }
 
 impl AttachedDisk {
@@ -43,7 +44,7 @@ impl AttachedDisk {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
-        Ok(Self { file, path: path.to_owned(), len })
+        Ok(Self { file, path: path.to_owned(), len: AtomicU64::new(len) })
     }
 
     fn failed(&self, error: io::Error, what: &str) -> io::Error {
@@ -55,7 +56,7 @@ impl AttachedDisk {
 
 impl ReadAt for AttachedDisk {
     fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Relaxed)
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -65,12 +66,22 @@ impl ReadAt for AttachedDisk {
 
 impl WriteAt for AttachedDisk {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(data, offset).map_err(|error| self.failed(error, "writing to"))
+        self.file.write_all_at(data, offset).map_err(|error| self.failed(error, "writing to"))?;
+        if !data.is_empty() {
+            self.len.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Gives the space back where the file system or device can.
     fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {
-        fsops::zero(&self.file, offset, len).map_err(|error| self.failed(error, "zeroing"))
+        fsops::zero(&self.file, offset, len).map_err(|error| self.failed(error, "zeroing"))?;
+        // That does not make the file grow. A byte does, and unlike a new length it can never cut
+        // off what another thread has just written behind it.
+        match (offset + len).checked_sub(1).filter(|last| len > 0 && *last >= self.len()) {
+            Some(last) => self.write_all_at(&[0], last),
+            None => Ok(()),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -116,6 +127,48 @@ mod tests {
         attached.read_exact_at(&mut around, (1 << 20) - 1).unwrap();
         assert_eq!(around, [7, 0]);
         assert_eq!(attached.len(), 4 << 20);
+    }
+
+    #[test]
+    fn an_image_that_grows_is_read_and_written_on() {
+        use bootyard_image::qcow2::{Create, create, edit};
+        use bootyard_image::{Disk as _, raw::FileAt};
+
+        const SIZE: usize = 1 << 20;
+        let (_folder, path) = disk(0);
+        for cluster_bits in [9, 12, 16, 18] {
+            let empty = fs_err::File::create(&path).unwrap().into_file();
+            let options = Create { cluster_bits, ..Create::new(SIZE as u64) };
+            create(&FileAt::new(empty).unwrap(), &options).unwrap();
+            let mut expected = vec![0; SIZE];
+            for round in 1..4 {
+                let editor = edit(AttachedDisk::open(&path, false).unwrap(), None).unwrap();
+                let writer = editor.writer().unwrap();
+                // Clusters in part and several at once, new ones and those of this and other rounds.
+                for (at, len) in [(600_000, 512), (512, 300_000), (1024, 512), (700_416, 1024)] {
+                    let value = round * 16 + (at % 13) as u8;
+                    expected[at..at + len].fill(value);
+                    writer.write_at(&vec![value; len], at as u64).unwrap();
+                    let mut found = vec![0xee; SIZE];
+                    editor.read_at(&mut found, 0).unwrap();
+                    assert!(found == expected, "2^{cluster_bits}: {len} bytes at {at}");
+                }
+                writer.flush().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_behind_the_end_make_the_file_grow() {
+        let (_folder, path) = disk(512);
+        let attached = AttachedDisk::open(&path, false).unwrap();
+        for (at, len) in [(1 << 20, 1 << 16), (100, 50), ((1 << 20) - 512, 1 << 17), (2 << 20, 0)] {
+            let before = attached.len();
+            attached.zero_at(len, at).unwrap();
+            let end = if len == 0 { before } else { before.max(at + len) };
+            assert_eq!((attached.len(), fs_err::metadata(&path).unwrap().len()), (end, end));
+            attached.read_exact_at(&mut vec![0; len as usize], at.min(end)).unwrap();
+        }
     }
 
     #[test]
