@@ -222,7 +222,11 @@ impl<S: Storage> Editor<S> {
             return Ok(Step::InPlace { host: host + skip, len });
         }
         state.own_l2(&self.storage, clusters.start)?;
-        if let Place::Zero { host: Some(host), own: true } = first {
+        // One beyond the end is given up, lest the file grow to wherever the image says.
+        let there = |host| host < self.storage.len();
+        if let Place::Zero { host: Some(host), own: true } = first
+            && there(host)
+        {
             state.refcounts.check_guard(host >> self.cluster_bits)?;
             let guest = clusters.start..clusters.start + 1;
             state.busy.insert(guest.start);
@@ -463,7 +467,11 @@ impl<S: Storage> WriteDisk for Editor<S> {
         if self.lock().is_dirty() {
             return self.commit_if(|_| true);
         }
-        self.storage.sync().map_err(Error::write)
+        // The clusters that writers are filling right now may be among what a failure loses.
+        self.storage.sync().map_err(|error| {
+            self.lock().fail();
+            Error::write(error)
+        })
     }
 }
 

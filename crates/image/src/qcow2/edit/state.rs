@@ -151,22 +151,32 @@ impl State {
         if old.is_some() && self.l1[index] & COPIED != 0 {
             return Ok(());
         }
-        let new = self.refcounts.allocate(storage, 1)?.start * self.cluster_size();
+        let place = self.refcounts.allocate(storage, 1)?;
         let len = self.cluster_size();
-        self.l2.forget(new, new + len);
-        match old {
-            None => storage.zero_at(len, new).map_err(Error::write)?,
-            Some(old) => {
-                for at in (0..len).step_by(self.l2.slice() as usize) {
-                    let slice = self.l2.get(storage, old + at)?;
-                    storage.write_all_at(slice, new + at).map_err(Error::write)?;
-                }
-                self.l2.forget(old, old + len);
-                self.frees.push(Free { cluster: old / len, was: Was::Table });
-            }
+        let new = place.start * len;
+        if let Err(error) = self.store_l2(storage, old, new) {
+            // If this fails too, it is a leak: the first failure says more.
+            let _ = self.unallocate(storage, place);
+            return Err(error);
+        }
+        if let Some(old) = old {
+            self.l2.forget(old, old + len);
+            self.frees.push(Free { cluster: old / len, was: Was::Table });
         }
         self.l1[index] = new | COPIED;
         self.changed_l1.insert(index);
+        Ok(())
+    }
+
+    /// Stores a copy of the L2 table at `old`, or an empty one, in the cluster at `new`.
+    fn store_l2(&mut self, storage: &dyn Storage, old: Option<u64>, new: u64) -> Result<(), Error> {
+        let len = self.cluster_size();
+        self.l2.forget(new, new + len);
+        let Some(old) = old else { return storage.zero_at(len, new).map_err(Error::write) };
+        for at in (0..len).step_by(self.l2.slice() as usize) {
+            let slice = self.l2.get(storage, old + at)?;
+            storage.write_all_at(slice, new + at).map_err(Error::write)?;
+        }
         Ok(())
     }
 
@@ -271,6 +281,11 @@ impl State {
         clusters
             .into_iter()
             .try_for_each(|cluster| self.refcounts.release(storage, cluster).map(drop))
+    }
+
+    /// Notes that what was written may be lost: nothing may be built upon it any more.
+    pub(super) const fn fail(&mut self) {
+        self.failed = true;
     }
 
     fn sync(&mut self, storage: &dyn Storage) -> Result<(), Error> {

@@ -1,7 +1,8 @@
 //! Tests of writing: a model to compare with, a walk that counts every reference, `qemu-img` as
-//! the judge, power cuts.
+//! the judge, power cuts, storage that fails.
 
 mod crash;
+mod faults;
 mod hostile;
 mod model;
 mod oracle;
