@@ -140,6 +140,22 @@ pub trait WriteDisk: Disk {
     fn flush(&self) -> Result<(), Error>;
 }
 
+/// Reads from the disk that an image is an overlay over, behind whose end there are zeros.
+pub(crate) fn read_backing(
+    backing: Option<&dyn Disk>,
+    buf: &mut [u8],
+    offset: u64,
+) -> Result<(), Error> {
+    let there = backing.map_or(0, Disk::virtual_size);
+    let len = there.saturating_sub(offset).min(buf.len() as u64) as usize;
+    let (stored, rest) = buf.split_at_mut(len);
+    rest.fill(0);
+    match backing {
+        Some(disk) if !stored.is_empty() => disk.read_at(stored, offset),
+        _ => Ok(()),
+    }
+}
+
 macro_rules! read_through {
     ($($pointer:ty),*) => {$(
         impl<T: ReadAt + ?Sized> ReadAt for $pointer {

@@ -28,13 +28,17 @@ mod open;
 mod oracle;
 pub mod parallels;
 mod piece;
+pub mod qcow1;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
 mod recent;
 mod sniff;
 pub mod stream;
 #[cfg(test)]
 mod support;
+mod twolevel;
+mod unpacked;
 pub mod vdi;
 pub mod vhd;
 pub mod vhdx;

@@ -8,8 +8,8 @@ use crate::raw::RawDisk;
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::stream::{look, refuse_polyglot};
 use crate::{
-    Disk, Error, ErrorKind, Format, Info, ReadAt, parallels, qcow2, raw, sniff, vdi, vhd, vhdx,
-    vmdk,
+    Disk, Error, ErrorKind, Format, Info, ReadAt, parallels, qcow1, qcow2, qed, raw, sniff, vdi,
+    vhd, vhdx, vmdk,
 };
 
 /// How much of a container is read at first, and at most, to see the disk in it.
@@ -76,6 +76,8 @@ pub fn open_with<R: ReadAt + 'static>(
         Format::Vhd => Ok(Box::new(vhd::open(source)?)),
         Format::Vhdx => Ok(Box::new(vhdx::open(source)?)),
         Format::Parallels => Ok(Box::new(parallels::open(source)?)),
+        Format::Qcow1 => Ok(Box::new(qcow1::open_with(source, options)?)),
+        Format::Qed => Ok(Box::new(qed::open_with(source, options)?)),
         other => Err(other.refusal().unwrap_or_else(|| {
             let what =
                 format!("a disk in a `{other}` file can only be read from its start to its end");
@@ -119,6 +121,8 @@ fn describe(source: &dyn ReadAt, head: &[u8], info: &mut Info) -> Result<(), Err
         Format::Vhd => vhd::describe(source, info)?,
         Format::Vhdx => vhdx::describe(source, info)?,
         Format::Parallels => parallels::describe(source, info)?,
+        Format::Qcow1 => qcow1::describe(source, info)?,
+        Format::Qed => qed::describe(source, info)?,
         _ => {}
     }
     Ok(())

@@ -144,6 +144,8 @@ impl Format {
         let (kind, what) = match self {
             Self::Raw
             | Self::Qcow2
+            | Self::Qcow1
+            | Self::Qed
             | Self::Vdi
             | Self::Vhd
             | Self::Vhdx

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::raw::FileAt;
 use crate::stream::{Decoder, Head, Options, Storage, Summary};
-use crate::{Body, Error, Format, Piece, Sink};
+use crate::{Body, Error, ErrorKind, Format, Piece, Sink, open};
 
 /// Disks larger than this are not decoded into memory.
 pub(crate) const SIZE_MAX: u64 = 64 << 20;
@@ -108,4 +108,25 @@ pub(crate) fn decode(file: &[u8], lens: &[usize]) -> Result<(Vec<u8>, Summary), 
     let sink = Arc::into_inner(sink).expect("the decoder has ended its threads");
     assert_eq!(summary.data_bytes + summary.zero_bytes, summary.virtual_size);
     Ok((sink.into_disk(summary.virtual_size), summary))
+}
+
+/// Reads the disk in `file` by random access, as far as [`SIZE_MAX`].
+pub(crate) fn read(file: &[u8]) -> Result<Vec<u8>, Error> {
+    let disk = open(file.to_vec())?;
+    let mut whole = vec![0; disk.virtual_size().min(SIZE_MAX) as usize];
+    disk.read_at(&mut whole, 0)?;
+    Ok(whole)
+}
+
+/// Reads a damaged `file` both ways, which must agree, but that a stream may not be decodable.
+pub(crate) fn check_damaged(file: &[u8], lens: &[usize]) {
+    match (decode(file, lens), read(file)) {
+        (Ok((streamed, _)), Ok(opened)) => assert!(streamed == opened),
+        (Err(error), Ok(_)) => assert!(
+            matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Write),
+            "{error}, but random access reads it"
+        ),
+        (Ok(_), Err(error)) => panic!("streamed, but {error}"),
+        (Err(_), Err(_)) => {}
+    }
 }

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::header::{Given, Header, State};
 use super::snapshot;
 use super::table::{Mapping, Named, Run, Tables, entries};
-use crate::codec::Unpacker;
+use crate::disk::read_backing;
 use crate::open::read_head;
 use crate::raw::check_range;
 use crate::recent::Recent;
+use crate::unpacked::Unpacked;
 use crate::{Disk, Error, ErrorKind, Extent, OpenOptions, ReadAt};
 
 /// L2 tables are read and kept in slices of this many bytes, so that a single read from a remote
@@ -18,10 +19,6 @@ use crate::{Disk, Error, ErrorKind, Extent, OpenOptions, ReadAt};
 const SLICE: u64 = 16 << 10;
 /// How many slices are kept: each maps 128 MiB of a disk with clusters of 64 KiB.
 const SLICES_MAX: usize = 64;
-/// How many bytes of decompressed clusters are kept for the next read, but at least one cluster.
-const UNPACKED_MAX: usize = 1 << 20;
-/// How many decompressors wait for the next read.
-const IDLE_MAX: usize = 16;
 /// An extent is not looked for farther than this many slices, so that asking stays cheap.
 const EXTENT_SLICES_MAX: usize = 64;
 /// The L1 table is read in pieces of this many bytes.
@@ -39,18 +36,11 @@ pub struct Image<R> {
     backing: Option<Box<dyn Disk>>,
     data_file: Option<Box<dyn ReadAt>>,
     slices: Mutex<Slices>,
-    unpacked: Mutex<Slices>,
-    idle: Mutex<Vec<Unpack>>,
+    unpacked: Unpacked,
 }
 
-/// Parts of the file, or what they hold, by the offset where they stand.
+/// Parts of L2 tables, by the offset where they stand.
 type Slices = Recent<u64, Arc<[u8]>>;
-
-/// What decompressing a cluster takes.
-struct Unpack {
-    unpacker: Unpacker,
-    packed: Vec<u8>,
-}
 
 /// What the disk's L1 table says of a part of the disk.
 enum Part {
@@ -78,7 +68,7 @@ pub fn open_with<R: ReadAt>(source: R, options: OpenOptions) -> Result<Image<R>,
     let tables = Tables::new(&header, &state);
     let l1 = read_l1(&source, &header, &state)?;
     check_l1(&tables, &l1, state.l1_offset)?;
-    let clusters = (UNPACKED_MAX >> header.cluster_bits).max(1);
+    let unpacked = Unpacked::new(header.codec, header.cluster_size() as usize);
     Ok(Image {
         source,
         header,
@@ -89,8 +79,7 @@ pub fn open_with<R: ReadAt>(source: R, options: OpenOptions) -> Result<Image<R>,
         backing,
         data_file,
         slices: Mutex::new(Recent::new(SLICES_MAX)),
-        unpacked: Mutex::new(Recent::new(clusters)),
-        idle: Mutex::default(),
+        unpacked,
     })
 }
 
@@ -228,7 +217,7 @@ impl<R: ReadAt> Image<R> {
 
     fn read_run(&self, buf: &mut [u8], run: Run) -> Result<(), Error> {
         match run.mapping {
-            Mapping::Absent => self.read_backing(buf, run.guest),
+            Mapping::Absent => read_backing(self.backing.as_deref(), buf, run.guest),
             Mapping::Zero => {
                 buf.fill(0);
                 Ok(())
@@ -239,64 +228,9 @@ impl<R: ReadAt> Image<R> {
             },
             Mapping::Packed { host, len } => {
                 let skip = run.guest % self.header.cluster_size();
-                self.read_packed(buf, host, len, skip as usize)
+                self.unpacked.read(&self.source, (host, len), skip as usize, buf)
             }
         }
-    }
-
-    /// Reads from the backing disk, behind whose end there are zeros.
-    fn read_backing(&self, buf: &mut [u8], guest: u64) -> Result<(), Error> {
-        let there = self.backing.as_ref().map_or(0, |disk| disk.virtual_size());
-        let len = there.saturating_sub(guest).min(buf.len() as u64) as usize;
-        let (stored, rest) = buf.split_at_mut(len);
-        rest.fill(0);
-        match &self.backing {
-            Some(disk) if !stored.is_empty() => disk.read_at(stored, guest),
-            _ => Ok(()),
-        }
-    }
-
-    fn read_packed(&self, buf: &mut [u8], host: u64, len: u64, skip: usize) -> Result<(), Error> {
-        if let Some(cluster) = lock(&self.unpacked).get(&host) {
-            buf.copy_from_slice(&cluster[skip..skip + buf.len()]);
-            return Ok(());
-        }
-        let size = self.header.cluster_size() as usize;
-        // Who reads a whole cluster has no use for it again.
-        if buf.len() == size {
-            return self.unpack(buf, host, len);
-        }
-        let mut cluster = vec![0; size];
-        self.unpack(&mut cluster, host, len)?;
-        buf.copy_from_slice(&cluster[skip..skip + buf.len()]);
-        let mut unpacked = lock(&self.unpacked);
-        // Another thread may have been faster.
-        if unpacked.get(&host).is_none() {
-            unpacked.put(host, cluster.into());
-        }
-        Ok(())
-    }
-
-    /// Decompresses the cluster in the `len` bytes at `host`. Several threads do so at once.
-    fn unpack(&self, cluster: &mut [u8], host: u64, len: u64) -> Result<(), Error> {
-        let idle = lock(&self.idle).pop();
-        let mut unpack =
-            idle.unwrap_or_else(|| Unpack { unpacker: Unpacker::new(), packed: Vec::new() });
-        // The last sector may reach beyond the file: writers round up.
-        let there = self.source.len().saturating_sub(host).min(len);
-        unpack.packed.resize(there as usize, 0);
-        self.source
-            .read_exact_at(&mut unpack.packed, host)
-            .map_err(|error| Error::read(error, host))?;
-        unpack
-            .unpacker
-            .unpack(self.header.codec, &unpack.packed, cluster)
-            .map_err(|fault| fault.in_cluster(host, there < len))?;
-        let mut idle = lock(&self.idle);
-        if idle.len() < IDLE_MAX {
-            idle.push(unpack);
-        }
-        Ok(())
     }
 
     /// How much of `run` is known to be of one kind, and whether that is zeros.

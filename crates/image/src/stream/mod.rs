@@ -28,11 +28,11 @@ use bytes::Bytes;
 
 pub(crate) use hold::Hold;
 pub(crate) use pool::{Packed, Pool};
-pub(crate) use route::{Held, Layout, Place, Router, Wants};
+pub(crate) use route::{Held, Layout, Place, Router, TABLE_PIECE, Wants};
 
 use crate::sniff::{HEAD_LEN, refuse_text};
 use crate::{Error, ErrorKind, Format, ReadAt, Sink, WriteAt, sniff};
-use crate::{parallels, qcow2, vdi, vhd, vhdx, vmdk};
+use crate::{parallels, qcow1, qcow2, qed, vdi, vhd, vhdx, vmdk};
 
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
@@ -126,7 +126,9 @@ impl Head {
 /// How many bytes the decision needs.
 fn head_len(head: &[u8]) -> usize {
     match sniff(head) {
-        Format::Qcow2 | Format::Vhd | Format::Vmdk => qcow2::HEADER_MAX,
+        Format::Qcow1 | Format::Qcow2 | Format::Qed | Format::Vhd | Format::Vmdk => {
+            qcow2::HEADER_MAX
+        }
         _ => HEAD_LEN,
     }
 }
@@ -150,6 +152,8 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
         Format::Vhd => Some(vhd::layout(head)?.virtual_size()),
         Format::Vhdx => None,
         Format::Parallels => Some(parallels::layout(head)?.virtual_size()),
+        Format::Qcow1 => Some(qcow1::layout(head)?.virtual_size()),
+        Format::Qed => Some(qed::layout(head)?.virtual_size()),
         _ => {
             refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             None
@@ -310,6 +314,8 @@ impl Direct {
             Format::Vhd => routed(vhd::layout(head)?, hold, start)?,
             Format::Vhdx => routed(vhdx::Map::default(), hold, start)?,
             Format::Parallels => routed(parallels::layout(head)?, hold, start)?,
+            Format::Qcow1 => routed(qcow1::layout(head)?, hold, start)?,
+            Format::Qed => routed(qed::layout(head)?, hold, start)?,
             _ => (Box::new(raw::Raw::default()), start(0)?),
         };
         Ok(Self { format, input, pool })

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use zerocopy::byteorder::big_endian::U64;
 
 use super::{Built, CLUSTER, COPIED, DATA, L1, L2};
-use crate::support::{SIZE_MAX, decode};
+use crate::support::{check_damaged, decode, read};
 use crate::{Error, ErrorKind, hostile, open};
 
 /// An image with plain, shared, zero and compressed clusters.
@@ -42,26 +42,6 @@ fn value() -> impl Strategy<Value = u64> {
         (0..64_u32).prop_map(|bit| 1 << bit),
         any::<u64>(),
     ]
-}
-
-fn read(file: &[u8]) -> Result<Vec<u8>, Error> {
-    let disk = open(file.to_vec())?;
-    let mut whole = vec![0; disk.virtual_size().min(SIZE_MAX) as usize];
-    disk.read_at(&mut whole, 0)?;
-    Ok(whole)
-}
-
-fn check(file: &[u8], lens: &[usize]) {
-    let opened = read(file);
-    match (decode(file, lens), opened) {
-        (Ok((streamed, _)), Ok(opened)) => assert!(streamed == opened),
-        (Err(error), Ok(_)) => assert!(
-            matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Write),
-            "{error}, but random access reads it"
-        ),
-        (Ok(_), Err(error)) => panic!("streamed, but {error}"),
-        (Err(_), Err(_)) => {}
-    }
 }
 
 #[test]
@@ -176,7 +156,7 @@ proptest! {
             file[at] = byte;
         }
         file.truncate(cut.unwrap_or(usize::MAX));
-        check(&file, &lens);
+        check_damaged(&file, &lens);
     }
 
     #[test]
@@ -188,7 +168,7 @@ proptest! {
         for (at, value) in damage {
             file[at / 8 * 8..][..8].copy_from_slice(&U64::new(value).to_bytes());
         }
-        check(&file, &lens);
+        check_damaged(&file, &lens);
     }
 
     #[test]
