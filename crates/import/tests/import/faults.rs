@@ -131,10 +131,10 @@ fn what_is_no_image_that_we_read_is_refused_by_name() {
              hint: unpack it first: `uncompress debian.qcow2`",
         ),
         (
-            image(&["-O", "qed"]),
+            b"Bochs Virtual HD Image\0".to_vec(),
             Reply::honest(),
             "cannot read `http://HOST/debian.qcow2` as a disk image\n\
-             : `qed` images are not supported (at offset 0x0)\n\
+             : `bochs` images are not supported (at offset 0x0)\n\
              hint: convert it first: `qemu-img convert -O qcow2 debian.qcow2 new.qcow2`",
         ),
     ] {

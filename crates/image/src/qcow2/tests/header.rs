@@ -386,6 +386,6 @@ fn inspect_describes_what_open_refuses() {
     assert!(inspect(&Built::new().file).unwrap().refused.is_none());
     let raw = inspect(&vec![0_u8; 513]).unwrap();
     assert_eq!((raw.format, raw.virtual_size), (Format::Raw, Some(1024)));
-    assert!(inspect(&b"QED\0".to_vec()).unwrap().refused.is_some());
+    assert!(inspect(&b"Bochs Virtual HD Image\0".to_vec()).unwrap().refused.is_some());
     assert_eq!(read_all(&*open(vec![0_u8; 513]).unwrap()).len(), 1024);
 }
