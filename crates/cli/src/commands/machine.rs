@@ -41,11 +41,12 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
             .map_err(|error| Failure::new(Class::Other, error))?;
     }
     let run = Machine::new(config).and_then(|machine| machine.run(&Control::new()));
+    // A guest that ended without a flush has lost nothing but by a power cut, and this is none,
+    // however the machine ended. One disk that fails is no reason to lose what is on the others.
+    let writers = written.iter().filter_map(|disk| disk.writer());
+    let flushed = writers.map(|writer| writer.flush()).fold(Ok(()), Result::and);
     let exit = run.map_err(failure)?;
-    // A guest that ended without a flush has lost nothing but by a power cut, and this is none.
-    for writer in written.iter().filter_map(|disk| disk.writer()) {
-        writer.flush().map_err(|error| Failure::new(Class::Other, error))?;
-    }
+    flushed.map_err(|error| Failure::new(Class::Other, error))?;
     Ok(ExitCode::from(code(&exit)))
 }
 
