@@ -3,6 +3,7 @@
 //!
 //! Bitmaps are not counted: nobody has kept them up, so that their space is free.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::cache::word;
@@ -16,6 +17,8 @@ use crate::{Error, ErrorKind};
 /// How many entries of L2 tables are looked at. This is 16 TiB of disk with clusters of 64 KiB, its
 /// snapshots included.
 const ENTRIES_MAX: u64 = 1 << 28;
+/// How many L2 tables there may be, which takes some 20 MiB: as many as one L1 table may name.
+const TABLES_MAX: usize = 1 << 20;
 
 /// Writes new refcounts, and then the flags that depend on them.
 pub(super) fn rebuild(
@@ -36,22 +39,27 @@ pub(super) fn rebuild(
     let at = state.header.refcount_table_offset;
     let refcount_table = at..at + state.header.refcount_table_len;
     for range in [&(0..1), &refcount_table, &snapshots.table] {
-        walk.count(state, clusters_of(range, bits))?;
+        walk.count(state, clusters_of(range, bits), 1)?;
     }
     let blocks: Vec<u64> = state.refcounts.blocks().collect();
     for block in blocks {
-        walk.count(state, block >> bits..(block >> bits) + 1)?;
+        walk.count(state, block >> bits..(block >> bits) + 1, 1)?;
     }
+    // A table that many snapshots share is looked at once: a small file can name it without end.
+    let mut tables: HashMap<u64, u64> = HashMap::new();
     for l1 in snapshots.l1.iter().chain([&active]) {
-        walk.count(state, clusters_of(l1, bits))?;
+        walk.count(state, clusters_of(l1, bits), 1)?;
         walk.each(l1, &mut |walk, l1_entry, at| {
             let Some(l2) = walk.tables.l2_offset(l1_entry, at)? else { return Ok(None) };
-            walk.count(state, l2 >> bits..(l2 >> bits) + 1)?;
-            walk.each(&(l2..l2 + (1 << bits)), &mut |walk, entry, at| {
-                let place = place(&walk.tables, entry, at)?;
-                walk.count(state, clusters(place, bits))?;
-                Ok(None)
-            })?;
+            *tables.entry(l2).or_default() += 1;
+            if tables.len() > TABLES_MAX { Err(too_many()) } else { Ok(None) }
+        })?;
+    }
+    for (l2, uses) in tables {
+        walk.count(state, l2 >> bits..(l2 >> bits) + 1, uses)?;
+        walk.each(&(l2..l2 + (1 << bits)), &mut |walk, entry, at| {
+            let place = place(&walk.tables, entry, at)?;
+            walk.count(state, clusters(place, bits), uses)?;
             Ok(None)
         })?;
     }
@@ -78,6 +86,10 @@ pub(super) fn rebuild(
 /// Sees an entry and the place where it stands, and may replace it.
 type Visit<'a, W> = dyn FnMut(&mut W, u64, u64) -> Result<Option<u64>, Error> + 'a;
 
+fn too_many() -> Error {
+    Error::new(ErrorKind::TooLarge, "the image has too many tables to count its clusters")
+}
+
 struct Walk<'a> {
     tables: Tables,
     bits: u32,
@@ -86,14 +98,14 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Counts one use of each of the clusters.
-    fn count(&self, state: &mut State, clusters: Range<u64>) -> Result<(), Error> {
+    /// Counts `uses` more of each of the clusters.
+    fn count(&self, state: &mut State, clusters: Range<u64>, uses: u64) -> Result<(), Error> {
         for cluster in clusters {
             let host = cluster << self.bits;
             if host >= self.storage.len() {
                 return Err(corrupt("a cluster that is used is beyond the end of the file", host));
             }
-            state.refcounts.add(self.storage, cluster)?;
+            state.refcounts.add(self.storage, cluster, uses)?;
         }
         Ok(())
     }
@@ -111,10 +123,7 @@ impl Walk<'_> {
         let mut part = [0; 4096];
         for at in range.clone().step_by(part.len()) {
             let part = &mut part[..(range.end - at).min(4096) as usize];
-            self.left = self.left.checked_sub(part.len() as u64 / 8).ok_or_else(|| {
-                let what = "the image has too many tables to count its clusters";
-                Error::new(ErrorKind::TooLarge, what)
-            })?;
+            self.left = self.left.checked_sub(part.len() as u64 / 8).ok_or_else(too_many)?;
             self.storage.read_exact_at(part, at).map_err(|error| Error::read(error, at))?;
             let mut changed = false;
             for offset in (0..part.len() as u64).step_by(8) {

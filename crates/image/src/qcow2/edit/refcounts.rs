@@ -147,14 +147,20 @@ impl Refcounts {
         self.blocks.change(storage, at).map(|slice| write(slice, index, order, count))
     }
 
-    /// Counts one more use of `cluster`.
-    pub(super) fn add(&mut self, storage: &dyn Storage, cluster: u64) -> Result<(), Error> {
-        let count = self.get(storage, cluster)?;
-        if count == u64::MAX >> (64 - (1 << self.order)) {
+    /// Counts `uses` more of `cluster`.
+    pub(super) fn add(
+        &mut self,
+        storage: &dyn Storage,
+        cluster: u64,
+        uses: u64,
+    ) -> Result<(), Error> {
+        let most = u64::MAX >> (64 - (1 << self.order));
+        let count = self.get(storage, cluster)?.checked_add(uses).filter(|count| *count <= most);
+        let count = count.ok_or_else(|| {
             let host = cluster << self.cluster_bits;
-            return Err(corrupt("the cluster is used more often than can be counted", host));
-        }
-        self.set(storage, cluster, count + 1)
+            corrupt("the cluster is used more often than can be counted", host)
+        })?;
+        self.set(storage, cluster, count)
     }
 
     /// Counts one use of `cluster` less. Returns whether it is free now. One that was not counted

@@ -184,3 +184,31 @@ fn no_table_is_overwritten_because_it_is_counted_as_free() {
         assert!(memory.bytes() == file);
     }
 }
+
+#[test]
+fn a_table_that_a_snapshot_names_without_end_is_counted_once() {
+    let memory = image(1 << 29, 16);
+    assert!(write(memory.clone(), "the good one"));
+    let mut file = memory.bytes();
+    let number = |at: usize| u64::from_be_bytes(file[at..at + 8].try_into().unwrap());
+    let l1 = number(40);
+    let l1_entry = number(l1 as usize);
+    let l2 = l1_entry & 0x00ff_ffff_ffff_fe00;
+    let l2_table: Vec<u8> =
+        (0..8192).flat_map(|_| (number(l2 as usize) & !(1 << 63)).to_be_bytes()).collect();
+    put(&mut file, &l2_table, l2);
+    // 2^15 entries of a snapshot name the table, with its 2^13 entries.
+    let snapshot_l1 = file.len().next_multiple_of(1 << 16) as u64;
+    put(&mut file, &l2.to_be_bytes().repeat(1 << 15), snapshot_l1);
+    let snapshot = snapshot_l1 + (1 << 18);
+    let entry = [snapshot_l1, 1 << 47, 0, 0, 16, 0, 1 << 29].map(u64::to_be_bytes);
+    put(&mut file, entry.as_flattened(), snapshot);
+    put(&mut file, &1_u32.to_be_bytes(), 60);
+    put(&mut file, &snapshot.to_be_bytes(), 64);
+    // Marked as dirty, with refcounts of 64 bits, which count on and on.
+    put(&mut file, &1_u64.to_be_bytes(), 72);
+    put(&mut file, &6_u32.to_be_bytes(), 96);
+    let memory = Memory::of(file);
+    assert!(write(memory.clone(), "a snapshot that repeats itself"));
+    assert_eq!(memory.bytes()[72..80], [0; 8]);
+}
