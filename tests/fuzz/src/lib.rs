@@ -15,6 +15,8 @@ use bytes::Bytes;
 
 /// How much of a disk's data is looked at.
 const DATA_MAX: u64 = 32 << 20;
+/// How much of a disk in a container is looked at.
+const DISK_MAX: u64 = 64 << 20;
 /// How many runs of a disk are looked at.
 const RUNS_MAX: usize = 1 << 14;
 
@@ -52,15 +54,20 @@ pub fn check_mended(input: &[u8], magic: &[u8], mend: impl FnOnce(&mut [u8])) {
         begin.copy_from_slice(magic);
     }
     mend(&mut file);
-    check_file(file);
+    read_both_ways(file, u64::MAX);
 }
 
-/// Reads `file` both ways.
-pub fn check_file(file: Vec<u8>) {
+/// Reads `file` both ways, as far as its disk has [`DISK_MAX`] bytes: what is compressed may be
+/// endless zeros.
+pub fn check_container(file: Vec<u8>) {
+    read_both_ways(file, DISK_MAX);
+}
+
+fn read_both_ways(file: Vec<u8>, disk_max: u64) {
     let file = File(Arc::new(file));
     let _ = inspect(&file);
     let disk = open(file.clone()).ok();
-    let Some((size, data)) = stream(&file.0) else {
+    let Some((size, data)) = stream(&file.0, disk_max) else {
         if let Some(disk) = &disk {
             read_all(&**disk);
         }
@@ -142,8 +149,8 @@ fn read_all(disk: &dyn Disk) {
 }
 
 /// Decodes `file` as a stream in chunks of changing length. `None` if it is refused.
-fn stream(file: &[u8]) -> Option<(u64, Data)> {
-    let sink = Arc::new(Memory::default());
+fn stream(file: &[u8], disk_max: u64) -> Option<(u64, Data)> {
+    let sink = Arc::new(Memory { data: Mutex::default(), disk_max });
     let spill = || Ok(Box::new(Spill::default()) as Box<dyn Storage>);
     let options =
         Options { workers: NonZeroUsize::MIN, spill: Box::new(spill), spill_limit: DATA_MAX };
@@ -160,7 +167,7 @@ fn stream(file: &[u8]) -> Option<(u64, Data)> {
         decoder.push(chunk).ok()?;
     }
     let size = decoder.finish().ok()?.virtual_size;
-    let data = Arc::into_inner(sink)?.0.into_inner().ok()?;
+    let data = Arc::into_inner(sink)?.data.into_inner().ok()?;
     let mut covered: Vec<(u64, u64)> =
         data.runs.iter().map(|(at, bytes)| (*at, bytes.len() as u64)).collect();
     covered.extend(data.zeros.iter().map(|(at, len)| (*at, *len)));
@@ -182,12 +189,18 @@ fn chunks(file: &[u8]) -> impl Iterator<Item = Bytes> {
     })
 }
 
-#[derive(Default)]
-struct Memory(Mutex<Data>);
+struct Memory {
+    data: Mutex<Data>,
+    /// Nothing is taken beyond this offset of the disk.
+    disk_max: u64,
+}
 
 impl Sink for Memory {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
-        let mut data = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
+        if piece.offset > self.disk_max {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let mut data = self.data.lock().map_err(|_| io::ErrorKind::Other)?;
         match piece.body {
             Body::Zero(len) => {
                 assert!(len > 0, "no piece is empty");
