@@ -151,9 +151,9 @@ fn what_is_refused_is_refused_by_name() {
         ----- stdout -----
 
         ----- stderr -----
-        error: cannot read `disk.vmdk` as a disk image
-          caused by: `vmdk` images are not supported (at offset 0x0)
-        hint: convert it first: `qemu-img convert -O qcow2 disk.vmdk new.qcow2`
+        error: cannot read `disk.7z` as a disk image
+          caused by: `7z` archives are not supported (at offset 0x0)
+        hint: unpack it first: `7z x disk.7z`
 
         exit code: 4
         ----- stdout -----

@@ -21,6 +21,7 @@ fn a_qcow2_is_described() {
             source        small.qcow2
             format        qcow2 version 3
             virtual size  8Mi (8388608 bytes)
+            allocated     3840Ki (3932160 bytes)
             cluster size  64Ki
             compression   zlib
             volume size   8891925 bytes with a file system, 8388608 as a block device
@@ -34,7 +35,7 @@ fn a_qcow2_is_described() {
         &expect![[r#"
             exit code: 0
             ----- stdout -----
-            {"source":"small.qcow2","chain":["qcow2"],"format":"qcow2","variant":null,"content":null,"version":3,"virtual_size_bytes":8388608,"allocated_bytes":null,"cluster_size_bytes":65536,"sector_size_bytes":null,"compression":"zlib","refcount_bits":16,"features":[],"snapshots":[],"backing_file":null,"backing_format":null,"data_file":null,"extents":[],"notes":[],"volume_size_bytes":{"filesystem":8891925,"block":8388608},"refused":null}
+            {"source":"small.qcow2","chain":["qcow2"],"format":"qcow2","variant":null,"content":null,"version":3,"virtual_size_bytes":8388608,"allocated_bytes":3932160,"cluster_size_bytes":65536,"sector_size_bytes":null,"compression":"zlib","refcount_bits":16,"features":[],"snapshots":[],"backing_file":null,"backing_format":null,"data_file":null,"extents":[],"notes":[],"volume_size_bytes":{"filesystem":8891925,"block":8388608},"refused":null}
             ----- stderr -----
         "#]],
     );
@@ -57,6 +58,7 @@ fn what_cannot_be_imported_is_described_all_the_same() {
             source        overlay.qcow2
             format        qcow2 version 3
             virtual size  1Gi (1073741824 bytes)
+            allocated     0 (0 bytes)
             cluster size  64Ki
             compression   zlib
             backing file  base.raw
@@ -84,6 +86,7 @@ fn over_http_it_costs_the_head_only() {
             source        http://127.0.0.1:$PORT/small.qcow2
             format        qcow2 version 3
             virtual size  8Mi (8388608 bytes)
+            allocated     3840Ki (3932160 bytes)
             cluster size  64Ki
             compression   zlib
             volume size   8891925 bytes with a file system, 8388608 as a block device
