@@ -149,11 +149,12 @@ fn inspect_inside(source: &dyn ReadAt, outermost: Format) -> Result<Info, Error>
         }
     };
     let mut info = Info::new(found.format());
+    let raw_size = found.raw_size();
     info.chain = found.chain;
     let start = Start { bytes: found.head, len: found.len.unwrap_or(u64::MAX) };
     if info.format == Format::Raw {
         refuse_text(start.bytes.get(..HEAD_LEN).unwrap_or(&start.bytes))?;
-        info.virtual_size = found.len.map(raw::round_up);
+        info.virtual_size = raw_size;
         info.content = raw::content(&start.bytes);
         return Ok(info);
     }

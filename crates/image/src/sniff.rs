@@ -60,7 +60,7 @@ pub enum Format {
 }
 
 /// What stands where in the head: magic numbers from each format's own description.
-const MAGIC: [(usize, &[u8], Format); 30] = [
+const MAGIC: [(usize, &[u8], Format); 31] = [
     (0, b"QFI\xfb\0\0\0\x01", Format::Qcow1),
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
@@ -86,6 +86,7 @@ const MAGIC: [(usize, &[u8], Format); 30] = [
     (0, b"\x1f\x9d", Format::Compress),
     (0, b"PK\x03\x04", Format::Zip),
     (0, b"PK\x05\x06", Format::Zip),
+    (0, b"PK\x07\x08PK", Format::Zip),
     (0, b"7z\xbc\xaf\x27\x1c", Format::SevenZip),
     // A bzip2 stream's first block (its magic is the digits of pi) or its end (of the root of pi).
     (4, b"1AY&SY", Format::Bzip2),
@@ -136,6 +137,7 @@ impl Format {
                 | Self::Lzma
                 | Self::Tar
                 | Self::Ova
+                | Self::Zip
         )
     }
 
@@ -158,8 +160,8 @@ impl Format {
             Self::Compress => {
                 (ErrorKind::Unsupported, "`compress` (.Z) files are not supported".to_owned())
             }
-            Self::Zip | Self::SevenZip => {
-                (ErrorKind::Unsupported, format!("`{}` archives are not supported", self.name()))
+            Self::SevenZip => {
+                (ErrorKind::Unsupported, "`7z` archives are not supported".to_owned())
             }
             _ => (ErrorKind::Unsupported, format!("`{}` images are not supported", self.name())),
         };

@@ -19,6 +19,7 @@ mod tar;
 mod tests;
 mod thread;
 mod xz;
+mod zip;
 mod zstd;
 
 use std::io::{self, Read};
@@ -91,6 +92,11 @@ fn unpack(
             len = Some(disk);
             Box::new(tar)
         }
+        Format::Zip => {
+            let (zip, disk) = zip::Zip::open(inner)?;
+            len = disk;
+            Box::new(zip)
+        }
         Format::Gzip => Box::new(Unpack::new(gzip::Gzip::default(), inner)),
         Format::Xz => Box::new(Unpack::new(xz::Xz::new(threads), inner)),
         Format::Lzma => Box::new(Unpack::new(xz::Lzma::default(), inner)),
@@ -122,11 +128,17 @@ impl Found {
         *self.chain.last().expect("a format behind the containers")
     }
 
+    /// The size of the disk if it is raw. `None` if it may be a fixed VHD, whose footer is a sector
+    /// behind the disk: the disks themselves have whole KiBs, by their geometry or by megabytes.
+    pub(crate) fn raw_size(&self) -> Option<u64> {
+        self.len.map(raw::round_up).filter(|size| size.is_multiple_of(1024))
+    }
+
     /// What it says of the disk, if this crate reads it.
     pub(super) fn probe(self) -> Result<Probe, Error> {
         let probe = super::probe(&self.head).map_err(Error::of_unpacked)?;
         let virtual_size = match probe.format {
-            Format::Raw => self.len.map(raw::round_up),
+            Format::Raw => self.raw_size(),
             _ => probe.virtual_size,
         };
         Ok(Probe { chain: self.chain, virtual_size, ..probe })

@@ -12,7 +12,7 @@ use crate::stream::Head;
 use crate::support::decode;
 
 /// Some megabytes that compress, with zeros and with bytes that do not.
-fn disk() -> Vec<u8> {
+pub(super) fn disk() -> Vec<u8> {
     let mut disk = vec![0; 3 << 20];
     disk[..512].fill(b'\x90');
     disk[1 << 20..][..700_000].copy_from_slice(&pseudo_random(700_000, 1));
@@ -23,7 +23,7 @@ fn disk() -> Vec<u8> {
 }
 
 /// Runs `command`, a program and its arguments, on `input`.
-fn filter(command: &str, input: &[u8]) -> Vec<u8> {
+pub(super) fn filter(command: &str, input: &[u8]) -> Vec<u8> {
     let mut words = command.split_whitespace();
     let mut child = Command::new(words.next().unwrap())
         .args(words)
@@ -40,12 +40,12 @@ fn filter(command: &str, input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-fn tool(command: &str) -> bool {
+pub(super) fn tool(command: &str) -> bool {
     require_tool(command.split_whitespace().next().unwrap())
 }
 
 /// Decodes `file` in chunks of all lengths and compares.
-fn check(file: &[u8], disk: &[u8], chain: &[Format], what: &str) {
+pub(super) fn check(file: &[u8], disk: &[u8], chain: &[Format], what: &str) {
     let lens: [&[usize]; 4] = [&[1 << 20], &[65_536, 1], &[4095, 100_000], &[usize::MAX]];
     for lens in lens {
         let (decoded, summary) =
@@ -343,7 +343,7 @@ fn hostile_containers_meet_what_is_expected() {
 }
 
 /// Makes an archive with `command` in a folder where `files` are.
-fn archive(files: &[(&str, &[u8])], command: &str) -> Vec<u8> {
+pub(super) fn archive(files: &[(&str, &[u8])], command: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         let path = dir.path().join(name);
