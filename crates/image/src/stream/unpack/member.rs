@@ -31,15 +31,15 @@ pub(super) struct Choice {
 impl Choice {
     /// True if the member `name` of `len` bytes is the disk. Fails if there was one already, or if
     /// the name leads out of the archive: whoever wrote that meant harm.
-    pub(super) fn is_disk(&mut self, name: Vec<u8>, len: Option<u64>) -> io::Result<bool> {
+    pub(super) fn is_disk(&mut self, name: &[u8], len: Option<u64>) -> io::Result<bool> {
         let mut parts = name.split(|byte| matches!(byte, b'/' | b'\\'));
         if name.starts_with(b"/") || parts.any(|part| part == b"..") {
-            let what = format!("the member `{}` leads out of its archive", printable(&name));
+            let what = format!("the member `{}` leads out of its archive", printable(name));
             return Err(refuse(ErrorKind::Corrupt, what));
         }
-        if len == Some(0) || name.ends_with(b"/") || is_side(&name) {
+        if len == Some(0) || name.ends_with(b"/") || is_side(name) {
             if self.others.len() < NAMED_MAX {
-                self.others.push(name);
+                self.others.push(name.to_vec());
             }
             return Ok(false);
         }
@@ -47,12 +47,17 @@ impl Choice {
             let what = format!(
                 "expected one disk in the archive, got `{}` and `{}`",
                 printable(first),
-                printable(&name)
+                printable(name)
             );
             return Err(refuse(ErrorKind::Unsupported, what));
         }
-        self.disk = Some(name);
+        self.disk = Some(name.to_vec());
         Ok(true)
+    }
+
+    /// The name of the disk that has been seen.
+    pub(super) fn disk(&self) -> Option<&[u8]> {
+        self.disk.as_deref()
     }
 
     /// The refusal of an archive that has ended without a disk.

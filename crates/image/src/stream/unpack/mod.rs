@@ -12,6 +12,7 @@ mod codec;
 mod gzip;
 mod lz4;
 mod member;
+mod ova;
 mod peek;
 mod source;
 mod tar;

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use ::tar::{GnuExtSparseHeader, GnuSparseHeader, Header, PaxExtensions};
 
 use super::member::{Choice, NAME_MAX, cut_off, drain, fill, skip};
+use super::ova::Appliance;
 use super::peek::Peek;
 use super::refuse;
 use crate::ErrorKind;
@@ -27,6 +28,7 @@ const OCTAL_END: u64 = 1 << 33;
 pub(super) struct Tar {
     inner: Peek,
     choice: Choice,
+    appliance: Appliance,
     member: Member,
     /// How much of the disk was read, and in which of its parts that ends.
     at: u64,
@@ -54,8 +56,9 @@ struct Extended {
 impl Tar {
     /// Finds the disk, and tells how long it is.
     pub(super) fn open(inner: Peek) -> io::Result<(Self, u64)> {
-        let (choice, member) = (Choice::default(), Member::default());
-        let mut tar = Self { inner, choice, member, at: 0, part: 0, ended: false };
+        let (choice, appliance) = (Choice::default(), Appliance::default());
+        let member = Member::default();
+        let mut tar = Self { inner, choice, appliance, member, at: 0, part: 0, ended: false };
         match tar.next_disk()? {
             Some(member) => {
                 tar.member = member;
@@ -89,12 +92,11 @@ impl Tar {
                     let extended = std::mem::take(&mut extended);
                     let name = extended.name.unwrap_or_else(|| header.path_bytes().into_owned());
                     let member = self.member(header, extended.len, stored)?;
-                    if self.choice.is_disk(name, Some(member.len))? {
+                    if self.choice.is_disk(&name, Some(member.len))? {
+                        self.appliance.begin_disk(&name)?;
                         return Ok(Some(member));
                     }
-                    let stored: u64 = member.parts.iter().map(|(_, len)| len).sum();
-                    skip(&mut self.inner, stored, NAME)?;
-                    skip(&mut self.inner, member.padding, NAME)?;
+                    self.pass(&name, &member)?;
                 }
                 b'5' => extended = Extended::default(),
                 _ => {
@@ -104,6 +106,19 @@ impl Tar {
                 }
             }
         }
+    }
+
+    /// Passes a member that is no disk.
+    fn pass(&mut self, name: &[u8], member: &Member) -> io::Result<()> {
+        let stored = member.parts.iter().map(|(_, len)| len).sum();
+        if stored == member.len && self.appliance.wants(name, stored)? {
+            let mut text = vec![0; stored as usize];
+            fill(&mut self.inner, &mut text, NAME)?;
+            self.appliance.take(name, text)?;
+        } else {
+            skip(&mut self.inner, stored, NAME)?;
+        }
+        skip(&mut self.inner, member.padding, NAME)
     }
 
     /// What a header says of a file, and the further headers of a sparse one.
@@ -189,7 +204,9 @@ impl Tar {
         self.ended = true;
         skip(&mut self.inner, self.member.padding, NAME)?;
         // A second one has been refused by now.
-        self.next_disk().map(drop)
+        self.next_disk()?;
+        let disk = self.choice.disk().unwrap_or_default();
+        std::mem::take(&mut self.appliance).end(disk)
     }
 }
 
@@ -225,6 +242,7 @@ impl Read for Tar {
             }
         };
         self.at += len as u64;
+        self.appliance.update(&buf[..len]);
         Ok(len)
     }
 }

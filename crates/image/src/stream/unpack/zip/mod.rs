@@ -97,7 +97,7 @@ impl Zip {
     fn next_disk(&mut self) -> io::Result<bool> {
         while self.next_member()? {
             let header = &self.member.header;
-            if self.choice.is_disk(header.name.clone(), header.len)? {
+            if self.choice.is_disk(&header.name, header.len)? {
                 return Ok(true);
             }
             let mut buf = vec![0; BUFFER];
