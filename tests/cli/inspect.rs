@@ -1,5 +1,7 @@
 //! `bootyard inspect`.
 
+use std::process::Command;
+
 use bootyard_testkit::{Cli, Nginx, qemu_img, require_tool};
 use expect_test::expect;
 
@@ -36,6 +38,33 @@ fn a_qcow2_is_described() {
             exit code: 0
             ----- stdout -----
             {"source":"small.qcow2","chain":["qcow2"],"format":"qcow2","variant":null,"content":null,"version":3,"virtual_size_bytes":8388608,"allocated_bytes":3932160,"cluster_size_bytes":65536,"sector_size_bytes":null,"compression":"zlib","refcount_bits":16,"features":[],"snapshots":[],"backing_file":null,"backing_format":null,"data_file":null,"extents":[],"notes":[],"volume_size_bytes":{"filesystem":8891925,"block":8388608},"refused":null}
+            ----- stderr -----
+        "#]],
+    );
+}
+
+#[test]
+fn a_disk_in_a_container_is_described() {
+    if !require_tool("qemu-img") || !require_tool("gzip") {
+        return;
+    }
+    let cli = Cli::from_env();
+    small_qcow2(&cli, "small.qcow2");
+    let mut gzip = Command::new("gzip");
+    assert!(gzip.arg("small.qcow2").current_dir(cli.work()).status().unwrap().success());
+    check(
+        &cli,
+        &["inspect", "small.qcow2.gz"],
+        &expect![[r#"
+            exit code: 0
+            ----- stdout -----
+            source        small.qcow2.gz
+            format        gzip → qcow2 version 3
+            virtual size  8Mi (8388608 bytes)
+            cluster size  64Ki
+            compression   zlib
+            volume size   8891925 bytes with a file system, 8388608 as a block device
+            importable    yes
             ----- stderr -----
         "#]],
     );
