@@ -322,7 +322,9 @@ impl Direct {
     }
 
     fn push(&mut self, part: Bytes) -> Result<(), Error> {
-        self.input.push(part, &mut self.pool)
+        let (len, before) = (part.len(), self.pool.handed());
+        self.input.push(part, &mut self.pool)?;
+        self.pool.keeps_part(len, before)
     }
 
     fn finish(mut self) -> Result<Summary, Error> {

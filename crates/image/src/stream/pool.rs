@@ -72,6 +72,8 @@ pub(crate) struct Pool {
     sender: Option<Sender<(Vec<Job>, Ticket)>>,
     threads: Vec<JoinHandle<()>>,
     batch: Batch,
+    /// How many bytes were ever handed over.
+    handed: u64,
 }
 
 struct Shared {
@@ -107,6 +109,7 @@ impl Pool {
             sender: Some(sender),
             threads: Vec::with_capacity(workers.get()),
             batch: Batch::default(),
+            handed: 0,
         };
         for index in 0..workers.get() {
             let worker = Worker::new(pool.shared.clone(), block);
@@ -138,9 +141,30 @@ impl Pool {
         self.shared.put(Piece { offset: guest, body: Body::Zero(len) })
     }
 
+    /// How many bytes of the stream were handed over so far.
+    pub(crate) const fn handed(&self) -> u64 {
+        self.handed
+    }
+
+    /// Counts what a part of the stream of `len` bytes has besides what of it was handed over since
+    /// that were `before` bytes: as long as a piece of a part waits, all of it stays in memory.
+    pub(crate) fn keeps_part(&mut self, len: usize, before: u64) -> Result<(), Error> {
+        let used = usize::try_from(self.handed - before).unwrap_or(usize::MAX);
+        if used == 0 || self.batch.jobs.is_empty() {
+            return Ok(());
+        }
+        self.batch.bytes += len.saturating_sub(used);
+        self.send_full()
+    }
+
     fn add(&mut self, bytes: usize, job: Job) -> Result<(), Error> {
         self.batch.jobs.push(job);
         self.batch.bytes += bytes;
+        self.handed += bytes as u64;
+        self.send_full()
+    }
+
+    fn send_full(&mut self) -> Result<(), Error> {
         if self.batch.bytes >= BATCH_BYTES || self.batch.jobs.len() >= BATCH_JOBS {
             self.send()?;
         }
@@ -314,5 +338,29 @@ impl Worker {
             };
             self.shared.put(Piece { offset, body })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::Memory;
+
+    #[test]
+    fn what_small_pieces_keep_in_memory_counts() {
+        const PART: usize = 256 << 10;
+        let sink = Arc::new(Memory::default());
+        let mut pool = Pool::start(NonZeroUsize::MIN, 0, sink.clone()).unwrap();
+        for index in 0..100 {
+            let before = pool.handed();
+            let part = Bytes::from(vec![1; PART]);
+            pool.data(index * 512, part.slice(1000..1512)).unwrap();
+            pool.keeps_part(part.len(), before).unwrap();
+            assert!(pool.batch.jobs.is_empty());
+            assert!(*lock(&pool.shared.in_flight) <= QUEUE_BYTES);
+        }
+        pool.keeps_part(PART, pool.handed()).unwrap();
+        assert_eq!(pool.finish().unwrap().data, 100 * 512);
+        assert!(Arc::into_inner(sink).unwrap().into_disk(100 * 512) == [1; 100 * 512]);
     }
 }
