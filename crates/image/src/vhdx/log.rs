@@ -20,8 +20,8 @@ use crate::{Error, ErrorKind, ReadAt};
 const SECTOR: usize = 4096;
 /// The largest log that is replayed: it is read into memory. Everyone's has one MiB.
 const LOG_MAX: u64 = 16 << 20;
-/// How many pages may be laid over the file.
-const PAGES_MAX: usize = 1 << 17;
+/// How many pages may be laid over the file, counting each as often as it is.
+const PAGES_MAX: u64 = 1 << 17;
 /// By how much the log may make the file longer.
 const GROWTH_MAX: u64 = 1 << 30;
 /// How many times as many bytes as the log has are summed at most, to find its entries.
@@ -235,12 +235,14 @@ pub struct Replayed<R> {
     len: u64,
     /// Pages by their place; `None` for zeros.
     pages: BTreeMap<u64, Option<Box<[u8; SECTOR]>>>,
+    /// How many pages were laid.
+    laid: u64,
 }
 
 impl<R: ReadAt> Replayed<R> {
     /// Reads the log that `header` tells of, if there is one.
     pub(super) fn new(source: R, header: &Header) -> Result<Self, Error> {
-        let mut replayed = Self { len: source.len(), source, pages: BTreeMap::new() };
+        let mut replayed = Self { len: source.len(), source, pages: BTreeMap::new(), laid: 0 };
         if !header.has_log() {
             return Ok(replayed);
         }
@@ -310,7 +312,8 @@ impl<R: ReadAt> Replayed<R> {
                 format!("the log writes {len} bytes to {offset:#x}, not in pages of the file");
             return Err(corrupt(what, at));
         }
-        if self.pages.len() as u64 + len / SECTOR as u64 > PAGES_MAX as u64 {
+        self.laid = self.laid.saturating_add(len / SECTOR as u64);
+        if self.laid > PAGES_MAX {
             let what = format!("the log changes more than {PAGES_MAX} pages");
             return Err(Error::new(ErrorKind::TooLarge, what).at(at));
         }

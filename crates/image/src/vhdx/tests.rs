@@ -214,3 +214,17 @@ fn a_log_that_cannot_be_is_refused() {
     image.file.truncate(image.file.len() - 512);
     assert_eq!(image.refused().kind(), ErrorKind::Truncated);
 }
+
+#[test]
+fn a_log_cannot_keep_anyone_busy() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let mut image = Logged::new();
+    // What is zeroed again and again takes no memory, but time.
+    let zeros: Vec<Write> = (0..8000).map(|_| Write::Zero(0, 4 * MIB)).collect();
+    image.entry(0, 0, 1, &zeros);
+    let begun = std::time::Instant::now();
+    assert_eq!(image.refused().kind(), ErrorKind::TooLarge);
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+}
