@@ -29,6 +29,8 @@ pub(crate) struct Hold {
     spill: Option<Box<dyn Storage>>,
     limit: u64,
     spilled: u64,
+    /// All that is kept will be asked for, the zeros too.
+    whole: bool,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,7 @@ impl Hold {
             spill: None,
             limit,
             spilled: 0,
+            whole: false,
         }
     }
 
@@ -66,8 +69,9 @@ impl Hold {
         self.spilled
     }
 
-    /// Forgets everything. What was spilled stays counted.
-    pub(crate) fn clear(&mut self) {
+    /// Forgets everything, and keeps the whole file from now on. What was spilled stays counted.
+    pub(crate) fn begin_whole(&mut self) {
+        self.whole = true;
         self.runs.clear();
         self.in_memory.clear();
         self.memory = 0;
@@ -75,19 +79,31 @@ impl Hold {
 
     /// Sets `bytes` aside, which stand at `at`, behind everything that was set aside before.
     pub(crate) fn keep(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
-        zero::runs(bytes, at, |run, zero| {
-            let begin = at + run.start as u64;
-            if zero {
-                self.note(begin, Run::Zero(run.len() as u64));
-                return Ok(());
-            }
-            self.memory += run.len();
-            self.in_memory.push_back(begin);
-            // A copy, since a slice would keep the whole chunk that it is of.
-            self.note(begin, Run::Memory(Bytes::copy_from_slice(&bytes[run])));
-            self.make_room()
-        })?;
+        if self.whole && self.runs.len() > RUNS_MAX / 2 {
+            // Zeros must not be forgotten; as data they are in one run with what is round them.
+            self.keep_data(at, bytes)?;
+        } else {
+            zero::runs(bytes, at, |run, zero| {
+                let begin = at + run.start as u64;
+                if zero {
+                    self.note(begin, Run::Zero(run.len() as u64));
+                    return Ok(());
+                }
+                self.keep_data(begin, &bytes[run])
+            })?;
+        }
         self.limit_runs()
+    }
+
+    fn keep_data(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.memory += bytes.len();
+        self.in_memory.push_back(at);
+        // A copy, since a slice would keep the whole chunk that it is of.
+        self.note(at, Run::Memory(Bytes::copy_from_slice(bytes)));
+        self.make_room()
     }
 
     /// Sets `bytes` aside if that is cheap: they have been used, but something else may want them.
@@ -219,6 +235,22 @@ mod tests {
         let mut keep = |at| hold.keep(at, &[1; 1 << 20]);
         let error = (0..16).find_map(|i| keep(i << 20).err()).unwrap();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn a_whole_file_may_have_any_number_of_holes() {
+        let mut hold = hold(1 << 30);
+        hold.begin_whole();
+        let part: Vec<u8> = (0..256 << 10).map(|i| u8::from(i % 8192 == 0)).collect();
+        let count = 2 * RUNS_MAX as u64 * 4096 / part.len() as u64;
+        for index in 0..count {
+            hold.keep(index * part.len() as u64, &part).unwrap();
+        }
+        let mut back = vec![1; part.len()];
+        for index in 0..count {
+            assert!(hold.read(&mut back, index * part.len() as u64).unwrap(), "part {index}");
+            assert!(back == part);
+        }
     }
 
     #[test]

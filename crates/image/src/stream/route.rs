@@ -513,7 +513,7 @@ impl<L: Layout> Router<L> {
             let what = "the image tells too late that it cannot be read in one pass";
             return Err(Error::new(ErrorKind::Unsupported, what).at(self.pos));
         }
-        self.hold.clear();
+        self.hold.begin_whole();
         self.hold.keep(0, &self.window.cut(0, self.pos))
     }
 
