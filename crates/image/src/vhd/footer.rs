@@ -131,17 +131,18 @@ impl Footer {
         Ok(header)
     }
 
-    /// The size of a dynamic disk, in QEMU's way.
+    /// The size of a dynamic disk.
     ///
     /// Virtual PC, and QEMU in its image, give a guest what cylinders, heads and sectors tell,
-    /// which may be a little less than the size that is written down. Others, known by their names,
-    /// use the size; and all must, where the geometry is the largest that there is.
+    /// which may be a little less than the size that is written down. All others use the size; and
+    /// these two must, where the geometry is the largest that there is. (QEMU goes by the geometry
+    /// also for writers that it does not know, such as `VirtualBox`, and cuts off their last bytes.)
     pub(super) fn dynamic_size(&self) -> u64 {
-        const BY_SIZE: [&[u8]; 6] = [b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS", b"wa\0"];
+        const BY_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
         const LARGEST: [u64; 3] = [65535, 16, 255];
-        let by_size = BY_SIZE.iter().any(|name| self.creator.starts_with(name));
+        let by_geometry = BY_GEOMETRY.contains(&self.creator);
         match self.geometry.iter().product::<u64>() * SECTOR {
-            size if !by_size && size > 0 && self.geometry != LARGEST => size,
+            size if by_geometry && size > 0 && self.geometry != LARGEST => size,
             _ => self.current_size - self.current_size % SECTOR,
         }
     }
