@@ -103,10 +103,18 @@ fn describe(source: &dyn ReadAt, head: &[u8], info: &mut Info) -> Result<(), Err
     info.refused = info.format.refusal().map(|error| error.to_string());
     match info.format {
         Format::Raw => {
-            if let Some(footer) = vhd::fixed(source)? {
-                footer.describe(info);
-                info.content = raw::content(head);
-                return Ok(());
+            match vhd::fixed(source) {
+                Ok(Some(footer)) => {
+                    footer.describe(info);
+                    info.content = raw::content(head);
+                    return Ok(());
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::Read => {
+                    let note = "the end was not looked at, where a fixed VHD has its footer";
+                    info.notes.push(note.to_owned());
+                }
+                Err(error) => return Err(error),
             }
             refuse_text(head.get(..HEAD_LEN).unwrap_or(head))?;
             info.virtual_size = Some(raw::round_up(source.len()));
@@ -188,4 +196,17 @@ pub(crate) fn read_head(source: &(impl ReadAt + ?Sized)) -> Result<Vec<u8>, Erro
     let mut head = vec![0; source.len().min(qcow2::HEADER_MAX as u64) as usize];
     source.read_exact_at(&mut head, 0).map_err(|error| Error::read(error, 0))?;
     Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_reach_is_noted() {
+        let head = [&[0xeb, 0x63, 0x90], &[0; 65_533][..]].concat();
+        let info = inspect(&Start { bytes: head, len: 1 << 20 }).unwrap();
+        assert_eq!((info.format, info.virtual_size), (Format::Raw, Some(1 << 20)));
+        assert_eq!(info.notes.len(), 1, "{info:?}");
+    }
 }

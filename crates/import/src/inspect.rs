@@ -45,7 +45,7 @@ pub fn inspect(source: &Source, options: &source::Options) -> Result<Info, Error
 /// The parts of a source that have been asked for.
 struct Parts {
     len: u64,
-    /// False if `len` is only how much of the source was read.
+    /// False if `len` is only a bound.
     known_len: bool,
     runtime: Runtime,
     fetched: Mutex<Fetched>,
@@ -65,15 +65,16 @@ impl Parts {
         let mut object = runtime.block_on(source::open(source, options))?;
         let mut blocks = Vec::new();
         let len = match object.len() {
-            Some(len) if object.accepts_ranges() => len,
+            Some(len) if object.accepts_ranges() => Some(len),
             announced => {
-                let head = runtime.block_on(read_head(&mut object))?;
+                let (head, ended) = runtime.block_on(read_head(&mut object))?;
                 let read = head.len() as u64;
                 blocks.push((0, head));
-                announced.unwrap_or(read)
+                announced.or(ended.then_some(read))
             }
         };
-        let known_len = object.len().is_some();
+        // Nothing is beyond the end of what may be of any length.
+        let (len, known_len) = (len.unwrap_or(i64::MAX as u64), len.is_some());
         let fetched = Mutex::new(Fetched { object, blocks, error: None });
         Ok(Self { len, known_len, runtime, fetched })
     }
@@ -139,14 +140,14 @@ impl ReadAt for Parts {
     }
 }
 
-/// The first bytes of a source that is only a stream, as many as may be fetched.
-async fn read_head(object: &mut Object) -> Result<Bytes, source::Error> {
+/// The first bytes of a source that is only a stream, as many as may be fetched, and whether these
+/// are all.
+async fn read_head(object: &mut Object) -> Result<(Bytes, bool), source::Error> {
     let mut head = Vec::new();
-    while head.len() < HEAD_MAX
-        && let Some(chunk) = object.next().await?
-    {
-        let missing = HEAD_MAX - head.len();
-        head.extend_from_slice(&chunk[..chunk.len().min(missing)]);
+    while head.len() <= HEAD_MAX {
+        let Some(chunk) = object.next().await? else { return Ok((head.into(), true)) };
+        head.extend_from_slice(&chunk);
     }
-    Ok(head.into())
+    head.truncate(HEAD_MAX);
+    Ok((head.into(), false))
 }

@@ -6,7 +6,7 @@ use super::snapshot::Entry;
 use super::table::{Mapping, Tables};
 use crate::codec::Codec;
 use crate::open::read_head;
-use crate::{Error, Info, ReadAt};
+use crate::{Error, ErrorKind, Info, ReadAt};
 
 /// What is stored is counted if that takes reading no more than this: an L1 table of so many
 /// bytes, so many L2 tables, so many bytes of them.
@@ -42,6 +42,8 @@ pub(crate) fn describe(source: &dyn ReadAt, info: &mut Info) -> Result<(), Error
             Ok(())
         }
         Err(_) if info.refused.is_some() => Ok(()),
+        // What could not be read, because only a part of the file is there, says nothing.
+        Err(error) if error.kind() == ErrorKind::Read => Ok(()),
         Err(error) => Err(error),
     }
 }
