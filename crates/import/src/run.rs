@@ -22,7 +22,9 @@ use std::thread::{self, ScopedJoinHandle};
 use bootyard_image::stream::{self, Decoder, Head, Storage, Summary};
 use bootyard_image::{Format, sniff};
 use bootyard_source::{self as source, Object};
-use bootyard_spec::{ByteSize, Digest, ImportRequest, Source, Target, Verified, Verifier};
+use bootyard_spec::{
+    ByteSize, Digest, ImportRequest, OutputFormat, Source, Target, Verified, Verifier,
+};
 use bootyard_volume::{Staged, Store};
 use bytes::Bytes;
 use tokio::runtime::Runtime;
@@ -314,8 +316,8 @@ impl Import<'_> {
     ) -> Result<u64, Error> {
         fits(self.request, summary.virtual_size)?;
         let volume_size = match self.plan.volume_size {
-            Some(size) => size,
-            None => {
+            Some(size) if !self.is_shorter(summary, staged) => size,
+            _ => {
                 let size = round_up(summary.virtual_size)?;
                 staged.reserve(size)?;
                 size
@@ -326,6 +328,16 @@ impl Import<'_> {
             .finish(summary.virtual_size, volume_size)
             .map_err(|error| self.not_stored(error, fault))?;
         Ok(volume_size)
+    }
+
+    /// Whether the volume was to be as long as a raw disk that turned out to be a fixed VHD, which
+    /// ends before its footer. A qcow2 file has its disk's size from its start.
+    fn is_shorter(&self, summary: &Summary, staged: &Staged) -> bool {
+        self.plan.chain == [Format::Raw]
+            && summary.format == Format::Vhd
+            && self.request.size.is_none()
+            && self.plan.output_format == OutputFormat::Raw
+            && staged.capacity().is_none()
     }
 
     /// What a decoder's error means: the storage's own failure, if that is behind it.

@@ -76,6 +76,30 @@ fn every_format_lands_as_qemu_img_converts_it() {
 }
 
 #[test]
+fn a_fixed_vhd_ends_before_its_footer() {
+    if !["qemu-img", "nginx"].into_iter().all(require_tool) {
+        return;
+    }
+    let images = tempfile::tempdir().unwrap();
+    let (raw, image) = (images.path().join("raw"), images.path().join("fixed.vhd"));
+    sparse_image(&raw, SIZE, 3);
+    let options = ["-O", "vpc", "-o", "subformat=fixed,force_size=on"];
+    let convert = ["convert", "-f", "raw"].into_iter().chain(options);
+    qemu_img(convert.chain([path(&raw), path(&image)]));
+    let server = Nginx::serve(images.path());
+    let exact = Some(SIZE.to_string().parse().unwrap());
+    for (size, max_size) in [(None, None), (None, exact), (exact, None)] {
+        let place = Place::new();
+        let mut request = place.request(&server.url("fixed.vhd"));
+        (request.size, request.max_size) = (size, max_size);
+        let report = place.import(&request).unwrap();
+        assert_eq!((report.virtual_size, report.volume_size), (SIZE, SIZE));
+        assert_eq!(report.chain, [Format::Vhd]);
+        assert_eq!(sha256_file(&report.path), sha256_file(&raw));
+    }
+}
+
+#[test]
 fn every_qcow2_of_the_corpus_lands_or_is_refused_by_name() {
     let entries = corpus_entries();
     if entries.is_empty() {
