@@ -118,8 +118,7 @@ fn what_is_refused_is_refused_by_name() {
     fs_err::write(work.join("page.html"), "<!DOCTYPE html><html><body>404</body></html>").unwrap();
     fs_err::write(work.join("empty"), "").unwrap();
     let mut text = String::new();
-    for name in ["overlay.qcow2", "external.qcow2", "luks.qcow2", "disk.7z", "page.html", "empty"]
-    {
+    for name in ["overlay.qcow2", "external.qcow2", "luks.qcow2", "disk.7z", "page.html", "empty"] {
         text += &format!("{}\n\n", cli.run(["import", name, "--name", "x"]));
     }
     expect![[r#"

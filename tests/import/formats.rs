@@ -72,8 +72,16 @@ fn the_qcow2_that_is_written_is_one_by_the_book() {
     let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
     for (format, compression) in [("qcow2", "zlib"), ("qcow2-zstd", "zstd")] {
         let cli = Cli::from_env();
-        let output =
-            cli.run(["import", &source, "--name", "q", "--output-format", format, "--size", "32Mi"]);
+        let output = cli.run([
+            "import",
+            &source,
+            "--name",
+            "q",
+            "--output-format",
+            format,
+            "--size",
+            "32Mi",
+        ]);
         assert_eq!(output.code, Some(0), "{output}");
         let made = cli.store().join("volumes/q/disk.qcow2").display().to_string();
         qemu_img(["check", "-q", &made]);
