@@ -33,6 +33,8 @@ pub enum Format {
     Bochs,
     /// Linux compressed loop.
     Cloop,
+    /// Apple's disk image, which has its mark at the end.
+    Dmg,
     /// A whole disk encrypted with LUKS.
     Luks,
     /// gzip.
@@ -110,6 +112,7 @@ impl Format {
             Self::Parallels => "parallels",
             Self::Bochs => "bochs",
             Self::Cloop => "cloop",
+            Self::Dmg => "dmg",
             Self::Luks => "luks",
             Self::Gzip => "gzip",
             Self::Xz => "xz",
@@ -224,6 +227,20 @@ fn skipped(head: &[u8]) -> Option<Format> {
     }
     let format = if rest.starts_with(b"\x04\x22\x4d\x18") { Format::Lz4 } else { Format::Zstd };
     skippable.then_some(format)
+}
+
+/// What Apple's disk image ends with: the mark, the version and the length of its trailer, which
+/// is a sector.
+const DMG_TRAILER: &[u8] = b"koly\0\0\0\x04\0\0\x02\0";
+
+/// Refuses what looks like a raw disk until its end, `tail`, the last sector of `len` bytes.
+pub(crate) fn refuse_tail(tail: &[u8], len: u64) -> Result<(), Error> {
+    match Format::Dmg.refusal() {
+        Some(refusal) if tail.starts_with(DMG_TRAILER) => {
+            Err(refusal.at(len.saturating_sub(tail.len() as u64)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// OVF appliances keep their description first (DSP0243 §5.3); a tar's first name is its first

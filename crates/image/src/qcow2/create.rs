@@ -86,6 +86,7 @@ pub fn create(target: &impl WriteAt, options: &Create) -> Result<(), Error> {
     let store = || {
         // Until the header is there, what was in the target before must not pass for an image.
         target.zero_at((others + blocks) * cluster, 0)?;
+        target.sync()?;
         let table = (0..blocks).flat_map(|index| (first_block + index * cluster).to_be_bytes());
         target.write_all_at(&table.collect::<Vec<u8>>(), layout.refcount_table_offset)?;
         target.write_all_at(&[0, 1].repeat((others + blocks) as usize), first_block)?;

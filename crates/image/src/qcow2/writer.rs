@@ -197,6 +197,7 @@ impl<W: WriteAt> Writer<W> {
         let first_free = layout.l1_offset / CLUSTER + layout.l1_clusters();
         // Until the header is there, what was in the target before must not pass for an image.
         target.zero_at(first_free * CLUSTER, 0)?;
+        target.sync()?;
         let map = Mutex::new(Map::new(first_free));
         let packing = match options.compression {
             Compression::None => None,

@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Ended, Pool, Push};
 use crate::raw::round_up;
+use crate::sniff::refuse_tail;
 use crate::vhd::{FOOTER_LEN, FixedFooter};
 use crate::{Error, Format};
 
@@ -42,7 +43,9 @@ impl Push for Raw {
     fn finish(mut self: Box<Self>, pool: &mut Pool) -> Result<Ended, Error> {
         let mut format = None;
         let mut tail = std::mem::take(&mut self.tail);
-        if let Some(footer) = FixedFooter::parse(&tail, self.pos + tail.len() as u64)? {
+        let len = self.pos + tail.len() as u64;
+        refuse_tail(&tail, len)?;
+        if let Some(footer) = FixedFooter::parse(&tail, len)? {
             tail.truncate((footer.virtual_size - self.pos) as usize);
             format = Some(Format::Vhd);
         }

@@ -19,6 +19,7 @@ mod tests;
 use crate::blockmap::{BlockDisk, BlockMap};
 use crate::open::read_head;
 use crate::raw::RawDisk;
+use crate::sniff::refuse_tail;
 use crate::{Disk, Error, ErrorKind, Extent, Info, ReadAt};
 
 pub(crate) use footer::{FOOTER_LEN, FixedFooter};
@@ -58,6 +59,7 @@ pub(crate) fn fixed(source: &(impl ReadAt + ?Sized)) -> Result<Option<FixedFoote
         return Ok(None);
     }
     read(&mut tail, at)?;
+    refuse_tail(&tail, len)?;
     FixedFooter::parse(&tail, len)
 }
 
