@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use crate::error::corrupt;
 use crate::raw::check_range;
 use crate::stream::{Layout, Place, Wants};
 use crate::{Disk, Error, ErrorKind, Extent, Info, ReadAt};
@@ -226,10 +227,6 @@ pub(crate) fn check_inside(what: &str, at: u64, len: u64, file_len: u64) -> Resu
             Err(Error::new(ErrorKind::Truncated, what).at(at))
         }
     }
-}
-
-pub(crate) fn corrupt(what: impl Into<String>, at: u64) -> Error {
-    Error::new(ErrorKind::Corrupt, what).at(at)
 }
 
 /// A disk in an image with a flat table.

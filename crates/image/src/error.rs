@@ -105,6 +105,16 @@ impl Error {
     }
 }
 
+/// A field at `at` of the file contradicts the format or the file.
+pub(crate) fn corrupt(what: impl Into<String>, at: u64) -> Error {
+    Error::new(ErrorKind::Corrupt, what).at(at)
+}
+
+/// A size or count at `at` of the file is beyond a limit.
+pub(crate) fn too_large(what: impl Into<String>, at: u64) -> Error {
+    Error::new(ErrorKind::TooLarge, what).at(at)
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;

@@ -66,8 +66,8 @@ pub fn open_with<R: ReadAt + 'static>(
         }
         Format::Vmdk => Ok(Box::new(vmdk::open_with(source, options)?)),
         Format::Raw => {
-            if vhd::fixed(&source)?.is_some() {
-                return Ok(Box::new(vhd::open(source)?));
+            if let Some(footer) = vhd::fixed(&source)? {
+                return Ok(Box::new(vhd::open_fixed(source, &footer)));
             }
             refuse_text(head.get(..HEAD_LEN).unwrap_or(&head))?;
             Ok(Box::new(RawDisk::read_only(source)))

@@ -8,7 +8,8 @@
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::blockmap::{BlockMap, Geometry, Table, corrupt};
+use crate::blockmap::{BlockMap, Geometry, Table};
+use crate::error::corrupt;
 use crate::open::read_head;
 use crate::raw::SECTOR;
 use crate::{Error, ErrorKind, Info, ReadAt};

@@ -12,8 +12,8 @@ mod tests;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::blockmap::corrupt;
 use crate::codec::Codec;
+use crate::error::corrupt;
 use crate::open::read_head;
 use crate::raw::SECTOR;
 use crate::sniff::printable;

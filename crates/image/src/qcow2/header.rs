@@ -5,6 +5,7 @@ use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::codec::Codec;
+use crate::error::{corrupt, too_large};
 use crate::sniff::printable;
 use crate::{Error, ErrorKind};
 
@@ -176,14 +177,6 @@ impl More {
         refcount_order: U32::from_bytes([0, 0, 0, 4]),
         header_length: U32::from_bytes([0, 0, 0, 72]),
     };
-}
-
-pub(super) fn corrupt(what: impl Into<String>, at: u64) -> Error {
-    Error::new(ErrorKind::Corrupt, what).at(at)
-}
-
-pub(super) fn too_large(what: impl Into<String>, at: u64) -> Error {
-    Error::new(ErrorKind::TooLarge, what).at(at)
 }
 
 fn cut_off(head: &[u8]) -> Error {

@@ -4,8 +4,9 @@ use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::header::{
-    Header, L1_BYTES_MAX, SNAPSHOT_LEN_MIN, State, at, check_place, too_large, whole_sectors,
+    Header, L1_BYTES_MAX, SNAPSHOT_LEN_MIN, State, at, check_place, whole_sectors,
 };
+use crate::error::too_large;
 use crate::sniff::printable;
 use crate::{Error, ErrorKind, ReadAt, Snapshot};
 

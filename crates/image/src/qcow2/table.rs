@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::header::{Header, SUBCLUSTERS, State, corrupt};
+use super::header::{Header, SUBCLUSTERS, State};
+use crate::error::corrupt;
 use crate::{Error, ErrorKind};
 
 /// "L1 table entry" and "Standard Cluster Descriptor": bits 9 to 55 are the host offset.

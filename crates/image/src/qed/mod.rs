@@ -10,7 +10,7 @@ mod tests;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::blockmap::corrupt;
+use crate::error::corrupt;
 use crate::open::read_head;
 use crate::raw::SECTOR;
 use crate::sniff::printable;

@@ -7,8 +7,8 @@ mod push;
 
 use std::collections::BTreeSet;
 
-use crate::blockmap::corrupt;
 use crate::codec::Codec;
+use crate::error::corrupt;
 use crate::{Disk, Error, ErrorKind, OpenOptions};
 
 pub use disk::TwoLevelDisk;

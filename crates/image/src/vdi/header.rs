@@ -3,7 +3,8 @@
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::blockmap::{Geometry, Table, corrupt};
+use crate::blockmap::{Geometry, Table};
+use crate::error::corrupt;
 use crate::raw::round_up;
 use crate::{Error, ErrorKind};
 

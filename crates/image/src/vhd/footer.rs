@@ -3,7 +3,7 @@
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::blockmap::corrupt;
+use crate::error::corrupt;
 use crate::raw::{SECTOR, round_up};
 use crate::{Error, ErrorKind, Format, Info, ReadAt};
 

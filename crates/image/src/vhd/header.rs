@@ -4,7 +4,8 @@ use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::footer::{FOOTER_LEN, Footer, Kind, check_sum};
-use crate::blockmap::{Geometry, Table, corrupt};
+use crate::blockmap::{Geometry, Table};
+use crate::error::corrupt;
 use crate::raw::SECTOR;
 use crate::sniff::printable;
 use crate::{Error, ErrorKind, ReadAt};

@@ -38,11 +38,15 @@ enum Inner<R> {
 
 /// Opens the image in `source` for reading.
 pub fn open<R: ReadAt>(source: R) -> Result<Image<R>, Error> {
-    let inner = match fixed(&source)? {
-        Some(footer) => Inner::Fixed(RawDisk::first(source, footer.virtual_size)),
-        None => Inner::Dynamic(open_dynamic(source)?),
-    };
-    Ok(Image(inner))
+    match fixed(&source)? {
+        Some(footer) => Ok(open_fixed(source, &footer)),
+        None => Ok(Image(Inner::Dynamic(open_dynamic(source)?))),
+    }
+}
+
+/// Opens the fixed disk in `source`, whose footer was found.
+pub(crate) fn open_fixed<R: ReadAt>(source: R, footer: &FixedFooter) -> Image<R> {
+    Image(Inner::Fixed(RawDisk::first(source, footer.virtual_size)))
 }
 
 /// The footer of the fixed disk in `source`, if it is one. A file that begins as a dynamic disk is

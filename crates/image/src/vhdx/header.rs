@@ -4,7 +4,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::MIB;
-use crate::blockmap::corrupt;
+use crate::error::corrupt;
 use crate::{Error, ErrorKind, ReadAt};
 
 /// Where the headers are, and how many bytes each has.

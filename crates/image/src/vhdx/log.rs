@@ -13,7 +13,8 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::header::Header;
-use crate::blockmap::{check_inside, corrupt};
+use crate::blockmap::check_inside;
+use crate::error::corrupt;
 use crate::{Error, ErrorKind, ReadAt};
 
 /// Sectors of the log, and the pages that they are written to.

@@ -4,7 +4,7 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::show_guid;
-use crate::blockmap::corrupt;
+use crate::error::corrupt;
 use crate::sniff::printable;
 use crate::{Error, ErrorKind, ReadAt};
 

@@ -19,7 +19,8 @@ mod region;
 #[cfg(test)]
 mod tests;
 
-use crate::blockmap::{BlockDisk, Geometry, Table, corrupt};
+use crate::blockmap::{BlockDisk, Geometry, Table};
+use crate::error::corrupt;
 use crate::{Error, ErrorKind, Info, ReadAt};
 
 use header::Header;

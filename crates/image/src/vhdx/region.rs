@@ -5,7 +5,8 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::header::{Header, is_valid};
 use super::{MIB, show_guid};
-use crate::blockmap::{check_inside, corrupt};
+use crate::blockmap::check_inside;
+use crate::error::corrupt;
 use crate::{Error, ErrorKind, ReadAt};
 
 /// Where the copies of the table are, and how many bytes each has.

@@ -1,7 +1,8 @@
 //! The text that describes a disk: which extents it has, and whether it is whole.
 
 use super::header::SECTORS_MAX;
-use super::{corrupt, too_large, unsupported};
+use super::unsupported;
+use crate::error::{corrupt, too_large};
 use crate::raw::SECTOR;
 use crate::sniff::printable;
 use crate::{Error, ErrorKind};

@@ -4,7 +4,8 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::descriptor::Descriptor;
-use super::{corrupt, too_large, unsupported};
+use super::unsupported;
+use crate::error::{corrupt, too_large};
 use crate::raw::SECTOR;
 use crate::sniff::printable;
 use crate::{Error, ErrorKind, ReadAt};

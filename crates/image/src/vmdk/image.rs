@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::descriptor::{Descriptor, Extent as Line, Kind, TEXT_MAX, fits};
 use super::header::{GD_ENTRIES_MAX, Header, MARKER_LEN, Marker, Start};
+use super::nominal_sectors;
 use super::table::{Mapping, Tables, entries};
-use super::{corrupt, nominal_sectors, too_large};
 use crate::codec::{Codec, Fault, Unpacker};
+use crate::error::{corrupt, too_large};
 use crate::open::read_head;
 use crate::raw::{SECTOR, check_range};
 use crate::recent::Recent;

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::header::{GTES, Header};
 use super::table::{Tables, entries};
-use super::{corrupt, too_large};
+use crate::error::{corrupt, too_large};
 use crate::raw::SECTOR;
 use crate::{Error, ErrorKind};
 

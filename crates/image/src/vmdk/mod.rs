@@ -29,6 +29,7 @@ use self::descriptor::{Descriptor, Kind};
 use self::header::{Header, Start};
 use self::map::Map;
 use self::push::Stream;
+use crate::error::corrupt;
 use crate::qcow2::HEADER_MAX;
 use crate::raw::SECTOR;
 use crate::{Error, ErrorKind};
@@ -103,14 +104,6 @@ fn nominal_sectors(header: &Header, head: &[u8]) -> Result<u64, Error> {
             Err(corrupt(what, extent.at))
         }
     }
-}
-
-fn corrupt(what: impl Into<String>, at: u64) -> Error {
-    Error::new(ErrorKind::Corrupt, what).at(at)
-}
-
-fn too_large(what: impl Into<String>, at: u64) -> Error {
-    Error::new(ErrorKind::TooLarge, what).at(at)
 }
 
 fn unsupported(what: impl Into<String>, at: u64) -> Error {

@@ -12,10 +12,10 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::corrupt;
 use super::header::{Header, MARKER_LEN, Marker, PADDING_MAX};
 use super::ledger::Ledger;
 use crate::codec::Codec;
+use crate::error::corrupt;
 use crate::raw::SECTOR;
 use crate::stream::{Ended, Packed, Pool, Push};
 use crate::{Error, ErrorKind, zero};

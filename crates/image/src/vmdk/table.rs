@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::corrupt;
 use super::header::{Header, MARKER_LEN};
 use crate::Error;
+use crate::error::corrupt;
 use crate::raw::SECTOR;
 
 /// "Grain Table": in an extent that says so, the grain reads as zeros, whatever a parent has.

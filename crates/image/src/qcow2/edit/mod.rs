@@ -19,7 +19,6 @@
 
 mod cache;
 mod open;
-mod packed;
 mod rebuild;
 mod refcounts;
 mod state;
@@ -30,11 +29,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use self::packed::Packed;
 use self::state::{Place, State, beyond};
 use super::table::{COPIED, ZERO};
 use crate::raw::check_range;
 use crate::stream::Storage;
+use crate::unpacked::Unpacked;
 use crate::{Disk, Error, Extent, WriteDisk};
 
 pub use self::open::edit;
@@ -57,7 +56,9 @@ pub struct Editor<S> {
     state: Mutex<State>,
     /// A cluster is busy no more.
     idle: Condvar,
-    packed: Mutex<Packed>,
+    /// By the host offsets where they begin: such a place is never written while a cluster is
+    /// there, and no new compressed cluster is made.
+    unpacked: Unpacked,
 }
 
 /// What one step of a write does.
@@ -141,9 +142,7 @@ impl<S: Storage> Editor<S> {
             Place::Zero { .. } => buf.fill(0),
             Place::Data { host, .. } => self.read_data(buf, host + skip)?,
             Place::Packed { host, len } => {
-                let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-                let cluster = packed.cluster(&self.storage, host, len)?;
-                buf.copy_from_slice(&cluster[skip as usize..][..buf.len()]);
+                self.unpacked.read(&self.storage, (host, len), skip as usize, buf)?;
             }
             Place::Unallocated => {
                 let there = self.backing_len(offset).min(buf.len() as u64) as usize;

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex, RwLock};
 
 use super::Editor;
-use super::packed::Packed;
 use super::rebuild::rebuild;
 use super::refcounts::Refcounts;
 use super::state::State;
@@ -13,6 +12,7 @@ use crate::qcow2::header::{Given, Header, at, bit};
 use crate::qcow2::image::{check_inside, check_tables, read_l1};
 use crate::qcow2::table::{Named, Tables};
 use crate::stream::Storage;
+use crate::unpacked::Unpacked;
 use crate::{Disk, Error, ErrorKind};
 
 /// How many clusters the snapshots' own tables may have altogether: 2 GiB of disk for each of 1000
@@ -41,7 +41,7 @@ pub fn edit<S: Storage>(storage: S, backing: Option<Box<dyn Disk>>) -> Result<Ed
     let snapshots = snapshots(&header, &storage)?;
     let tables = guarded(&header, &l1, &snapshots)?;
     let refcounts = Refcounts::open(&header, &storage, tables)?;
-    let packed = Packed::new(header.codec, header.cluster_size() as usize);
+    let unpacked = Unpacked::new(header.codec, header.cluster_size() as usize);
     let (cluster_bits, version, virtual_size, incompatible) =
         (header.cluster_bits, header.version, header.virtual_size, header.incompatible);
     let mut state = State::new(header, l1, refcounts);
@@ -60,7 +60,7 @@ pub fn edit<S: Storage>(storage: S, backing: Option<Box<dyn Disk>>) -> Result<Ed
         gate: RwLock::new(()),
         state: Mutex::new(state),
         idle: Condvar::new(),
-        packed: Mutex::new(packed),
+        unpacked,
     })
 }
 

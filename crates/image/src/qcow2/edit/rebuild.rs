@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::cache::word;
 use super::open::{Snapshots, clusters_of};
 use super::state::{Place, State, clusters, place};
-use crate::qcow2::header::corrupt;
+use crate::error::corrupt;
 use crate::qcow2::table::{COPIED, Tables};
 use crate::stream::Storage;
 use crate::{Error, ErrorKind};

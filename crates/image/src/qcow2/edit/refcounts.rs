@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::cache::Cache;
+use crate::error::corrupt;
 use crate::qcow2::create::{block_entries, blocks_for};
-use crate::qcow2::header::{Header, REFCOUNT_TABLE_BYTES_MAX, at, corrupt};
+use crate::qcow2::header::{Header, REFCOUNT_TABLE_BYTES_MAX, at};
 use crate::stream::Storage;
 use crate::{Error, ErrorKind};
 

@@ -15,7 +15,8 @@ use std::collections::BTreeSet;
 
 use super::cache::{Cache, word};
 use super::refcounts::Refcounts;
-use crate::qcow2::header::{Header, at, corrupt};
+use crate::error::corrupt;
+use crate::qcow2::header::{Header, at};
 use crate::qcow2::image::read_l1;
 use crate::qcow2::table::{COMPRESSED, COPIED, Mapping, OFFSET, Tables};
 use crate::stream::Storage;

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::built::{Built, DATA, FRONT, SECTOR, Tables, disk};
-use crate::support::{SIZE_MAX, decode};
-use crate::{Error, ErrorKind, open};
+use crate::ErrorKind;
+use crate::support::{decode, read};
 
 const ORDER: [usize; 4] = [3, 0, 20, 1];
 
@@ -18,13 +18,6 @@ static FILES: LazyLock<[Vec<u8>; 3]> = LazyLock::new(|| {
         Built::stream(&disk, &ORDER, Tables::End).file,
     ]
 });
-
-fn read(file: &[u8]) -> Result<Vec<u8>, Error> {
-    let disk = open(file.to_vec())?;
-    let mut whole = vec![0; disk.virtual_size().min(SIZE_MAX) as usize];
-    disk.read_at(&mut whole, 0)?;
-    Ok(whole)
-}
 
 /// A stream is judged by more than what random access sees of it.
 fn check(file: &[u8], lens: &[usize]) {
