@@ -145,6 +145,10 @@ impl Error {
         let (file_name, remote) = match source {
             Source::File(path) => (path.display().to_string(), false),
             Source::Http(url) => (url.file_name().unwrap_or("IMAGE").to_owned(), true),
+            Source::S3(name) | Source::Gcs(name) => {
+                (name.key.rsplit('/').next().unwrap_or("IMAGE").to_owned(), true)
+            }
+            _ => ("IMAGE".to_owned(), true),
         };
         let source_name = source.to_string();
         Self::Image(Box::new(ImageError { error, format, source_name, file_name, remote }))

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use bootyard_spec::{Class, Explain, SafeUrl};
+use bootyard_spec::{Class, Explain, SafeUrl, Source};
 use reqwest::Url;
 
 use crate::Validator;
@@ -86,6 +86,11 @@ impl Error {
     fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
+    }
+
+    /// There are no bytes behind this kind of source.
+    pub(crate) fn unsupported(source: &Source) -> Self {
+        Self::new(ErrorKind::Setup, format!("`{source}` cannot be read as one object"))
     }
 
     /// The failure of an operation on a local file.

@@ -23,6 +23,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use crate::error::Progress;
+use crate::origin::{Location, Origin};
 use crate::range::{ContentRange, Wanted};
 use crate::retry::{Failure, Stage, decide};
 use crate::{Error, Options, Validator};
@@ -77,7 +78,7 @@ pub(crate) struct Facts {
 #[derive(Debug)]
 struct Server {
     client: Client,
-    url: SafeUrl,
+    origin: Box<dyn Origin>,
     name: String,
     options: Options,
     hop: Hop,
@@ -89,10 +90,10 @@ struct Server {
 struct Hop(Arc<Mutex<Option<Url>>>);
 
 impl Http {
-    pub(crate) async fn open(url: SafeUrl, options: &Options) -> Result<Self, Error> {
+    pub(crate) async fn open(origin: Box<dyn Origin>, options: &Options) -> Result<Self, Error> {
         let hop = Hop::default();
         let client = client(options, &hop).map_err(|error| Error::setup(&error))?;
-        let server = Server { client, name: url.to_string(), url, options: options.clone(), hop };
+        let server = Server { client, name: origin.name(), origin, options: options.clone(), hop };
         let mut attempts = 1;
         let answer = loop {
             match server.ask(Wanted::ALL, None).await {
@@ -245,8 +246,9 @@ impl Server {
     /// Makes one request, and checks that the answer is the one to it: the wanted bytes, of the
     /// version that is known.
     async fn ask(&self, wanted: Wanted, known: Option<&Facts>) -> Result<Response, Error> {
-        let mut request =
-            self.client.get(self.url.expose().clone()).header(ACCEPT_ENCODING, "identity");
+        let Location { url, headers } = self.origin.locate().await?;
+        let request = self.client.get(url.expose().clone()).headers(headers);
+        let mut request = request.header(ACCEPT_ENCODING, "identity");
         if let Some(range) = wanted.header() {
             request = request.header(RANGE, range);
             if let Some(validator) = known.and_then(|facts| facts.validator.as_ref()) {
@@ -258,15 +260,21 @@ impl Server {
         let answer = match timeout(limit, request.send()).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                return Err(Error::request(&self.url, self.hop.get().as_ref(), &error));
+                return Err(Error::request(&url, self.hop.get().as_ref(), &error));
             }
             Err(_) => return Err(Error::no_answer(&self.name, limit)),
         };
-        self.check(&answer, wanted, known)?;
+        self.check(&url, &answer, wanted, known)?;
         Ok(answer)
     }
 
-    fn check(&self, answer: &Response, wanted: Wanted, known: Option<&Facts>) -> Result<(), Error> {
+    fn check(
+        &self,
+        url: &SafeUrl,
+        answer: &Response,
+        wanted: Wanted,
+        known: Option<&Facts>,
+    ) -> Result<(), Error> {
         let headers = answer.headers();
         let status = answer.status();
         let ranged = wanted.header().is_some();
@@ -275,7 +283,7 @@ impl Server {
             StatusCode::PARTIAL_CONTENT if ranged => content_range(headers),
             _ => {
                 let (status, retry_after) = (status.as_u16(), retry_after(headers));
-                return Err(Error::status(&self.url, answer.url(), status, retry_after));
+                return Err(Error::status(url, answer.url(), status, retry_after));
             }
         };
         if let Some(coding) = encoded(headers) {

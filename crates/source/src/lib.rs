@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod http;
 mod object;
+mod origin;
 mod range;
 mod retry;
 mod validator;
@@ -66,7 +67,10 @@ impl Default for Options {
 pub async fn open(source: &Source, options: &Options) -> Result<Object, Error> {
     match source {
         Source::File(path) => file::File::open(path).await.map(Object::from),
-        Source::Http(url) => http::Http::open(url.clone(), options).await.map(Object::from),
+        Source::Http(url) => {
+            http::Http::open(Box::new(url.clone()), options).await.map(Object::from)
+        }
+        other => Err(Error::unsupported(other)),
     }
 }
 

@@ -11,6 +11,7 @@ mod explain;
 mod hint;
 mod name;
 mod request;
+mod secret;
 mod size;
 mod source;
 mod url;
@@ -21,8 +22,9 @@ pub use explain::{Class, Explain, exit_code};
 pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
 pub use request::{ImportRequest, OutputFormat, ParseOutputFormatError, Target};
+pub use secret::{Credentials, Secret};
 pub use size::{ByteSize, FILESYSTEM_OVERHEAD, ParseSizeError};
-pub use source::{ParseSourceError, Source};
+pub use source::{ImageLayout, ObjectName, ParseSourceError, Source, StoredImage};
 pub use url::{ParseUrlError, SafeUrl};
 pub use vm::{
     EngineChoice, GuestEnd, ParseEngineError, ParseRunStrategyError, RunStrategy, VmDisk, VmSpec,

@@ -1,0 +1,44 @@
+//! Where an object of HTTP is, and what must be sent along to get it.
+//!
+//! Presigned URLs and tokens run out in the midst of a long transfer, so the answer is asked for
+//! anew before each request; an origin that has to work for it keeps it as long as it is good.
+
+use std::fmt;
+use std::future::{Future, ready};
+use std::pin::Pin;
+
+use bootyard_spec::SafeUrl;
+use reqwest::header::HeaderMap;
+
+use crate::Error;
+
+/// One object of one server, however the way to it is found.
+pub(crate) trait Origin: fmt::Debug + Send + Sync {
+    /// The object's name for messages, without secrets: what the user gave.
+    fn name(&self) -> String;
+
+    /// What the next request is sent to.
+    fn locate(&self) -> Locating<'_>;
+}
+
+/// The future of [`Origin::locate`].
+pub(crate) type Locating<'a> = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send + 'a>>;
+
+/// What one request is sent to.
+#[derive(Debug, Clone)]
+pub(crate) struct Location {
+    pub(crate) url: SafeUrl,
+    /// Headers besides those of the engine. Never sent to another host by a redirect.
+    pub(crate) headers: HeaderMap,
+}
+
+/// The URL as it stands.
+impl Origin for SafeUrl {
+    fn name(&self) -> String {
+        self.to_string()
+    }
+
+    fn locate(&self) -> Locating<'_> {
+        Box::pin(ready(Ok(Location { url: self.clone(), headers: HeaderMap::new() })))
+    }
+}
