@@ -227,7 +227,7 @@ impl Import<'_> {
         self.events.event(Event::Phase(Phase::Transferring));
         let (pumped, decoded, verifier) = thread::scope(|scope| {
             let (digest, chunks) = mpsc::channel(CHUNKS_QUEUED);
-            let verifier = Verifier::new(self.request.checksum.clone());
+            let verifier = Verifier::new(self.request.checksum.clone().into_iter().collect());
             let tap = spawn(scope, "digest", move || tap(verifier, seen, chunks))?;
             let (decode, chunks) = mpsc::channel(CHUNKS_QUEUED);
             let (sink, options) = (Arc::clone(&output), self.decoder_options(staged, &fault));

@@ -9,6 +9,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use sha2::Digest as _;
+use sha2::digest::common::hazmat::SerializableState;
+use sha2::digest::typenum::Unsigned;
 
 /// A digest algorithm that CDI and the published checksum files use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,18 +132,21 @@ impl fmt::Debug for Digest {
 
 /// Hashes the bytes of a source as they pass, and gives the verdict when the last has passed.
 ///
-/// SHA-256 is always taken, so that every report names what was imported; a digest of another
-/// algorithm, if one was given, is taken besides.
+/// SHA-256 is always taken, so that every report names what was imported; what is to be compared
+/// in other algorithms is taken besides.
+#[derive(Clone)]
 pub struct Verifier {
-    sha256: sha2::Sha256,
-    other: Option<Other>,
-    expected: Option<Digest>,
+    /// SHA-256 first, and each algorithm once.
+    hashers: Vec<Hasher>,
+    expected: Vec<Digest>,
     len: u64,
 }
 
-enum Other {
+#[derive(Clone)]
+enum Hasher {
     Md5(md5::Md5),
     Sha1(sha1::Sha1),
+    Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
 
@@ -158,52 +163,122 @@ pub struct Verified {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("checksum mismatch: expected {expected}, got {got}")]
 pub struct VerifyError {
-    /// The digest that the caller gave.
+    /// The digest that was expected.
     pub expected: Digest,
     /// The digest of the bytes that came.
     pub got: Digest,
 }
 
-impl Verifier {
-    /// Starts with no bytes seen. With `expected` absent the verdict is always good, and
-    /// [`Verified::checked`] says that nothing was compared.
-    pub fn new(expected: Option<Digest>) -> Self {
-        let other = match expected.as_ref().map(Digest::algorithm) {
-            None | Some(Algorithm::Sha256) => None,
-            Some(Algorithm::Md5) => Some(Other::Md5(md5::Md5::default())),
-            Some(Algorithm::Sha1) => Some(Other::Sha1(sha1::Sha1::default())),
-            Some(Algorithm::Sha512) => Some(Other::Sha512(sha2::Sha512::default())),
+impl Hasher {
+    fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Md5 => Self::Md5(md5::Md5::default()),
+            Algorithm::Sha1 => Self::Sha1(sha1::Sha1::default()),
+            Algorithm::Sha256 => Self::Sha256(sha2::Sha256::default()),
+            Algorithm::Sha512 => Self::Sha512(sha2::Sha512::default()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Md5(hasher) => hasher.update(bytes),
+            Self::Sha1(hasher) => hasher.update(bytes),
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> Digest {
+        let (algorithm, bytes) = match self {
+            Self::Md5(hasher) => (Algorithm::Md5, hasher.finalize().to_vec()),
+            Self::Sha1(hasher) => (Algorithm::Sha1, hasher.finalize().to_vec()),
+            Self::Sha256(hasher) => (Algorithm::Sha256, hasher.finalize().to_vec()),
+            Self::Sha512(hasher) => (Algorithm::Sha512, hasher.finalize().to_vec()),
         };
-        Self { sha256: sha2::Sha256::default(), other, expected, len: 0 }
+        Digest { algorithm, bytes }
+    }
+
+    fn save(&self, state: &mut Vec<u8>) {
+        match self {
+            Self::Md5(hasher) => state.extend_from_slice(&hasher.serialize()),
+            Self::Sha1(hasher) => state.extend_from_slice(&hasher.serialize()),
+            Self::Sha256(hasher) => state.extend_from_slice(&hasher.serialize()),
+            Self::Sha512(hasher) => state.extend_from_slice(&hasher.serialize()),
+        }
+    }
+
+    /// Takes its state from the front of `state`.
+    fn restore(&mut self, state: &mut &[u8]) -> Option<()> {
+        match self {
+            Self::Md5(hasher) => restore(hasher, state),
+            Self::Sha1(hasher) => restore(hasher, state),
+            Self::Sha256(hasher) => restore(hasher, state),
+            Self::Sha512(hasher) => restore(hasher, state),
+        }
+    }
+}
+
+fn restore<T: SerializableState>(hasher: &mut T, state: &mut &[u8]) -> Option<()> {
+    let (own, rest) = state.split_at_checked(T::SerializedStateSize::USIZE)?;
+    *hasher = T::deserialize(own.try_into().ok()?).ok()?;
+    *state = rest;
+    Some(())
+}
+
+impl Verifier {
+    /// Starts with no bytes seen. With nothing expected the verdict is always good, and
+    /// [`Verified::checked`] says that nothing was compared.
+    pub fn new(expected: Vec<Digest>) -> Self {
+        let mut algorithms = vec![Algorithm::Sha256];
+        for digest in &expected {
+            if !algorithms.contains(&digest.algorithm) {
+                algorithms.push(digest.algorithm);
+            }
+        }
+        let hashers = algorithms.into_iter().map(Hasher::new).collect();
+        Self { hashers, expected, len: 0 }
     }
 
     /// Takes the next bytes, in the order in which the source gives them.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.sha256.update(bytes);
-        match &mut self.other {
-            None => {}
-            Some(Other::Md5(hasher)) => hasher.update(bytes),
-            Some(Other::Sha1(hasher)) => hasher.update(bytes),
-            Some(Other::Sha512(hasher)) => hasher.update(bytes),
-        }
+        self.hashers.iter_mut().for_each(|hasher| hasher.update(bytes));
         self.len += bytes.len() as u64;
+    }
+
+    /// How many bytes it has seen.
+    pub const fn seen(&self) -> u64 {
+        self.len
+    }
+
+    /// What [`Verifier::restore`] goes on from, in a process to come. Some hundred bytes.
+    pub fn save(&self) -> Vec<u8> {
+        let mut state = self.len.to_le_bytes().to_vec();
+        self.hashers.iter().for_each(|hasher| hasher.save(&mut state));
+        state
+    }
+
+    /// The verifier whose state was saved; `None` if it was one for other algorithms, or the state
+    /// is no such state.
+    pub fn restore(expected: Vec<Digest>, state: &[u8]) -> Option<Self> {
+        let (len, mut state) = state.split_first_chunk()?;
+        let mut verifier = Self::new(expected);
+        verifier.len = u64::from_le_bytes(*len);
+        verifier.hashers.iter_mut().try_for_each(|hasher| hasher.restore(&mut state))?;
+        state.is_empty().then_some(verifier)
     }
 
     /// Gives the verdict over everything seen.
     pub fn finish(self) -> Result<Verified, VerifyError> {
-        let sha256 =
-            Digest { algorithm: Algorithm::Sha256, bytes: self.sha256.finalize().to_vec() };
-        let (algorithm, bytes) = match self.other {
-            None => (Algorithm::Sha256, sha256.bytes.clone()),
-            Some(Other::Md5(hasher)) => (Algorithm::Md5, hasher.finalize().to_vec()),
-            Some(Other::Sha1(hasher)) => (Algorithm::Sha1, hasher.finalize().to_vec()),
-            Some(Other::Sha512(hasher)) => (Algorithm::Sha512, hasher.finalize().to_vec()),
-        };
-        let got = Digest { algorithm, bytes };
-        match self.expected {
-            Some(expected) if expected != got => Err(VerifyError { expected, got }),
-            checked => Ok(Verified { sha256, checked, len: self.len }),
+        let got: Vec<Digest> = self.hashers.into_iter().map(Hasher::finish).collect();
+        for expected in &self.expected {
+            let own = got.iter().find(|digest| digest.algorithm == expected.algorithm);
+            if let Some(got) = own.filter(|got| *got != expected) {
+                return Err(VerifyError { expected: expected.clone(), got: got.clone() });
+            }
         }
+        let checked = self.expected.into_iter().next();
+        let sha256 = got.into_iter().next().expect("SHA-256 is always taken");
+        Ok(Verified { sha256, checked, len: self.len })
     }
 }
 
@@ -222,7 +297,7 @@ impl Verified {
         &self.sha256
     }
 
-    /// The digest that was asked for and agreed; `None` where the caller gave none.
+    /// The first digest that was expected, and agreed; `None` where there was none.
     pub const fn checked(&self) -> Option<&Digest> {
         self.checked.as_ref()
     }
@@ -247,7 +322,7 @@ mod tests {
     ];
 
     fn verify(expected: Option<&str>, parts: &[&str]) -> Result<Verified, VerifyError> {
-        let mut verifier = Verifier::new(expected.map(|d| d.parse().unwrap()));
+        let mut verifier = Verifier::new(expected.iter().map(|d| d.parse().unwrap()).collect());
         parts.iter().for_each(|part| verifier.update(part.as_bytes()));
         verifier.finish()
     }
@@ -267,6 +342,34 @@ mod tests {
         for digest in ABC {
             let error = verify(Some(digest), &["abd"]).unwrap_err();
             assert_eq!(error.expected.to_string(), digest);
+        }
+    }
+
+    #[test]
+    fn of_several_expected_digests_all_must_agree() {
+        let expected = |digests: &[&str]| digests.iter().map(|d| d.parse().unwrap()).collect();
+        let mut verifier = Verifier::new(expected(&ABC));
+        verifier.update(b"abc");
+        assert_eq!(verifier.finish().unwrap().checked().unwrap().to_string(), ABC[0]);
+        let wrong = ABC[1].replace("a9993e", "a9993f");
+        let mut verifier = Verifier::new(expected(&[ABC[2], &wrong]));
+        verifier.update(b"abc");
+        assert_eq!(verifier.finish().unwrap_err().got.to_string(), ABC[1]);
+    }
+
+    #[test]
+    fn a_saved_state_goes_on_as_if_nothing_had_happened() {
+        let expected: Vec<Digest> = ABC.iter().map(|d| d.parse().unwrap()).collect();
+        for cut in 0..=3 {
+            let mut verifier = Verifier::new(expected.clone());
+            verifier.update(&b"abc"[..cut]);
+            let state = verifier.save();
+            let mut restored = Verifier::restore(expected.clone(), &state).unwrap();
+            assert_eq!(restored.seen(), cut as u64);
+            restored.update(&b"abc"[cut..]);
+            assert!(restored.finish().is_ok());
+            assert!(Verifier::restore(expected.clone(), &state[1..]).is_none());
+            assert!(Verifier::restore(Vec::new(), &state).is_none());
         }
     }
 

@@ -13,7 +13,7 @@ use super::*;
 use crate::Store;
 
 fn verified() -> Verified {
-    Verifier::new(None).finish().unwrap()
+    Verifier::new(Vec::new()).finish().unwrap()
 }
 
 fn data(offset: u64, bytes: &[u8]) -> Piece<'_> {
