@@ -189,11 +189,11 @@ impl Error {
 
     /// The validator or the length is not the one of the answer that the stream started with.
     pub(crate) fn changed(name: &str, old: Option<&Validator>, new: Option<&Validator>) -> Self {
-        let shown = |v: Option<&Validator>| v.map_or("none".to_owned(), ToString::to_string);
-        let what = if old == new {
-            format!("`{name}` changed its length while it was read")
-        } else {
-            format!("`{name}` changed while it was read: was {}, is {}", shown(old), shown(new))
+        let what = match old.zip(new) {
+            Some((old, new)) if old != new => {
+                format!("`{name}` changed while it was read: was {old}, is {new}")
+            }
+            _ => format!("`{name}` changed its length while it was read"),
         };
         Self::new(ErrorKind::Changed, what)
     }

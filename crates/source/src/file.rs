@@ -12,8 +12,8 @@ use rustix::fs::Advice;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use crate::Error;
 use crate::error::Progress;
+use crate::{Error, Start, Validator};
 
 /// The bytes of one read: large enough that the calls cost nothing beside the copying.
 const BLOCK: u64 = 1 << 20;
@@ -27,20 +27,37 @@ pub(crate) struct File {
     name: String,
     file: Arc<fs_err::File>,
     len: u64,
+    validator: Option<Validator>,
     received: u64,
     /// The blocks as a thread reads them; started by the first call of `next`.
     blocks: Option<mpsc::Receiver<io::Result<Bytes>>>,
 }
 
 impl File {
-    pub(crate) async fn open(path: &Path) -> Result<Self, Error> {
-        let path = path.to_owned();
+    pub(crate) async fn open_at(path: &Path, start: &Start) -> Result<Self, Error> {
+        let (path, start) = (path.to_owned(), start.clone());
         blocking(move || {
-            let (file, len) = open(&path)?;
             let name = path.display().to_string();
-            Ok(Self { path, name, file: Arc::new(file), len, received: 0, blocks: None })
+            let (mut file, len) = open(&path)?;
+            let metadata = file.metadata().map_err(|error| Error::file(&path, error))?;
+            let validator = Validator::of_file(&metadata);
+            let changed = start.validator.is_some() && start.validator != validator;
+            if changed || start.at > len {
+                return Err(Error::changed(&name, start.validator.as_ref(), validator.as_ref()));
+            }
+            let received = start.at;
+            file.seek(SeekFrom::Start(received)).map_err(|error| Error::file(&path, error))?;
+            Ok(Self { path, name, file: Arc::new(file), len, validator, received, blocks: None })
         })
         .await
+    }
+
+    pub(crate) fn validator(&self) -> Option<&Validator> {
+        self.validator.as_ref()
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -52,7 +69,8 @@ impl File {
     }
 
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        let blocks = self.blocks.get_or_insert_with(|| read_ahead(&self.file, self.len));
+        let blocks =
+            self.blocks.get_or_insert_with(|| read_ahead(&self.file, self.received..self.len));
         match blocks.recv().await {
             Some(Ok(block)) => {
                 self.received += block.len() as u64;
@@ -103,18 +121,17 @@ fn open(path: &Path) -> Result<(fs_err::File, u64), Error> {
     let mut file = fs_err::File::open(path).map_err(fail)?;
     // A block device has no length in its metadata.
     let len = file.seek(SeekFrom::End(0)).map_err(fail)?;
-    file.rewind().map_err(fail)?;
     Ok((file, len))
 }
 
-/// Reads the first `len` bytes block by block on a thread of its own.
-fn read_ahead(file: &Arc<fs_err::File>, len: u64) -> mpsc::Receiver<io::Result<Bytes>> {
+/// Reads `part`, at whose start the file stands, block by block on a thread of its own.
+fn read_ahead(file: &Arc<fs_err::File>, part: Range<u64>) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let file = Arc::clone(file);
     spawn_blocking(move || {
         // Only advice: a file system that does not take it reads a little slower.
         let _ = rustix::fs::fadvise(file.file(), 0, None, Advice::Sequential);
-        let mut left = len;
+        let mut left = part.end - part.start;
         while left > 0 {
             let block = read_block(&file, left.min(BLOCK));
             let read = block.as_ref().map_or(0, |block| block.len() as u64);

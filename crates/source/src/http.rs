@@ -24,9 +24,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::Progress;
 use crate::origin::{Location, Origin};
-use crate::range::{ContentRange, Wanted};
+use crate::range::{ContentRange, Wanted, total_of_unsatisfied};
 use crate::retry::{Failure, Stage, decide};
-use crate::{Error, Options, Validator};
+use crate::{Error, Options, Start, Validator};
 
 /// How many redirects are followed: what browsers and curl users are used to is enough for mirrors.
 pub(crate) const REDIRECTS_MAX: usize = 10;
@@ -90,31 +90,43 @@ struct Server {
 struct Hop(Arc<Mutex<Option<Url>>>);
 
 impl Http {
-    pub(crate) async fn open(origin: Box<dyn Origin>, options: &Options) -> Result<Self, Error> {
+    pub(crate) async fn open_at(
+        origin: Box<dyn Origin>,
+        options: &Options,
+        start: &Start,
+    ) -> Result<Self, Error> {
         let hop = Hop::default();
         let client = client(options, &hop).map_err(|error| Error::setup(&error))?;
         let server = Server { client, name: origin.name(), origin, options: options.clone(), hop };
+        let wanted = Wanted { start: start.at, end: None };
+        let known = Facts::before(start);
         let mut attempts = 1;
         let answer = loop {
-            match server.ask(Wanted::ALL, None).await {
+            match server.ask(wanted, &known).await {
                 Ok(answer) => break answer,
                 Err(error) => server.pause(error, attempts, Stage::Start).await?,
             }
             attempts += 1;
         };
-        let facts = Facts::of(&answer);
+        let facts = Facts::of(&answer, start);
+        let finished = is_at_end(&answer);
         Ok(Self {
             server,
             facts,
-            body: Some(answer),
-            received: 0,
+            body: Some(answer).filter(|_| !finished),
+            received: start.at,
             requests: attempts,
             attempts,
-            counted: 0,
+            counted: start.at,
             gathered: BytesMut::new(),
             met: None,
-            finished: false,
+            finished,
         })
+    }
+
+    /// The offset of the byte behind the last one that was given out.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -136,7 +148,9 @@ impl Http {
                 Ok(None) => self.finished = true,
                 Err(error) => {
                     self.body = None;
-                    self.body = Some(self.resume(error).await?);
+                    let answer = self.resume(error).await?;
+                    self.finished = is_at_end(&answer);
+                    self.body = Some(answer).filter(|_| !self.finished);
                 }
             }
         }
@@ -215,10 +229,9 @@ impl Http {
             pause.map_err(told)?;
             self.attempts += 1;
             self.requests += 1;
-            match self.server.ask(wanted, Some(&self.facts)).await {
+            match self.server.ask(wanted, &self.facts).await {
                 Ok(answer) => {
-                    let range = content_range(answer.headers());
-                    self.facts.len = self.facts.len.or_else(|| range?.total);
+                    self.facts.len = self.facts.len.or_else(|| total(&answer));
                     return Ok(answer);
                 }
                 Err(next) => error = next,
@@ -245,14 +258,14 @@ impl Http {
 impl Server {
     /// Makes one request, and checks that the answer is the one to it: the wanted bytes, of the
     /// version that is known.
-    async fn ask(&self, wanted: Wanted, known: Option<&Facts>) -> Result<Response, Error> {
+    async fn ask(&self, wanted: Wanted, known: &Facts) -> Result<Response, Error> {
         let Location { url, headers } = self.origin.locate().await?;
         let request = self.client.get(url.expose().clone()).headers(headers);
         let mut request = request.header(ACCEPT_ENCODING, "identity");
         if let Some(range) = wanted.header() {
             request = request.header(RANGE, range);
-            if let Some(validator) = known.and_then(|facts| facts.validator.as_ref()) {
-                request = request.header(IF_RANGE, validator.as_str());
+            if let Some(value) = known.validator.as_ref().and_then(Validator::if_range) {
+                request = request.header(IF_RANGE, value);
             }
         }
         self.hop.set(None);
@@ -273,7 +286,7 @@ impl Server {
         url: &SafeUrl,
         answer: &Response,
         wanted: Wanted,
-        known: Option<&Facts>,
+        known: &Facts,
     ) -> Result<(), Error> {
         let headers = answer.headers();
         let status = answer.status();
@@ -281,6 +294,7 @@ impl Server {
         let range = match status {
             StatusCode::OK => None,
             StatusCode::PARTIAL_CONTENT if ranged => content_range(headers),
+            StatusCode::RANGE_NOT_SATISFIABLE if total(answer).is_some() => None,
             _ => {
                 let (status, retry_after) = (status.as_u16(), retry_after(headers));
                 return Err(Error::status(url, answer.url(), status, retry_after));
@@ -289,16 +303,15 @@ impl Server {
         if let Some(coding) = encoded(headers) {
             return Err(Error::bad_answer(&self.name, "no `Content-Encoding`", coding));
         }
-        let total = match &range {
-            Some(range) => range.total,
-            None => answer.content_length().filter(|_| status == StatusCode::OK),
-        };
-        let Some(known) = known else { return Ok(()) };
+        let total = total(answer);
         let now = Validator::from_headers(headers);
-        if known.contradicts(now.as_ref(), total) {
+        let ends_before = status == StatusCode::RANGE_NOT_SATISFIABLE && total < Some(wanted.start);
+        if ends_before || known.contradicts(now.as_ref(), total) {
             return Err(Error::changed(&self.name, known.validator.as_ref(), now.as_ref()));
         }
         match range {
+            // There is nothing behind the bytes that have come: the object ends there.
+            None if is_at_end(answer) && total == Some(wanted.start) => Ok(()),
             Some(range) if range.answers(wanted, known.len) => Ok(()),
             None if !ranged => Ok(()),
             None if status == StatusCode::OK => Err(Error::no_ranges(&self.name)),
@@ -326,7 +339,7 @@ impl Server {
     async fn part(&self, range: Range<u64>, known: &Facts) -> Result<Bytes, Error> {
         let len = range.end - range.start;
         let mut answer =
-            self.ask(Wanted { start: range.start, end: Some(range.end) }, Some(known)).await?;
+            self.ask(Wanted { start: range.start, end: Some(range.end) }, known).await?;
         let mut part = BytesMut::new();
         loop {
             let progress = Progress { received: part.len() as u64, len: Some(len) };
@@ -383,16 +396,29 @@ impl Hop {
 }
 
 impl Facts {
-    fn of(answer: &Response) -> Self {
-        let (headers, len) = (answer.headers(), answer.content_length());
+    /// What an earlier reader's stop tells: that it was promised ranges, or had none of the bytes.
+    fn before(start: &Start) -> Self {
+        Self {
+            len: None,
+            validator: start.validator.clone(),
+            accepts_ranges: start.at > 0,
+            content_type: None,
+            ends_surely: false,
+        }
+    }
+
+    fn of(answer: &Response, start: &Start) -> Self {
+        let (headers, len) = (answer.headers(), total(answer));
         let accepts = text(headers, ACCEPT_RANGES);
         let last = headers.get_all(TRANSFER_ENCODING).iter().next_back();
         let codings = last.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let coding = codings.rsplit(',').next().unwrap_or_default();
         Self {
             len,
-            validator: Validator::from_headers(headers),
-            accepts_ranges: accepts.is_some_and(|unit| unit.eq_ignore_ascii_case("bytes")),
+            // A 206 to `If-Range` may leave the time out (§15.3.7).
+            validator: Validator::from_headers(headers).or_else(|| start.validator.clone()),
+            accepts_ranges: start.at > 0
+                || accepts.is_some_and(|unit| unit.eq_ignore_ascii_case("bytes")),
             content_type: text(headers, CONTENT_TYPE).map(str::to_owned),
             ends_surely: len.is_some() || coding.trim().eq_ignore_ascii_case("chunked"),
         }
@@ -430,6 +456,23 @@ fn client(options: &Options, hop: &Hop) -> Result<Client, reqwest::Error> {
     let system = Client::builder().tls_certs_merge(extra.clone());
     // A machine without any authorities can still read plain HTTP; HTTPS then fails by itself.
     builder(system).or_else(|_| builder(Client::builder().tls_certs_only(extra)))
+}
+
+/// Whether the answer says that the object has no byte where the wanted ones begin.
+fn is_at_end(answer: &Response) -> bool {
+    answer.status() == StatusCode::RANGE_NOT_SATISFIABLE
+}
+
+/// The length of the whole object, as an answer announces it.
+fn total(answer: &Response) -> Option<u64> {
+    match answer.status() {
+        StatusCode::OK => answer.content_length(),
+        StatusCode::PARTIAL_CONTENT => content_range(answer.headers())?.total,
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            total_of_unsatisfied(text(answer.headers(), CONTENT_RANGE)?)
+        }
+        _ => None,
+    }
 }
 
 fn content_range(headers: &HeaderMap) -> Option<ContentRange> {

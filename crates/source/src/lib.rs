@@ -23,7 +23,7 @@ use bootyard_spec::Source;
 
 pub use error::{Error, ErrorKind};
 pub use object::Object;
-pub use validator::Validator;
+pub use validator::{ParseValidatorError, Validator};
 
 /// How patiently a source is read. The defaults suit an image server on the internet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,17 @@ pub struct Options {
     pub user_agent: String,
     /// Certificates (PEM) of authorities that are trusted besides the system's. Default none.
     pub extra_ca: Vec<u8>,
+}
+
+/// Where a stream begins, and in which version of the object. The default is the first byte of
+/// whatever is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Start {
+    /// The offset of the first byte that is wanted.
+    pub at: u64,
+    /// The version that the bytes before `at` came from. Without one nothing but the length can tell
+    /// that it is another.
+    pub validator: Option<Validator>,
 }
 
 impl Default for Options {
@@ -65,10 +76,20 @@ impl Default for Options {
 ///
 /// If there is nothing to read, after the retries that [`Options`] allow.
 pub async fn open(source: &Source, options: &Options) -> Result<Object, Error> {
+    open_at(source, options, &Start::default()).await
+}
+
+/// Opens a source to read it on from where another reader stopped.
+///
+/// # Errors
+///
+/// As [`open`]. [`ErrorKind::Changed`] if the source is another version than the one that `start`
+/// names, or ends before it; [`ErrorKind::NoRanges`] if it can only be read from its first byte.
+pub async fn open_at(source: &Source, options: &Options, start: &Start) -> Result<Object, Error> {
     match source {
-        Source::File(path) => file::File::open(path).await.map(Object::from),
+        Source::File(path) => file::File::open_at(path, start).await.map(Object::from),
         Source::Http(url) => {
-            http::Http::open(Box::new(url.clone()), options).await.map(Object::from)
+            http::Http::open_at(Box::new(url.clone()), options, start).await.map(Object::from)
         }
         other => Err(Error::unsupported(other)),
     }

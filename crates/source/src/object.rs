@@ -8,7 +8,7 @@ use crate::{Error, Validator};
 
 /// An opened source.
 ///
-/// The stream starts at the first byte and goes forward once. Ranged reads are independent of it
+/// The stream starts at the first byte, or at [`Start::at`](crate::Start), and goes forward once. Ranged reads are independent of it
 /// and of each other.
 #[derive(Debug)]
 pub struct Object(Transport);
@@ -49,8 +49,16 @@ impl Object {
     /// What tells this version of the object from another one.
     pub fn validator(&self) -> Option<&Validator> {
         match &self.0 {
-            Transport::File(_) => None,
+            Transport::File(file) => file.validator(),
             Transport::Http(http) => http.facts().validator.as_ref(),
+        }
+    }
+
+    /// The offset in the object of the byte that the stream gives next.
+    pub fn received(&self) -> u64 {
+        match &self.0 {
+            Transport::File(file) => file.received(),
+            Transport::Http(http) => http.received(),
         }
     }
 

@@ -35,6 +35,13 @@ fn parse(text: &str) -> Option<ContentRange> {
     (bytes && fits).then_some(ContentRange { bytes: first..end, total })
 }
 
+/// The length of the object in the `Content-Range` of a 416: `bytes */TOTAL`.
+pub(crate) fn total_of_unsatisfied(text: &str) -> Option<u64> {
+    let (unit, rest) = text.split_once(' ')?;
+    let total = number(rest.strip_prefix("*/")?)?;
+    unit.eq_ignore_ascii_case("bytes").then_some(total)
+}
+
 /// Digits only: `parse` alone would take a sign.
 fn number(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
@@ -64,9 +71,6 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// The whole object: a request without `Range`.
-    pub(crate) const ALL: Self = Self { start: 0, end: None };
-
     /// The value of the `Range` header, none for the whole object.
     pub(crate) fn header(self) -> Option<String> {
         let Self { start, end } = self;
@@ -104,6 +108,20 @@ mod tests {
     }
 
     #[test]
+    fn reads_the_total_of_an_unsatisfied_range() {
+        for (text, expected) in [
+            ("bytes */10", Some(10)),
+            ("Bytes */0", Some(0)),
+            ("bytes */*", None),
+            ("bytes */-1", None),
+            ("bytes 0-1/10", None),
+            ("lines */10", None),
+        ] {
+            assert_eq!(total_of_unsatisfied(text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn an_answer_must_be_exactly_what_was_asked() {
         let middle = Wanted { start: 2, end: Some(5) };
         let rest = Wanted { start: 2, end: None };
@@ -128,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_request_names_its_last_byte() {
-        assert_eq!(Wanted::ALL.header(), None);
+        assert_eq!(Wanted { start: 0, end: None }.header(), None);
         assert_eq!(Wanted { start: 5, end: None }.header().as_deref(), Some("bytes=5-"));
         assert_eq!(Wanted { start: 0, end: Some(1) }.header().as_deref(), Some("bytes=0-0"));
     }

@@ -1,24 +1,51 @@
 //! What tells one version of an object from another (RFC 9110 §8.8).
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::str::FromStr;
 
 use reqwest::header::{DATE, ETAG, HeaderMap, LAST_MODIFIED};
 
-/// A strong validator: two answers with the same one hold the same bytes.
+/// A strong validator: two answers with the same one hold the same bytes. `Display` and `FromStr`
+/// are a stable form of one line, for journals.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Validator {
     /// A strong entity tag with its quotes.
     ETag(String),
     /// The time of the last change, as the server wrote it.
     LastModified(String),
+    /// What the file system tells of a regular file.
+    File {
+        /// The length in bytes.
+        len: u64,
+        /// The time of the last change in nanoseconds since 1970.
+        modified: i128,
+        /// The file's number within its file system: another file that was renamed to this path
+        /// has another one.
+        inode: u64,
+    },
 }
 
+/// The text is not one that [`Validator`] shows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected an `ETag`, `Last-Modified` or `File`, got `{0}`")]
+pub struct ParseValidatorError(String);
+
 impl Validator {
-    /// The value for `If-Range`.
-    pub fn as_str(&self) -> &str {
+    /// The value for `If-Range`; a file has none.
+    pub(crate) fn if_range(&self) -> Option<&str> {
         match self {
-            Self::ETag(value) | Self::LastModified(value) => value,
+            Self::ETag(value) | Self::LastModified(value) => Some(value),
+            Self::File { .. } => None,
         }
+    }
+
+    /// What tells a regular file's version. A block device has nothing of the kind.
+    pub(crate) fn of_file(metadata: &std::fs::Metadata) -> Option<Self> {
+        let second = i128::from(metadata.mtime()) * 1_000_000_000;
+        let modified = second + i128::from(metadata.mtime_nsec());
+        let (len, inode) = (metadata.len(), metadata.ino());
+        metadata.is_file().then_some(Self::File { len, modified, inode })
     }
 
     /// The strong entity tag, or else the time of the last change. A weak tag (`W/`) says nothing
@@ -39,13 +66,53 @@ impl fmt::Display for Validator {
         match self {
             Self::ETag(tag) => write!(f, "ETag {tag}"),
             Self::LastModified(time) => write!(f, "Last-Modified {time}"),
+            Self::File { len, modified, inode } => {
+                write!(f, "File len={len} modified={modified} inode={inode}")
+            }
         }
+    }
+}
+
+impl FromStr for Validator {
+    type Err = ParseValidatorError;
+
+    fn from_str(text: &str) -> Result<Self, ParseValidatorError> {
+        parse(text).ok_or_else(|| ParseValidatorError(text.to_owned()))
+    }
+}
+
+fn parse(text: &str) -> Option<Validator> {
+    match text.split_once(' ')? {
+        ("ETag", tag) if tag.starts_with('"') => Some(Validator::ETag(tag.to_owned())),
+        ("Last-Modified", time) => Some(Validator::LastModified(time.to_owned())),
+        ("File", facts) => {
+            let (len, rest) = facts.strip_prefix("len=")?.split_once(" modified=")?;
+            let (modified, inode) = rest.split_once(" inode=")?;
+            let (len, inode) = (len.parse().ok()?, inode.parse().ok()?);
+            Some(Validator::File { len, modified: modified.parse().ok()?, inode })
+        }
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_validator_is_read_as_it_is_shown() {
+        for text in [
+            "ETag \"a b\"",
+            "Last-Modified Mon, 02 Jun 2025 10:00:00 GMT",
+            "File len=10 modified=1748858400000000001 inode=7",
+            "File len=0 modified=-1 inode=18446744073709551615",
+        ] {
+            assert_eq!(text.parse::<Validator>().unwrap().to_string(), text);
+        }
+        for text in ["", "ETag", "ETag W/\"a\"", "File len=1", "File len=x modified=1 inode=1"] {
+            assert_eq!(text.parse::<Validator>(), Err(ParseValidatorError(text.to_owned())));
+        }
+    }
 
     #[test]
     fn only_strong_validators_count() {

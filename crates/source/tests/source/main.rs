@@ -4,6 +4,7 @@
 mod errors;
 mod file;
 mod http;
+mod start;
 
 use std::time::Duration;
 
