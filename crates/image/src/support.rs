@@ -38,6 +38,15 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// The first `size` bytes of the disk, however it came together.
+    pub(crate) fn bytes(&self, size: u64) -> Vec<u8> {
+        let mut disk = self.disk.lock().unwrap().clone();
+        disk.resize(size as usize, 0);
+        disk
+    }
+}
+
 impl Sink for Memory {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
         let len = match piece.body {
@@ -66,6 +75,7 @@ pub(crate) fn options(workers: usize) -> Options {
         workers: NonZeroUsize::new(workers).unwrap(),
         spill: Box::new(spill),
         spill_limit: SIZE_MAX,
+        checkpoints: false,
     }
 }
 

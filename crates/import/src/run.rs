@@ -272,7 +272,12 @@ impl Import<'_> {
         };
         let workers = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let workers = workers.min(WORKERS_MAX);
-        stream::Options { workers, spill: Box::new(spill), spill_limit: SPILL_MAX }
+        stream::Options {
+            workers,
+            spill: Box::new(spill),
+            spill_limit: SPILL_MAX,
+            checkpoints: false,
+        }
     }
 
     /// Moves the source's chunks into both queues until it ends. A receiver that is gone has

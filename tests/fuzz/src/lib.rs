@@ -152,8 +152,12 @@ fn read_all(disk: &dyn Disk) {
 fn stream(file: &[u8], disk_max: u64) -> Option<(u64, Data)> {
     let sink = Arc::new(Memory { data: Mutex::default(), disk_max });
     let spill = || Ok(Box::new(Spill::default()) as Box<dyn Storage>);
-    let options =
-        Options { workers: NonZeroUsize::MIN, spill: Box::new(spill), spill_limit: DATA_MAX };
+    let options = Options {
+        workers: NonZeroUsize::MIN,
+        spill: Box::new(spill),
+        spill_limit: DATA_MAX,
+        checkpoints: false,
+    };
     let mut chunks = chunks(file);
     let mut head = Head::new();
     for chunk in chunks.by_ref() {

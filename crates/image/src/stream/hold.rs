@@ -95,6 +95,11 @@ impl Hold {
         self.limit_runs()
     }
 
+    /// Sets `len` zeros aside, as [`Hold::keep`] does.
+    pub(crate) fn keep_zeros(&mut self, at: u64, len: u64) {
+        self.note(at, Run::Zero(len));
+    }
+
     fn keep_data(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         if bytes.is_empty() {
             return Ok(());

@@ -16,9 +16,11 @@ mod gather;
 mod hold;
 mod pool;
 mod raw;
+mod resume;
 mod route;
 mod unpack;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -36,6 +38,8 @@ use crate::{parallels, qcow1, qcow2, qed, vdi, vhd, vhdx, vmdk};
 
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
+use resume::Recorder;
+pub use resume::{Checkpoint, Kept, KeptBytes};
 pub(crate) use unpack::look;
 
 /// Storage that is written and read back.
@@ -182,6 +186,8 @@ pub struct Options {
     pub spill: Box<dyn FnMut() -> io::Result<Box<dyn Storage>> + Send>,
     /// How many bytes may be written there.
     pub spill_limit: u64,
+    /// Whether [`Decoder::checkpoint`] will be asked.
+    pub checkpoints: bool,
 }
 
 impl fmt::Debug for Options {
@@ -215,6 +221,22 @@ pub(crate) trait Push: fmt::Debug + Send {
     /// Takes the next part.
     fn push(&mut self, part: Bytes, pool: &mut Pool) -> Result<(), Error>;
 
+    /// Where the stream would have to be given again from, if everything handed to the pool so far
+    /// is stored; `None` if that is not known, or its beginning.
+    fn settled(&self) -> Option<u64> {
+        None
+    }
+
+    /// What of the stream before that must be given again, as far as it is new.
+    fn take_kept(&mut self) -> Vec<Kept> {
+        Vec::new()
+    }
+
+    /// Takes what was kept, in the order of the stream, and goes on where it was made to.
+    fn replay(&mut self, _kept: &[Kept], _pool: &mut Pool) -> Result<(), Error> {
+        Err(Error::new(ErrorKind::Unsupported, "a stream of this format cannot be resumed"))
+    }
+
     /// The stream has ended: hands the last pieces to `pool`.
     fn finish(self: Box<Self>, pool: &mut Pool) -> Result<Ended, Error>;
 }
@@ -247,14 +269,44 @@ impl Decoder {
     /// Starts the worker threads and decodes what `head` has collected.
     pub fn new(mut head: Head, sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
         let work = match &head.end()?.chain[..] {
-            [_] => Work::Direct(Direct::new(&head.bytes, sink, options)?),
-            _ => Work::Unpack(unpack::Thread::start(sink, options)?),
+            [_] => Work::Direct(Direct::new(&head.bytes, sink, options, 0)?),
+            _ => {
+                let options = Options { checkpoints: false, ..options };
+                Work::Unpack(unpack::Thread::start(sink, options)?)
+            }
         };
         let mut decoder = Self { gather: Gather::default(), work };
         for chunk in head.chunks {
             decoder.push(chunk)?;
         }
         Ok(decoder)
+    }
+
+    /// A decoder that goes on at the offset `at` of a stream whose earlier bytes one has decoded that
+    /// was settled there or farther on. `kept` is what that one's checkpoints have given, in order.
+    ///
+    /// Fails where these do not suffice.
+    pub fn resume(
+        mut kept: Vec<Kept>,
+        at: u64,
+        sink: Arc<dyn Sink>,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let lost = || Error::new(ErrorKind::Unsupported, "the image's head was not kept");
+        let first = kept.first().filter(|kept| kept.at == 0).ok_or_else(lost)?;
+        let KeptBytes::Data(head) = first.bytes.clone() else { return Err(lost()) };
+        kept.sort_by_key(|kept| kept.at);
+        let mut direct = Direct::new(&head, sink, options, at)?;
+        direct.input.replay(&kept, &mut direct.pool)?;
+        Ok(Self { gather: Gather::default(), work: Work::Direct(direct) })
+    }
+
+    /// How far the decoder has come, so that another one could go on there.
+    pub fn checkpoint(&mut self) -> Checkpoint {
+        match &mut self.work {
+            Work::Direct(direct) => direct.checkpoint(),
+            Work::Unpack(_) => Checkpoint::default(),
+        }
     }
 
     /// Takes the next chunk. Waits while the workers have enough to do. An error may be that of an
@@ -293,37 +345,70 @@ struct Direct {
     format: Format,
     input: Box<dyn Push>,
     pool: Pool,
+    /// The first bytes, until a checkpoint has given them out.
+    head: Option<Bytes>,
+    /// Offsets that are settled once the pool has stored what comes before a mark.
+    settling: VecDeque<(u64, u64)>,
+    checkpoints: bool,
 }
 
+/// How far apart the offsets are that a checkpoint can tell.
+const CHECKPOINT_STEP: u64 = 1 << 20;
+
 impl Direct {
-    /// Starts the worker threads. `head` is as much as [`head_len`] asks for.
-    fn new(head: &[u8], sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
+    /// Starts the worker threads. `head` is as much as [`head_len`] asks for. The stream will be
+    /// given from `at` on, after a replay if that is not its beginning.
+    fn new(head: &[u8], sink: Arc<dyn Sink>, options: Options, at: u64) -> Result<Self, Error> {
         let format = probe(head)?.format;
+        let checkpoints = options.checkpoints;
         let hold = Hold::new(options.spill, options.spill_limit);
-        let start = |block| Pool::start(options.workers, block, sink);
+        let start = Start { hold, workers: options.workers, sink, checkpoints, at };
         let (input, pool): (Box<dyn Push>, Pool) = match format {
-            Format::Qcow2 => routed(qcow2::Map::new(&qcow2::Header::parse(head)?), hold, start)?,
+            Format::Qcow2 => start.routed(qcow2::Map::new(&qcow2::Header::parse(head)?))?,
             Format::Vmdk => match vmdk::Streamed::new(head)? {
-                vmdk::Streamed::Plain(map) => routed(map, hold, start)?,
+                vmdk::Streamed::Plain(map) => start.routed(map)?,
                 vmdk::Streamed::Packed(stream) => {
                     let block = stream.block();
-                    (Box::new(stream), start(block)?)
+                    (Box::new(stream), start.pool(block)?)
                 }
             },
-            Format::Vdi => routed(vdi::layout(head)?, hold, start)?,
-            Format::Vhd => routed(vhd::layout(head)?, hold, start)?,
-            Format::Vhdx => routed(vhdx::Map::default(), hold, start)?,
-            Format::Parallels => routed(parallels::layout(head)?, hold, start)?,
-            Format::Qcow1 => routed(qcow1::layout(head)?, hold, start)?,
-            Format::Qed => routed(qed::layout(head)?, hold, start)?,
-            _ => (Box::new(raw::Raw::default()), start(0)?),
+            Format::Vdi => start.routed(vdi::layout(head)?)?,
+            Format::Vhd => start.routed(vhd::layout(head)?)?,
+            Format::Vhdx => start.routed(vhdx::Map::default())?,
+            Format::Parallels => start.routed(parallels::layout(head)?)?,
+            Format::Qcow1 => start.routed(qcow1::layout(head)?)?,
+            Format::Qed => start.routed(qed::layout(head)?)?,
+            _ => (Box::new(raw::Raw::at(at)), start.pool(0)?),
         };
-        Ok(Self { format, input, pool })
+        let head = checkpoints.then(|| Bytes::copy_from_slice(head));
+        Ok(Self { format, input, pool, head, settling: VecDeque::new(), checkpoints })
+    }
+
+    fn checkpoint(&mut self) -> Checkpoint {
+        let mut settled = None;
+        while let Some((at, _)) =
+            self.settling.pop_front_if(|(_, mark)| self.pool.has_stored(*mark))
+        {
+            settled = Some(at);
+        }
+        let head = self.head.take().map(|head| Kept { at: 0, bytes: KeptBytes::Data(head) });
+        let kept = head.into_iter().chain(self.input.take_kept()).collect();
+        Checkpoint { settled, kept }
+    }
+
+    fn note_settling(&mut self) {
+        let last = self.settling.back().map_or(0, |(at, _)| *at);
+        if let Some(at) = self.input.settled().filter(|at| *at >= last + CHECKPOINT_STEP) {
+            self.settling.push_back((at, self.pool.mark()));
+        }
     }
 
     fn push(&mut self, part: Bytes) -> Result<(), Error> {
         let (len, before) = (part.len(), self.pool.handed());
         self.input.push(part, &mut self.pool)?;
+        if self.checkpoints {
+            self.note_settling();
+        }
         self.pool.keeps_part(len, before)
     }
 
@@ -342,13 +427,27 @@ impl Direct {
     }
 }
 
-/// A decoder for `layout` and the workers for its blocks.
-fn routed<L: Layout + 'static>(
-    layout: L,
+/// What decoders are made of.
+struct Start {
     hold: Hold,
-    start: impl FnOnce(usize) -> Result<Pool, Error>,
-) -> Result<(Box<dyn Push>, Pool), Error> {
-    let mut pool = start(layout.packing().map_or(0, |(_, block)| block))?;
-    let router = Router::new(layout, hold, &mut pool)?;
-    Ok((Box::new(router), pool))
+    workers: NonZeroUsize,
+    sink: Arc<dyn Sink>,
+    checkpoints: bool,
+    at: u64,
+}
+
+impl Start {
+    /// The workers for blocks of up to `block` bytes.
+    fn pool(self, block: usize) -> Result<Pool, Error> {
+        Pool::start(self.workers, block, self.sink)
+    }
+
+    /// A decoder for `layout` and the workers for its blocks.
+    fn routed<L: Layout + 'static>(self, layout: L) -> Result<(Box<dyn Push>, Pool), Error> {
+        let block = layout.packing().map_or(0, |(_, block)| block);
+        let mut pool = Pool::start(self.workers, block, self.sink)?;
+        let recorder = Recorder::new(self.checkpoints);
+        let router = Router::new(layout, self.hold, recorder, self.at, &mut pool)?;
+        Ok((Box::new(router), pool))
+    }
 }

@@ -1,5 +1,6 @@
 //! The worker threads: decompress, find the zeros, store.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -74,6 +75,8 @@ pub(crate) struct Pool {
     batch: Batch,
     /// How many bytes were ever handed over.
     handed: u64,
+    /// How many batches were sent.
+    sent: u64,
 }
 
 struct Shared {
@@ -83,8 +86,27 @@ struct Shared {
     /// Bytes queued or in hand, at most [`QUEUE_BYTES`] unless it is a single batch.
     in_flight: Mutex<usize>,
     room: Condvar,
+    stored: Mutex<StoredBatches>,
     failed: AtomicBool,
     error: Mutex<Option<Error>>,
+}
+
+/// Which batches are stored: they are numbered as they are sent, and end in any order.
+#[derive(Debug, Default)]
+struct StoredBatches {
+    /// All with a smaller number are.
+    all_before: u64,
+    /// And these are.
+    beyond: BTreeSet<u64>,
+}
+
+impl StoredBatches {
+    fn note(&mut self, number: u64) {
+        self.beyond.insert(number);
+        while self.beyond.remove(&self.all_before) {
+            self.all_before += 1;
+        }
+    }
 }
 
 impl Pool {
@@ -100,6 +122,7 @@ impl Pool {
             zero: AtomicU64::new(0),
             in_flight: Mutex::new(0),
             room: Condvar::new(),
+            stored: Mutex::default(),
             failed: AtomicBool::new(false),
             error: Mutex::new(None),
         });
@@ -110,6 +133,7 @@ impl Pool {
             threads: Vec::with_capacity(workers.get()),
             batch: Batch::default(),
             handed: 0,
+            sent: 0,
         };
         for index in 0..workers.get() {
             let worker = Worker::new(pool.shared.clone(), block);
@@ -146,6 +170,16 @@ impl Pool {
         self.handed
     }
 
+    /// A mark behind everything that was handed over so far, for [`Pool::has_stored`].
+    pub(crate) const fn mark(&self) -> u64 {
+        self.sent + !self.batch.jobs.is_empty() as u64
+    }
+
+    /// Whether everything before a mark is stored.
+    pub(crate) fn has_stored(&self, mark: u64) -> bool {
+        lock(&self.shared.stored).all_before >= mark
+    }
+
     /// Counts what a part of the stream of `len` bytes has besides what of it was handed over since
     /// that were `before` bytes: as long as a piece of a part waits, all of it stays in memory.
     pub(crate) fn keeps_part(&mut self, len: usize, before: u64) -> Result<(), Error> {
@@ -180,7 +214,8 @@ impl Pool {
         }
         *in_flight += batch.bytes;
         drop(in_flight);
-        let ticket = Ticket { shared: self.shared.clone(), bytes: batch.bytes };
+        let ticket = Ticket { shared: self.shared.clone(), bytes: batch.bytes, number: self.sent };
+        self.sent += 1;
         if self.shared.failed.load(Ordering::Relaxed) {
             return Err(self.shared.take_error());
         }
@@ -255,6 +290,8 @@ impl std::fmt::Debug for Shared {
 struct Ticket {
     shared: Arc<Shared>,
     bytes: usize,
+    /// The batch's number.
+    number: u64,
 }
 
 impl Drop for Ticket {
@@ -286,12 +323,13 @@ impl Worker {
     /// Works until no more work can come. After a failure the rest is only thrown away.
     fn run(mut self, receiver: &Receiver<(Vec<Job>, Ticket)>) {
         let shared = self.shared.clone();
-        for (jobs, _ticket) in receiver {
+        for (jobs, ticket) in receiver {
             if shared.failed.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Err(error) = self.work(jobs) {
-                shared.fail(error);
+            match self.work(jobs) {
+                Ok(()) => lock(&shared.stored).note(ticket.number),
+                Err(error) => shared.fail(error),
             }
         }
     }

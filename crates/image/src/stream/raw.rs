@@ -3,7 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Ended, Pool, Push};
+use super::{Ended, Kept, Pool, Push};
 use crate::raw::round_up;
 use crate::sniff::refuse_tail;
 use crate::vhd::{FOOTER_LEN, FixedFooter};
@@ -19,6 +19,11 @@ pub(super) struct Raw {
 }
 
 impl Raw {
+    /// Goes on at `pos`.
+    pub(super) fn at(pos: u64) -> Self {
+        Self { pos, tail: Bytes::new() }
+    }
+
     fn put(&mut self, bytes: Bytes, pool: &mut Pool) -> Result<(), Error> {
         let guest = self.pos;
         self.pos += bytes.len() as u64;
@@ -38,6 +43,14 @@ impl Push for Raw {
         }
         self.tail = part.split_off(part.len().saturating_sub(FOOTER_LEN));
         self.put(part, pool)
+    }
+
+    fn settled(&self) -> Option<u64> {
+        Some(self.pos)
+    }
+
+    fn replay(&mut self, _: &[Kept], _: &mut Pool) -> Result<(), Error> {
+        Ok(())
     }
 
     fn finish(mut self: Box<Self>, pool: &mut Pool) -> Result<Ended, Error> {

@@ -22,6 +22,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::resume::{Kept, KeptBytes, Recorder};
 use super::{Ended, Hold, Packed, Pool, Push};
 use crate::codec::Codec;
 use crate::{Disk, Error, ErrorKind, ReadAt};
@@ -301,11 +302,22 @@ pub(crate) struct Router<L: Layout> {
     hold_all: bool,
     /// Tables that were set aside.
     deferred: Vec<Want<L::Table>>,
+    recorder: Recorder,
+    /// While tables that an earlier process has seen are taken again: the data that they name
+    /// before this offset is stored.
+    resumed_at: u64,
 }
 
 impl<L: Layout> Router<L> {
     /// Starts before the first byte of the file, whose header is known already.
-    pub(crate) fn new(layout: L, hold: Hold, pool: &mut Pool) -> Result<Self, Error> {
+    /// What it has to keep is told to `recorder`.
+    pub(crate) fn new(
+        layout: L,
+        hold: Hold,
+        recorder: Recorder,
+        resumed_at: u64,
+        pool: &mut Pool,
+    ) -> Result<Self, Error> {
         let block = layout.packing().map_or(0, |(_, block)| block as u64);
         let mut router = Self {
             layout,
@@ -319,6 +331,8 @@ impl<L: Layout> Router<L> {
             hold,
             hold_all: false,
             deferred: Vec::new(),
+            recorder,
+            resumed_at,
         };
         router.ask(|layout, wants| layout.start(wants), pool)?;
         router.settle(pool)?;
@@ -364,9 +378,62 @@ impl<L: Layout> Push for Router<L> {
             spilled_bytes: self.hold.spilled(),
         })
     }
+
+    fn settled(&self) -> Option<u64> {
+        if self.hold_all || !self.deferred.is_empty() || !self.recorder.is_complete() {
+            return None;
+        }
+        let begun = self.begun_before(self.pos).find(|(need, _)| need.what.is_whole());
+        let oldest = begun.map_or(self.pos, |(need, _)| need.at);
+        Some(oldest.min(self.pos.saturating_sub(self.recent)))
+    }
+
+    fn take_kept(&mut self) -> Vec<Kept> {
+        self.recorder.take()
+    }
+
+    fn replay(&mut self, kept: &[Kept], pool: &mut Pool) -> Result<(), Error> {
+        let until = self.resumed_at;
+        for Kept { at, bytes } in kept {
+            self.skip_to((*at).min(until))?;
+            let past = self.pos.saturating_sub(*at);
+            let room = until - self.pos;
+            match bytes {
+                KeptBytes::Data(bytes) if past < bytes.len() as u64 => {
+                    let rest = bytes.slice(past as usize..);
+                    let len = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+                    self.push(rest.slice(..len), pool)?;
+                }
+                KeptBytes::Zero(len) if past < *len => {
+                    let len = (len - past).min(room);
+                    self.hold.keep_zeros(self.pos, len);
+                    self.skip_to(self.pos + len)?;
+                }
+                _ => {}
+            }
+        }
+        self.skip_to(until)?;
+        // What tables from here on name has not been stored.
+        self.resumed_at = 0;
+        Ok(())
+    }
 }
 
 impl<L: Layout> Router<L> {
+    /// Goes to `end` without the bytes before it, none of which is needed.
+    fn skip_to(&mut self, end: u64) -> Result<(), Error> {
+        if end <= self.pos {
+            return Ok(());
+        }
+        if let Some((need, _)) = self.begun_before(end).find(|(need, _)| need.what.is_whole()) {
+            let what = format!("the {} was not kept", need.what);
+            return Err(Error::new(ErrorKind::Unsupported, what).at(need.at));
+        }
+        self.window.parts.clear();
+        self.pos = end;
+        Ok(())
+    }
+
     /// Reads the disk out of the whole file.
     fn finish_held(mut self, pool: &mut Pool) -> Result<Ended, Error> {
         let spilled_bytes = self.hold.spilled();
@@ -393,7 +460,7 @@ impl<L: Layout> Router<L> {
 
     /// Uses a part in which no table ends but at its end.
     fn advance(&mut self, part: &Bytes, pool: &mut Pool) -> Result<(), Error> {
-        let Self { needs, hold, window, .. } = self;
+        let Self { needs, hold, window, recorder, .. } = self;
         let begin = self.pos;
         let end = begin + part.len() as u64;
         let slice = |from: u64, to: u64| (from - begin) as usize..(to - begin) as usize;
@@ -404,12 +471,14 @@ impl<L: Layout> Router<L> {
         for (need, len) in needs.range(..Need { at: end, what: What::Skip, guest: 0 }) {
             let (from, to) = (need.at.max(begin), (need.at + len).min(end));
             if from > known {
+                recorder.keep_runs(known, &part[slice(known, from)]);
                 hold.keep(known, &part[slice(known, from)])?;
             }
             if matches!(need.what, What::Data | What::SharedData) {
                 pool.data(need.guest + (from - need.at), part.slice(slice(from, to)))?;
             }
             if need.what == What::SharedData && known.max(from) < to {
+                recorder.keep_runs(known.max(from), &part[slice(known.max(from), to)]);
                 hold.keep_used(known.max(from), &part[slice(known.max(from), to)])?;
             }
             known = known.max(to);
@@ -417,6 +486,7 @@ impl<L: Layout> Router<L> {
                 met.push((*need, *len));
             }
         }
+        recorder.keep_runs(known, &part[slice(known, end)]);
         hold.keep(known, &part[slice(known, end)])?;
         self.pos = end;
         for (need, len) in met {
@@ -452,6 +522,9 @@ impl<L: Layout> Router<L> {
                     }
                     self.deferred.push(Want { need, len });
                     return Ok(());
+                }
+                if whence == Whence::Now {
+                    self.recorder.keep(need.at, &bytes);
                 }
                 let place = Place { at: need.at, guest: need.guest };
                 self.ask(|layout, wants| layout.table(table, place, &bytes, wants), pool)
@@ -519,10 +592,27 @@ impl<L: Layout> Router<L> {
 
     /// Looks at what is wanted until there is no more.
     fn settle(&mut self, pool: &mut Pool) -> Result<(), Error> {
-        while let Some(Want { need, len }) = self.wants.pop() {
-            self.want(need, len, pool)?;
+        while let Some(want) = self.wants.pop() {
+            if let Some(Want { need, len }) = self.not_stored(want) {
+                self.want(need, len, pool)?;
+            }
         }
         Ok(())
+    }
+
+    /// The part of a want that no earlier process has met.
+    fn not_stored(&self, Want { need, len }: Want<L::Table>) -> Option<Want<L::Table>> {
+        let past = self.resumed_at.saturating_sub(need.at).min(len);
+        match need.what {
+            What::Table(_) => Some(Want { need, len }),
+            _ if past == 0 => Some(Want { need, len }),
+            What::Packed => None,
+            _ if past == len => None,
+            _ => {
+                let need = Need { at: need.at + past, guest: need.guest + past, ..need };
+                Some(Want { need, len: len - past })
+            }
+        }
     }
 
     /// Notes a need, or meets it at once as far as the stream has already passed it.
@@ -687,7 +777,8 @@ mod tests {
         let hold = Hold::new(Box::new(spill), 64 << 20);
         let mut pool = Pool::start(NonZeroUsize::MIN, 0, sink.clone()).unwrap();
         let layout = Late { size: data.len() as u64 };
-        let mut router = Box::new(Router::new(layout, hold, &mut pool).unwrap());
+        let mut router =
+            Box::new(Router::new(layout, hold, Recorder::default(), 0, &mut pool).unwrap());
         for part in data.chunks(77_777) {
             router.push(Bytes::copy_from_slice(part), &mut pool).unwrap();
         }

@@ -92,7 +92,7 @@ fn run(
     let mut opened = open(Box::new(source), gauge, options.workers).map_err(failed)?;
     let wanted = head_len(opened.reader.head(HEAD_LEN).map_err(failed)?);
     let head = opened.reader.head(wanted).map_err(failed)?;
-    let mut decoder = Direct::new(head, sink, options).map_err(Error::of_unpacked)?;
+    let mut decoder = Direct::new(head, sink, options, 0).map_err(Error::of_unpacked)?;
     let Opened { mut chain, mut reader, .. } = opened;
     loop {
         let part = read_part(&mut reader).map_err(failed)?;
