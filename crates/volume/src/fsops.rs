@@ -36,6 +36,22 @@ pub(crate) fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
     write_zeros(file, first, last)
 }
 
+/// Gives the first `size` bytes of a file, or of a block device, a place for good; they read as
+/// zeros where they were none before.
+pub(crate) fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    let flags = match file.metadata()?.file_type().is_block_device() {
+        // A device would give the place back if its zeros were punched.
+        true => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+        false => FallocateFlags::empty(),
+    };
+    match fallocate(file, flags, 0, size) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
+            write_zeros(file, 0, size)
+        }
+        result => Ok(result?),
+    }
+}
+
 fn write_zeros(file: &File, mut offset: u64, end: u64) -> io::Result<()> {
     while offset < end {
         let len = (end - offset).min(ZEROS.len() as u64);

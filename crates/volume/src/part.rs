@@ -5,6 +5,9 @@
 //! the left-over of a dead process, and is taken over; one whose lock is held belongs to a living
 //! one. Whoever holds the lock is the only one who may name or remove the file, and does so only
 //! while the name still leads to the locked file: others may have replaced it.
+//!
+//! Beside it may stand a journal ([`crate::journal`]), which belongs to whoever holds the lock. A
+//! left-over with a journal can be gone on with; one without is emptied.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -16,8 +19,8 @@ use bootyard_spec::shell_word;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
 
-use crate::fsops;
-use crate::{Error, ErrorKind};
+use crate::journal::{self, is_own};
+use crate::{Error, ErrorKind, Journal, Record, fsops};
 
 /// How often a part file may vanish between being opened and being locked, because its owner just
 /// published or removed it. Each time needs another import that ends in that very moment.
@@ -30,6 +33,10 @@ pub(crate) struct Part {
     /// The folders whose entries lead to the disk and may be new, the innermost first; opened at
     /// the start, when a failure costs nothing yet.
     folders: Vec<fs_err::File>,
+    /// What the journal of a left-over says; nothing if the file is empty.
+    pub(crate) left: Vec<Record>,
+    /// The file and its journal stay although they were not published.
+    leave: bool,
 }
 
 /// The names around a part file.
@@ -37,6 +44,8 @@ pub(crate) struct Part {
 pub(crate) struct Names {
     /// The part file.
     part: PathBuf,
+    /// Its journal.
+    journal: PathBuf,
     /// The final name.
     path: PathBuf,
     /// Names that must not exist when the file gets its final one, which is among them.
@@ -58,17 +67,32 @@ impl Names {
             let hint = format!("make it first: `mkdir -p {}`", shell_word(folder));
             return Err(Error::new(ErrorKind::NotFound, folder, what).with_hint(hint));
         }
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(".bootyard-part");
+        let hidden = |ending| {
+            let mut hidden = OsString::from(".");
+            hidden.push(name);
+            hidden.push(ending);
+            folder.join(hidden)
+        };
         let path = folder.join(name);
-        Ok(Self { part: folder.join(hidden), rivals: vec![path.clone()], path, own_folder: false })
+        Ok(Self {
+            part: hidden(".bootyard-part"),
+            journal: hidden(".bootyard-journal"),
+            rivals: vec![path.clone()],
+            path,
+            own_folder: false,
+        })
     }
 
     /// The names for a volume's disk `path`, in a folder of its own, beside which no other disk of
     /// `rivals` may stand.
     pub(crate) fn of_volume(path: PathBuf, rivals: Vec<PathBuf>) -> Self {
-        Self { part: path.with_file_name(".disk.bootyard-part"), path, rivals, own_folder: true }
+        Self {
+            part: path.with_file_name(".disk.bootyard-part"),
+            journal: path.with_file_name(".disk.bootyard-journal"),
+            path,
+            rivals,
+            own_folder: true,
+        }
     }
 
     fn folder(&self) -> &Path {
@@ -119,10 +143,16 @@ impl Part {
                 return Err(Error::in_the_way(&names.part));
             }
             let folders = folders.iter().map(fs_err::File::open).collect::<io::Result<_>>();
-            let part = Self { folders: folders.map_err(cannot_create)?, file, names };
+            let folders = folders.map_err(cannot_create)?;
+            let mut part = Self { folders, file, names, left: Vec::new(), leave: false };
             // The owner of the lock until now may just have published.
             part.names.refuse_taken()?;
-            part.set_len(0)?;
+            if is_own(&found) {
+                part.left = journal::read(&part.names.journal);
+            }
+            if part.left.is_empty() {
+                part.start_over()?;
+            }
             return Ok(part);
         }
         let what = format!("another import into `{}` is running", names.path.display());
@@ -132,6 +162,27 @@ impl Part {
 
     pub(crate) fn folder(&self) -> &Path {
         self.names.folder()
+    }
+
+    /// Empties the file and forgets its journal.
+    pub(crate) fn start_over(&self) -> Result<(), Error> {
+        self.remove_journal();
+        self.set_len(0)
+    }
+
+    /// The journal, with what a left-over's says if that is gone on with.
+    pub(crate) fn journal(&self, records: &[Record]) -> Result<Journal, Error> {
+        Journal::open(&self.names.journal, records)
+    }
+
+    /// Keeps the file and its journal for the next process.
+    pub(crate) fn leave(mut self) {
+        self.leave = true;
+    }
+
+    fn remove_journal(&self) {
+        // Without a journal there is nothing to remove, and one that stays is of no other file.
+        let _ = fs_err::remove_file(&self.names.journal);
     }
 
     pub(crate) fn set_len(&self, len: u64) -> Result<(), Error> {
@@ -185,6 +236,12 @@ impl Drop for Part {
     /// Removes what was not published. What cannot be removed is a left-over like a dead
     /// process's, so failures need no report; the folder of a published disk is not empty.
     fn drop(&mut self) {
+        if self.leave {
+            return;
+        }
+        if is_at(&self.file, &self.names.part) || is_at(&self.file, &self.names.path) {
+            self.remove_journal();
+        }
         remove_own(&self.file, &self.names.part);
         if self.names.own_folder {
             let _ = fs_err::remove_dir(self.folder());

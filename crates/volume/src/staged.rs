@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bootyard_image::{Body, Piece, ReadAt, Sink, WriteAt};
 use bootyard_spec::Verified;
@@ -11,7 +11,7 @@ use bootyard_spec::Verified;
 use crate::device::Device;
 use crate::fsops;
 use crate::part::{Names, Part};
-use crate::{Error, ErrorKind, SpillFile};
+use crate::{Error, ErrorKind, Journal, Record, SpillFile};
 
 /// Where large temporary files of a block device go: it has no folder of its own, and `/tmp` is
 /// memory on many systems.
@@ -30,6 +30,8 @@ pub struct Staged {
     medium: Medium,
     /// What was reserved, in bytes.
     size: AtomicU64,
+    /// All of it reads as zeros where nothing was stored, and has its place.
+    preallocated: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,72 @@ impl Staged {
     }
 
     const fn new(path: PathBuf, medium: Medium) -> Self {
-        Self { path, medium, size: AtomicU64::new(0) }
+        Self { path, medium, size: AtomicU64::new(0), preallocated: AtomicBool::new(false) }
+    }
+
+    /// What the journal says of a disk that another process has begun under this name and not
+    /// ended; nothing if there is none, or the target is a block device.
+    ///
+    /// Whoever does not go on with it must call [`Staged::start_over`].
+    pub fn left(&self) -> &[Record] {
+        match &self.medium {
+            Medium::File(part) => &part.left,
+            Medium::Device(_) => &[],
+        }
+    }
+
+    /// How many bytes a file has by now; `None` for a block device.
+    pub fn file_len(&self) -> Option<u64> {
+        match &self.medium {
+            Medium::File(part) => part.file.metadata().ok().map(|found| found.len()),
+            Medium::Device(_) => None,
+        }
+    }
+
+    /// Empties the target of what another process has left.
+    pub fn start_over(&self) -> Result<(), Error> {
+        match &self.medium {
+            Medium::File(part) => part.start_over(),
+            Medium::Device(_) => Ok(()),
+        }
+    }
+
+    /// A journal beside the disk, with `records` in it, which are the first ones of
+    /// [`Staged::left`]. `None` for a block device, which has no folder of its own.
+    pub fn journal(&self, records: &[Record]) -> Result<Option<Journal>, Error> {
+        match &self.medium {
+            Medium::File(part) => part.journal(records).map(Some),
+            Medium::Device(_) => Ok(None),
+        }
+    }
+
+    /// Leaves the disk and its journal for the next process. A block device is given up as by
+    /// dropping it.
+    pub fn leave(self) {
+        if let Medium::File(part) = self.medium {
+            part.leave();
+        }
+    }
+
+    /// Takes `size` bytes of the file system or device for good, so that the disk cannot run out of
+    /// space later: by fallocate where the file system has it, else with zeros. Must come after
+    /// [`Staged::reserve`], and before anything is stored on a block device.
+    pub fn preallocate(&self, size: u64) -> Result<(), Error> {
+        let result = match &self.medium {
+            Medium::File(part) => fsops::preallocate(&part.file, size),
+            Medium::Device(device) => fsops::preallocate(&device.file, size),
+        };
+        self.preallocated.store(result.is_ok(), Ordering::Relaxed);
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let free = match &self.medium {
+                    Medium::File(part) => fsops::free_bytes(&part.file).unwrap_or(0),
+                    Medium::Device(_) => 0,
+                };
+                Error::no_space(&self.path, size, free)
+            }
+            _ => Error::io(error, &self.path, "cannot preallocate the disk"),
+        })
     }
 
     /// The name under which the disk will be published.
@@ -138,6 +205,7 @@ impl Sink for Staged {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
         let (len, result) = match (&self.medium, piece.body) {
             (Medium::File(_), Body::Zero(_)) => return Ok(()),
+            (_, Body::Zero(_)) if self.preallocated.load(Ordering::Relaxed) => return Ok(()),
             (Medium::File(part), Body::Data(data)) => {
                 (data.len() as u64, part.file.write_all_at(data, piece.offset))
             }

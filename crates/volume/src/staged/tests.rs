@@ -78,6 +78,73 @@ fn what_is_not_published_leaves_nothing() {
 }
 
 #[test]
+fn a_disk_that_was_left_is_gone_on_with_or_emptied() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let hidden = [".disk.raw.bootyard-journal", ".disk.raw.bootyard-part"];
+    let sorted = || {
+        let mut names = names(folder.path());
+        names.sort();
+        names
+    };
+    let begin = |note: &[u8]| {
+        let staged = Staged::for_path(&path).unwrap();
+        assert_eq!(staged.left(), []);
+        staged.reserve(1 << 20).unwrap();
+        staged.put(data(4096, &[7; 4096])).unwrap();
+        staged.journal(&[]).unwrap().unwrap().append(1, note).unwrap();
+        staged
+    };
+    begin(b"so far").leave();
+    assert_eq!(sorted(), hidden);
+
+    let staged = Staged::for_path(&path).unwrap();
+    assert_eq!(staged.left(), [Record { kind: 1, payload: b"so far".to_vec() }]);
+    assert_eq!(staged.file_len(), Some(1 << 20));
+    let mut journal = staged.journal(staged.left()).unwrap().unwrap();
+    journal.append(2, b"farther").unwrap();
+    staged.leave();
+    let staged = Staged::for_path(&path).unwrap();
+    assert_eq!(staged.left().len(), 2);
+    let published = staged.publish(&verified()).unwrap();
+    assert_eq!(sorted(), ["disk.raw"]);
+    assert_eq!(fs_err::read(published.path).unwrap()[4096..8192], [7; 4096]);
+
+    fs_err::remove_file(&path).unwrap();
+    begin(b"not wanted").leave();
+    let staged = Staged::for_path(&path).unwrap();
+    staged.start_over().unwrap();
+    assert_eq!((staged.file_len(), sorted()), (Some(0), vec![hidden[1].to_owned()]));
+    drop(staged);
+    begin(b"given up");
+    assert!(names(folder.path()).is_empty());
+    // Without a journal nobody knows what the file holds.
+    fs_err::write(folder.path().join(hidden[1]), "old").unwrap();
+    assert_eq!(Staged::for_path(&path).unwrap().file_len(), Some(0));
+}
+
+#[test]
+fn a_preallocated_disk_has_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let staged = Staged::for_path(&path).unwrap();
+    staged.reserve(3 << 20).unwrap();
+    staged.preallocate(3 << 20).unwrap();
+    staged.put(data(1 << 20, &[7; 4096])).unwrap();
+    staged.put(zero(2 << 20, 1 << 20)).unwrap();
+    let published = staged.publish(&verified()).unwrap();
+    assert_eq!(published.allocated_bytes, Some(3 << 20));
+    let stored = fs_err::read(&path).unwrap();
+    assert!(stored[1 << 20..].starts_with(&[7; 4096]));
+    assert_eq!(stored.iter().filter(|byte| **byte != 0).count(), 4096);
+
+    let staged = Staged::for_path(&folder.path().join("huge")).unwrap();
+    staged.reserve(1 << 43).unwrap();
+    let error = staged.preallocate(1 << 43).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+}
+
+#[test]
 fn an_existing_target_is_refused_at_the_start_and_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.raw");
