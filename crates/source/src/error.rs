@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use bootyard_spec::{Class, Explain, SafeUrl, Source};
+use bootyard_spec::{Class, Explain, Platform, SafeUrl, Source, shell_word};
 use reqwest::Url;
 
 use crate::Validator;
@@ -25,6 +25,8 @@ struct Inner {
     retry_after: Option<Duration>,
     /// How many requests were made before this was the answer to the caller.
     attempts: u32,
+    /// What helps here, if that is more than what helps with every error of this kind.
+    hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -60,6 +62,10 @@ pub enum ErrorKind {
     NotAFile,
     /// The operating system failed to read.
     Read,
+    /// A container image is not made as it should be, or is not there for the platform.
+    Image,
+    /// A part of a container image is not the one that its digest is of.
+    Digest,
     /// The options or this machine's set-up cannot be used.
     Setup,
 }
@@ -78,13 +84,19 @@ pub(crate) struct Progress {
 struct Cause(String);
 
 impl Error {
-    fn new(kind: ErrorKind, what: String) -> Self {
-        let (status, retry_after, source) = (None, None, None);
-        Self(Box::new(Inner { kind, what, status, retry_after, attempts: 1, source }))
+    pub(crate) fn new(kind: ErrorKind, what: String) -> Self {
+        let (status, retry_after, hint, source) = (None, None, None, None);
+        Self(Box::new(Inner { kind, what, status, retry_after, attempts: 1, hint, source }))
     }
 
-    fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
+        self
+    }
+
+    /// The same error with a remedy of its own.
+    pub(crate) fn with_hint(mut self, hint: String) -> Self {
+        self.0.hint = Some(hint);
         self
     }
 
@@ -207,6 +219,59 @@ impl Error {
     pub(crate) fn bad_answer(name: &str, expected: &str, got: &str) -> Self {
         let what = format!("`{name}` answered wrongly: expected {expected}, got {got}");
         Self::new(ErrorKind::BadAnswer, what)
+    }
+
+    /// What names an object says that it has another length.
+    pub(crate) fn wrong_size(name: &str, expected: u64, got: u64) -> Self {
+        let what = format!("`{name}` has {got} bytes; its manifest says {expected}");
+        Self::new(ErrorKind::Digest, what)
+    }
+
+    /// What has to be read whole is larger than anything of its kind.
+    pub(crate) fn too_large(name: &str, limit: u64) -> Self {
+        let what = format!("`{name}` is too large: expected at most {limit} bytes");
+        Self::new(ErrorKind::Image, what)
+    }
+
+    /// The container image is not made as it should be: "its manifest is malformed: …".
+    pub(crate) fn image(image: &str, what: &str) -> Self {
+        Self::new(ErrorKind::Image, format!("cannot use `{image}`: {what}"))
+    }
+
+    /// The container image is only there for other platforms.
+    pub(crate) fn no_platform(image: &str, wanted: &Platform, offered: &[Platform]) -> Self {
+        let offered: Vec<String> = offered.iter().map(ToString::to_string).collect();
+        let what = match &offered[..] {
+            [] => "expected an image, got none".to_owned(),
+            offered => format!("expected one for {wanted}, got {}", offered.join(", ")),
+        };
+        let error = Self::image(image, &what);
+        match offered.first() {
+            Some(first) => {
+                error.with_hint(format!("to take another one, add `--platform {first}`"))
+            }
+            None => error,
+        }
+    }
+
+    /// There are none or several container images with this name.
+    pub(crate) fn which_image(image: &str, all: &[String]) -> Self {
+        let what = match all {
+            [] => "it holds no image".to_owned(),
+            all => format!("expected one image, got a choice of {}", all.join(", ")),
+        };
+        let error = Self::image(image, &what);
+        match all.first() {
+            Some(first) => error.with_hint(format!("name one behind a colon, such as `:{first}`")),
+            None => error,
+        }
+    }
+
+    /// The archive of a container image is compressed, so that it cannot be read in place.
+    pub(crate) fn packed_archive(path: &Path) -> Self {
+        let what = "its archive is compressed, and is read where it lies";
+        let hint = format!("unpack it first, such as with `gunzip {}`", shell_word(path));
+        Self::image(&path.display().to_string(), what).with_hint(hint)
     }
 
     /// The same error after so many requests.
@@ -333,10 +398,17 @@ impl StdError for Error {
 
 impl Explain for Error {
     fn class(&self) -> Class {
-        Class::Source
+        match self.0.kind {
+            ErrorKind::Digest => Class::Checksum,
+            ErrorKind::Image => Class::Image,
+            _ => Class::Source,
+        }
     }
 
     fn hint(&self) -> Option<String> {
+        if self.0.hint.is_some() {
+            return self.0.hint.clone();
+        }
         let hint = match (self.0.kind, self.0.status) {
             (ErrorKind::NotFound, Some(_)) => "check the URL: the server has nothing there",
             (ErrorKind::NotFound, None) => "check the path",
@@ -365,7 +437,12 @@ impl Explain for Error {
                 "download it with another tool and give the file's path"
             }
             (ErrorKind::NotAFile, _) => "give the path of the image file itself",
-            (ErrorKind::Status | ErrorKind::Read | ErrorKind::Setup, _) => return None,
+            (ErrorKind::Digest, _) => {
+                "it was changed or damaged in its registry or on its way; have it pushed again"
+            }
+            (ErrorKind::Status | ErrorKind::Read | ErrorKind::Image | ErrorKind::Setup, _) => {
+                return None;
+            }
         };
         Some(hint.to_owned())
     }

@@ -26,6 +26,8 @@ pub(crate) struct File {
     path: PathBuf,
     name: String,
     file: Arc<fs_err::File>,
+    /// Where the object begins in the file.
+    base: u64,
     len: u64,
     validator: Option<Validator>,
     received: u64,
@@ -35,19 +37,31 @@ pub(crate) struct File {
 
 impl File {
     pub(crate) async fn open_at(path: &Path, start: &Start) -> Result<Self, Error> {
+        Self::open_part(path, 0..u64::MAX, start).await
+    }
+
+    /// Opens a part of a file as if it were one by itself.
+    pub(crate) async fn open_part(
+        path: &Path,
+        part: Range<u64>,
+        start: &Start,
+    ) -> Result<Self, Error> {
         let (path, start) = (path.to_owned(), start.clone());
         blocking(move || {
             let name = path.display().to_string();
             let (mut file, len) = open(&path)?;
             let metadata = file.metadata().map_err(|error| Error::file(&path, error))?;
             let validator = Validator::of_file(&metadata);
+            let (base, len) = (part.start, part.end.min(len).saturating_sub(part.start));
             let changed = start.validator.is_some() && start.validator != validator;
             if changed || start.at > len {
                 return Err(Error::changed(&name, start.validator.as_ref(), validator.as_ref()));
             }
             let received = start.at;
-            file.seek(SeekFrom::Start(received)).map_err(|error| Error::file(&path, error))?;
-            Ok(Self { path, name, file: Arc::new(file), len, validator, received, blocks: None })
+            let seek = file.seek(SeekFrom::Start(base + received));
+            seek.map_err(|error| Error::file(&path, error))?;
+            let file = Arc::new(file);
+            Ok(Self { path, name, file, base, len, validator, received, blocks: None })
         })
         .await
     }
@@ -87,10 +101,10 @@ impl File {
 
     pub(crate) async fn read_range(&self, range: Range<u64>) -> Result<Bytes, Error> {
         let file = Arc::clone(&self.file);
-        let path = self.path.clone();
+        let (path, base) = (self.path.clone(), self.base);
         blocking(move || {
             let mut bytes = vec![0; (range.end - range.start) as usize];
-            match file.read_exact_at(&mut bytes, range.start) {
+            match file.read_exact_at(&mut bytes, base + range.start) {
                 Ok(()) => Ok(bytes.into()),
                 Err(error) => Err(Error::file(&path, error)),
             }
@@ -101,7 +115,7 @@ impl File {
 
 /// Opens what can be read as a disk and measures it. The kind is asked for first, because to open
 /// a pipe would wait for its writer.
-fn open(path: &Path) -> Result<(fs_err::File, u64), Error> {
+pub(crate) fn open(path: &Path) -> Result<(fs_err::File, u64), Error> {
     let fail = |error| Error::file(path, error);
     let kind = fs_err::metadata(path).map_err(fail)?.file_type();
     let found = if kind.is_dir() {
@@ -157,7 +171,7 @@ fn read_block(file: &fs_err::File, size: u64) -> io::Result<Bytes> {
 }
 
 /// Runs what may block on a thread for that.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     spawn_blocking(work).await.expect("file reads do not panic and are not aborted")

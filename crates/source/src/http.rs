@@ -124,6 +124,20 @@ impl Http {
         })
     }
 
+    /// Holds the object to a length that is known from elsewhere.
+    pub(crate) fn expect_len(mut self, len: u64) -> Result<Self, Error> {
+        match self.facts.len {
+            Some(announced) if announced != len => {
+                Err(Error::wrong_size(&self.server.name, len, announced))
+            }
+            _ => {
+                self.facts.len = Some(len);
+                self.facts.ends_surely = true;
+                Ok(self)
+            }
+        }
+    }
+
     /// The offset of the byte behind the last one that was given out.
     pub(crate) fn received(&self) -> u64 {
         self.received
@@ -256,9 +270,19 @@ impl Http {
 }
 
 impl Server {
+    /// Makes one request, and another one if what it was sent with had run out.
+    async fn ask(&self, wanted: Wanted, known: &Facts) -> Result<Response, Error> {
+        match self.ask_once(wanted, known).await {
+            Err(error) if error.http_status() == Some(401) && self.origin.renew() => {
+                self.ask_once(wanted, known).await
+            }
+            answer => answer,
+        }
+    }
+
     /// Makes one request, and checks that the answer is the one to it: the wanted bytes, of the
     /// version that is known.
-    async fn ask(&self, wanted: Wanted, known: &Facts) -> Result<Response, Error> {
+    async fn ask_once(&self, wanted: Wanted, known: &Facts) -> Result<Response, Error> {
         let Location { url, headers } = self.origin.locate().await?;
         let request = self.client.get(url.expose().clone()).headers(headers);
         let mut request = request.header(ACCEPT_ENCODING, "identity");

@@ -1,4 +1,4 @@
-//! Bytes from elsewhere: local files and block devices, HTTP and HTTPS.
+//! Bytes from elsewhere: local files and block devices, HTTP and HTTPS, container images.
 //!
 //! [`open`] turns a [`Source`] into an [`Object`]: a forward stream of bytes with the facts that the
 //! other side tells about it (length, validator, whether it serves ranges), and ranged reads where
@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod http;
 mod object;
+pub mod oci;
 mod origin;
 mod range;
 mod retry;
@@ -19,7 +20,7 @@ mod validator;
 
 use std::time::Duration;
 
-use bootyard_spec::Source;
+use bootyard_spec::{Credentials, Source};
 
 pub use error::{Error, ErrorKind};
 pub use object::Object;
@@ -43,6 +44,10 @@ pub struct Options {
     pub user_agent: String,
     /// Certificates (PEM) of authorities that are trusted besides the system's. Default none.
     pub extra_ca: Vec<u8>,
+    /// User and password for the source. Default none.
+    pub credentials: Option<Credentials>,
+    /// Which container image is meant, and how its registry is spoken to.
+    pub image: oci::ImageOptions,
 }
 
 /// Where a stream begins, and in which version of the object. The default is the first byte of
@@ -65,6 +70,8 @@ impl Default for Options {
             retry_delay: Duration::from_millis(200),
             user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")).to_owned(),
             extra_ca: Vec::new(),
+            credentials: None,
+            image: oci::ImageOptions::default(),
         }
     }
 }

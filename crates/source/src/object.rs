@@ -1,5 +1,6 @@
 //! What the other crates see of a source, whichever transport it has.
 
+use bootyard_spec::Digest;
 use bytes::Bytes;
 
 use crate::file::File;
@@ -11,7 +12,10 @@ use crate::{Error, Validator};
 /// The stream starts at the first byte, or at [`Start::at`](crate::Start), and goes forward once. Ranged reads are independent of it
 /// and of each other.
 #[derive(Debug)]
-pub struct Object(Transport);
+pub struct Object {
+    transport: Transport,
+    digest: Option<Digest>,
+}
 
 #[derive(Debug)]
 enum Transport {
@@ -22,23 +26,33 @@ enum Transport {
 
 impl From<File> for Object {
     fn from(file: File) -> Self {
-        Self(Transport::File(file))
+        Self { transport: Transport::File(file), digest: None }
     }
 }
 
 impl From<Http> for Object {
     fn from(http: Http) -> Self {
-        Self(Transport::Http(Box::new(http)))
+        Self { transport: Transport::Http(Box::new(http)), digest: None }
     }
 }
 
 impl Object {
     /// The length in bytes as announced; `None` if the server did not tell.
     pub fn len(&self) -> Option<u64> {
-        match &self.0 {
+        match &self.transport {
             Transport::File(file) => Some(file.len()),
             Transport::Http(http) => http.facts().len,
         }
+    }
+
+    /// The digest that its bytes must have, if whatever named it tells. Who reads it to its end
+    /// verifies it.
+    pub const fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    pub(crate) fn with_digest(self, digest: Option<Digest>) -> Self {
+        Self { digest, ..self }
     }
 
     /// Whether the source announced that it has no bytes at all.
@@ -48,7 +62,7 @@ impl Object {
 
     /// What tells this version of the object from another one.
     pub fn validator(&self) -> Option<&Validator> {
-        match &self.0 {
+        match &self.transport {
             Transport::File(file) => file.validator(),
             Transport::Http(http) => http.facts().validator.as_ref(),
         }
@@ -56,7 +70,7 @@ impl Object {
 
     /// The offset in the object of the byte that the stream gives next.
     pub fn received(&self) -> u64 {
-        match &self.0 {
+        match &self.transport {
             Transport::File(file) => file.received(),
             Transport::Http(http) => http.received(),
         }
@@ -64,7 +78,7 @@ impl Object {
 
     /// Whether [`Object::read_range`] is worth trying.
     pub fn accepts_ranges(&self) -> bool {
-        match &self.0 {
+        match &self.transport {
             Transport::File(_) => true,
             Transport::Http(http) => http.facts().accepts_ranges,
         }
@@ -72,7 +86,7 @@ impl Object {
 
     /// The server's `Content-Type`. Only a hint: `text/html` is most often an error page.
     pub fn content_type(&self) -> Option<&str> {
-        match &self.0 {
+        match &self.transport {
             Transport::File(_) => None,
             Transport::Http(http) => http.facts().content_type.as_deref(),
         }
@@ -81,7 +95,7 @@ impl Object {
     /// Whether a stream that is cut short cannot look whole. `false` for an answer of HTTP that tells
     /// neither its length nor its end: only a digest, or the bytes themselves, can tell then.
     pub fn ends_surely(&self) -> bool {
-        match &self.0 {
+        match &self.transport {
             Transport::File(_) => true,
             Transport::Http(http) => http.facts().ends_surely,
         }
@@ -89,7 +103,7 @@ impl Object {
 
     /// The path or the URL, without its secrets: for messages.
     pub fn name(&self) -> String {
-        match &self.0 {
+        match &self.transport {
             Transport::File(file) => file.name().to_owned(),
             Transport::Http(http) => http.name().to_owned(),
         }
@@ -97,7 +111,7 @@ impl Object {
 
     /// How often the stream was asked for again, from its start or from where it broke.
     pub fn retries(&self) -> u32 {
-        match &self.0 {
+        match &self.transport {
             Transport::File(_) => 0,
             Transport::Http(http) => http.retries(),
         }
@@ -112,7 +126,7 @@ impl Object {
     ///
     /// If the source breaks off, stalls or changes, and the retries do not help.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::File(file) => file.next().await,
             Transport::Http(http) => http.next().await,
         }
@@ -129,7 +143,7 @@ impl Object {
         if offset >= end {
             return Ok(Bytes::new());
         }
-        match &self.0 {
+        match &self.transport {
             Transport::File(file) => file.read_range(offset..end).await,
             Transport::Http(http) => http.read_range(offset..end).await,
         }

@@ -19,6 +19,12 @@ pub(crate) trait Origin: fmt::Debug + Send + Sync {
 
     /// What the next request is sent to.
     fn locate(&self) -> Locating<'_>;
+
+    /// The server wants other credentials (401): forgets the ones it had, if they only may have run
+    /// out. Returns whether another request is worth it.
+    fn renew(&self) -> bool {
+        false
+    }
 }
 
 /// The future of [`Origin::locate`].

@@ -10,6 +10,7 @@ mod digest;
 mod explain;
 mod hint;
 mod name;
+mod platform;
 mod request;
 mod secret;
 mod size;
@@ -21,6 +22,7 @@ pub use digest::{Algorithm, Digest, ParseDigestError, Verified, Verifier, Verify
 pub use explain::{Class, Explain, exit_code};
 pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
+pub use platform::{ParsePlatformError, Platform};
 pub use request::{ImportRequest, OutputFormat, ParseOutputFormatError, Target};
 pub use secret::{Credentials, Secret};
 pub use size::{ByteSize, FILESYSTEM_OVERHEAD, ParseSizeError};

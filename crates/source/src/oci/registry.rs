@@ -1,0 +1,278 @@
+//! A registry (OCI distribution specification 1.1): its manifests and blobs by our HTTP engine, its
+//! tokens by `oci-client`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bootyard_spec::{Digest, SafeUrl, shell_word};
+use bytes::Bytes;
+use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
+use oci_client::manifest::{
+    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE,
+    OCI_IMAGE_MEDIA_TYPE,
+};
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Reference, RegistryOperation};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
+use tokio::time::timeout;
+
+use super::{DOCUMENT_MAX, auth, read_all, verify};
+use crate::error::ErrorKind;
+use crate::http::Http;
+use crate::origin::{Locating, Location, Origin};
+use crate::{Error, Object, Options, Start};
+
+/// What a manifest may be.
+const MANIFESTS: [&str; 4] = [
+    OCI_IMAGE_MEDIA_TYPE,
+    OCI_IMAGE_INDEX_MEDIA_TYPE,
+    IMAGE_MANIFEST_MEDIA_TYPE,
+    IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+];
+
+/// One repository of a registry.
+#[derive(Debug, Clone)]
+pub(super) struct Registry(Arc<Inner>);
+
+struct Inner {
+    reference: Reference,
+    /// `https://HOST/v2/NAME`.
+    base: String,
+    client: Client,
+    auth: RegistryAuth,
+    token: Mutex<Token>,
+    options: Options,
+}
+
+/// What requests are sent with.
+#[derive(Clone)]
+enum Token {
+    /// It is to be asked for.
+    Unknown,
+    Known(Option<HeaderValue>),
+}
+
+/// A manifest or a blob.
+#[derive(Debug)]
+struct Part {
+    registry: Registry,
+    url: SafeUrl,
+    accept: bool,
+}
+
+impl Registry {
+    /// Finds the registry of an image, and reads what the name leads to.
+    pub(super) async fn resolve(
+        name: &str,
+        options: &Options,
+    ) -> Result<(Self, (Bytes, Digest)), Error> {
+        let reference: Reference = name.parse().map_err(|error| {
+            let what = format!("`{name}` is no name of an image: {error}");
+            Error::new(ErrorKind::Setup, what)
+                .with_hint("expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]".to_owned())
+        })?;
+        let registry = Self::connect(reference, options).await?;
+        let Inner { reference, .. } = &*registry.0;
+        let digest = reference.digest().map(|digest| {
+            digest.parse::<Digest>().map_err(|error| Error::image(name, &error.to_string()))
+        });
+        let digest = digest.transpose()?;
+        let wanted = reference.digest().or(reference.tag()).unwrap_or("latest");
+        let bytes = registry.manifest(wanted, None).await?;
+        let document = verify(name, bytes, digest.as_ref())?;
+        Ok((registry, document))
+    }
+
+    async fn connect(reference: Reference, options: &Options) -> Result<Self, Error> {
+        let auth = auth::find(&reference, options).await?;
+        let host = reference.resolve_registry().to_owned();
+        let scheme = match options.image.insecure && !speaks_tls(&host, options).await? {
+            true => "http",
+            false => "https",
+        };
+        let base = format!("{scheme}://{host}/v2/{}", reference.repository());
+        let client = client(scheme, options)?;
+        let (token, options) = (Mutex::new(Token::Unknown), options.clone());
+        Ok(Self(Arc::new(Inner { reference, base, client, auth, token, options })))
+    }
+
+    /// A manifest or an index, by its tag or digest, as it came.
+    pub(super) async fn manifest(&self, name: &str, size: Option<u64>) -> Result<Bytes, Error> {
+        let http = self.open(&format!("manifests/{name}"), true, &Start::default()).await?;
+        let http = match size {
+            Some(size) => http.expect_len(size)?,
+            None => http,
+        };
+        let limit = size.unwrap_or(DOCUMENT_MAX).min(DOCUMENT_MAX);
+        read_all(&mut Object::from(http), limit).await
+    }
+
+    /// A blob of this length.
+    pub(super) async fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        start: &Start,
+    ) -> Result<Http, Error> {
+        self.open(&format!("blobs/{digest}"), false, start).await?.expect_len(size)
+    }
+
+    async fn open(&self, path: &str, accept: bool, start: &Start) -> Result<Http, Error> {
+        let url = format!("{}/{path}", self.0.base);
+        let url = url.parse().map_err(|_| Error::image(&self.name(), "its name fits in no URL"))?;
+        let part = Part { registry: self.clone(), url, accept };
+        let opened = Http::open_at(Box::new(part), &self.0.options, start).await;
+        opened.map_err(|error| self.explain(error))
+    }
+
+    fn name(&self) -> String {
+        self.0.reference.to_string()
+    }
+
+    /// The error with what helps with registries.
+    fn explain(&self, error: Error) -> Error {
+        let host = shell_word(self.0.reference.registry());
+        let hint = match error.kind() {
+            ErrorKind::NotFound => format!("check the name and the tag of `{}`", self.name()),
+            ErrorKind::Denied => format!(
+                "check the name; if it is right, log in with `skopeo login {host}`, or give a file \
+                 with credentials with `--registry-auth`"
+            ),
+            ErrorKind::Tls | ErrorKind::Connect if !self.0.options.image.insecure => format!(
+                "if `{host}` has no certificate that this machine trusts, or speaks plain HTTP, \
+                 allow that with `--insecure`"
+            ),
+            _ => return error,
+        };
+        error.with_hint(hint)
+    }
+
+    /// What the next request is sent with.
+    async fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
+        if let Token::Known(header) = self.token() {
+            return Ok(header);
+        }
+        let Inner { reference, client, auth, options, .. } = &*self.0;
+        let limit = options.connect_timeout + options.stall_timeout;
+        let asked = timeout(limit, client.auth(reference, auth, RegistryOperation::Pull)).await;
+        let token = asked
+            .map_err(|_| Error::no_answer(reference.registry(), limit))?
+            .map_err(|error| self.explain(self.not_authorized(error)))?;
+        let header = match (token, auth) {
+            (Some(token), _) => Some(format!("Bearer {token}")),
+            (None, RegistryAuth::Basic(user, password)) => Some(basic(user, password)),
+            (None, _) => None,
+        };
+        let header = header.map(|text| {
+            let mut value = HeaderValue::from_str(&text)
+                .map_err(|_| Error::image(&self.name(), "its registry's token is malformed"))?;
+            value.set_sensitive(true);
+            Ok::<_, Error>(value)
+        });
+        let header = header.transpose()?;
+        *self.lock() = Token::Known(header.clone());
+        Ok(header)
+    }
+
+    fn not_authorized(&self, error: OciDistributionError) -> Error {
+        let host = self.0.reference.registry();
+        match error {
+            OciDistributionError::RequestError(error) => match self.0.base.parse() {
+                Ok(url) => Error::request(&url, None, &error),
+                Err(_) => Error::setup(&error),
+            },
+            // The registry's own words may repeat what was sent.
+            OciDistributionError::AuthenticationFailure(_) => {
+                let what = format!("`{host}` gives no token for `{}`", self.name());
+                Error::new(ErrorKind::Denied, what)
+            }
+            other => {
+                let what = format!("`{host}` gives no usable token for `{}`", self.name());
+                Error::new(ErrorKind::BadAnswer, what).because(other)
+            }
+        }
+    }
+
+    fn token(&self) -> Token {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Token> {
+        self.0.token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the registry answers by HTTPS, whatever it answers.
+async fn speaks_tls(host: &str, options: &Options) -> Result<bool, Error> {
+    let url: SafeUrl = format!("https://{host}/v2/")
+        .parse()
+        .map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))?;
+    let once = Options { attempts: 1, ..options.clone() };
+    let asked = Http::open_at(Box::new(url), &once, &Start::default()).await;
+    let kind = asked.err().map(|error| error.kind());
+    Ok(!matches!(kind, Some(ErrorKind::Tls | ErrorKind::Connect | ErrorKind::Broken)))
+}
+
+/// The client that asks for tokens.
+fn client(scheme: &str, options: &Options) -> Result<Client, Error> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let bundle = String::from_utf8_lossy(&options.extra_ca).into_owned();
+    let certificates = bundle.split_inclusive(END).filter(|part| part.contains(END));
+    let certificate = |part: &str| Certificate {
+        encoding: CertificateEncoding::Pem,
+        data: part.as_bytes().to_vec(),
+    };
+    let config = ClientConfig {
+        protocol: if scheme == "http" { ClientProtocol::Http } else { ClientProtocol::Https },
+        accept_invalid_certificates: options.image.insecure,
+        extra_root_certificates: certificates.map(certificate).collect(),
+        read_timeout: Some(options.stall_timeout),
+        connect_timeout: Some(options.connect_timeout),
+        user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")),
+        ..ClientConfig::default()
+    };
+    Client::try_from(config).map_err(|error| {
+        let what = "cannot set up the registry's client".to_owned();
+        Error::new(ErrorKind::Setup, what).because(error)
+    })
+}
+
+/// Basic credentials (RFC 7617).
+fn basic(user: &str, password: &str) -> String {
+    use base64::Engine as _;
+    let pair = format!("{user}:{password}");
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+impl Origin for Part {
+    fn name(&self) -> String {
+        self.url.to_string()
+    }
+
+    fn locate(&self) -> Locating<'_> {
+        Box::pin(async {
+            let mut headers = HeaderMap::new();
+            if let Some(header) = self.registry.authorization().await? {
+                headers.insert(AUTHORIZATION, header);
+            }
+            if self.accept {
+                for media_type in MANIFESTS {
+                    headers.append(ACCEPT, HeaderValue::from_static(media_type));
+                }
+            }
+            Ok(Location { url: self.url.clone(), headers })
+        })
+    }
+
+    fn renew(&self) -> bool {
+        *self.registry.lock() = Token::Unknown;
+        true
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("base", &self.base).finish_non_exhaustive()
+    }
+}
