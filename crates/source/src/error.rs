@@ -11,6 +11,7 @@ use reqwest::Url;
 
 use crate::Validator;
 use crate::http::REDIRECTS_MAX;
+use crate::store::Told;
 
 /// A failure to read a source. Shows its path or URL without secrets.
 #[derive(Debug)]
@@ -147,6 +148,33 @@ impl Error {
         error.0.status = Some(status);
         error.0.retry_after = retry_after;
         error
+    }
+
+    /// The same error with what the answer's body says; of `name`, since the URL is not the user's.
+    pub(crate) fn told(mut self, name: &str, told: &Told) -> Self {
+        let status = self.0.status.unwrap_or_default();
+        let Told { code, message, hint, .. } = told;
+        let said = if message.is_empty() { code.clone() } else { format!("{code}: {message}") };
+        self.0.what = format!("`{name}` answered with HTTP status {status} ({said})");
+        self.0.hint.clone_from(hint);
+        self
+    }
+
+    /// Nobody knows who we are to this server.
+    #[cfg(feature = "s3")]
+    pub(crate) fn no_credentials(
+        name: &str,
+        error: impl Into<Box<dyn StdError + Send + Sync>>,
+        hint: &str,
+    ) -> Self {
+        let mut own = Self::new(ErrorKind::Denied, format!("no credentials for `{name}`"));
+        own.0.hint = Some(hint.to_owned());
+        own.because(error)
+    }
+
+    /// The options or a name cannot be used.
+    pub(crate) fn unusable(what: String) -> Self {
+        Self::new(ErrorKind::Setup, what)
     }
 
     /// The HTTP client cannot be made with these options.

@@ -23,7 +23,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use crate::error::Progress;
-use crate::origin::{Location, Origin};
+use crate::origin::{Location, Origin, Refusal};
 use crate::range::{ContentRange, Wanted, total_of_unsatisfied};
 use crate::retry::{Failure, Stage, decide};
 use crate::{Error, Options, Start, Validator};
@@ -40,6 +40,11 @@ const GATHERED: usize = 256 << 10;
 /// A request that brings this many bytes has not failed, although it breaks off: the attempts start
 /// anew. A few bytes do not count, since a server that sends only these would be asked for ever.
 const WORTHWHILE: u64 = 64 << 10;
+
+/// How much of a refusal's body is read, and how long its next part may take. What stores have to
+/// say stands at the front.
+const REFUSAL_MAX: usize = 4 << 10;
+const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Http {
@@ -87,7 +92,7 @@ struct Server {
 /// Where the last redirect led: the client's errors do not tell. Requests at the same time share
 /// it, so that it is for messages only.
 #[derive(Debug, Clone, Default)]
-struct Hop(Arc<Mutex<Option<Url>>>);
+pub(crate) struct Hop(Arc<Mutex<Option<Url>>>);
 
 impl Http {
     pub(crate) async fn open_at(
@@ -270,19 +275,23 @@ impl Http {
 }
 
 impl Server {
-    /// Makes one request, and another one if what it was sent with had run out.
+    /// Makes one request, and checks that the answer is the one to it: the wanted bytes, of the
+    /// version that is known. An origin that learns from a refusal is asked where to go once more.
     async fn ask(&self, wanted: Wanted, known: &Facts) -> Result<Response, Error> {
-        match self.ask_once(wanted, known).await {
-            Err(error) if error.http_status() == Some(401) && self.origin.renew() => {
-                self.ask_once(wanted, known).await
+        let mut has_learned = false;
+        loop {
+            let (url, answer) = self.send(wanted, known).await?;
+            let Err(error) = self.check(&url, &answer, wanted, known) else { return Ok(answer) };
+            let is_401 = error.http_status() == Some(401);
+            let (error, again) = self.explained(error, answer).await;
+            if has_learned || !(again || is_401 && self.origin.renew()) {
+                return Err(error);
             }
-            answer => answer,
+            has_learned = true;
         }
     }
 
-    /// Makes one request, and checks that the answer is the one to it: the wanted bytes, of the
-    /// version that is known.
-    async fn ask_once(&self, wanted: Wanted, known: &Facts) -> Result<Response, Error> {
+    async fn send(&self, wanted: Wanted, known: &Facts) -> Result<(SafeUrl, Response), Error> {
         let Location { url, headers } = self.origin.locate().await?;
         let request = self.client.get(url.expose().clone()).headers(headers);
         let mut request = request.header(ACCEPT_ENCODING, "identity");
@@ -301,8 +310,27 @@ impl Server {
             }
             Err(_) => return Err(Error::no_answer(&self.name, limit)),
         };
-        self.check(&url, &answer, wanted, known)?;
-        Ok(answer)
+        Ok((url, answer))
+    }
+
+    /// Adds what the answer's body says to the error that its status is; and whether the origin
+    /// would go another way now.
+    async fn explained(&self, error: Error, mut answer: Response) -> (Error, bool) {
+        if error.http_status().is_none() || !self.origin.reads_refusals() {
+            return (error, false);
+        }
+        let headers = answer.headers().clone();
+        let mut body = Vec::new();
+        while body.len() < REFUSAL_MAX
+            && let Ok(Ok(Some(bytes))) = timeout(REFUSAL_LIMIT, answer.chunk()).await
+        {
+            body.extend_from_slice(&bytes);
+        }
+        body.truncate(REFUSAL_MAX);
+        match self.origin.explain(&Refusal { headers: &headers, body: &body }) {
+            Some(told) => (error.told(&self.name, &told), told.again),
+            None => (error, false),
+        }
     }
 
     fn check(
@@ -462,7 +490,7 @@ impl Facts {
 }
 
 /// The client of one source: it keeps no cookies and asks no environment for proxies.
-fn client(options: &Options, hop: &Hop) -> Result<Client, reqwest::Error> {
+pub(crate) fn client(options: &Options, hop: &Hop) -> Result<Client, reqwest::Error> {
     let extra = Certificate::from_pem_bundle(&options.extra_ca)?;
     let builder = |builder: ClientBuilder| {
         builder

@@ -10,20 +10,27 @@
 
 mod error;
 mod file;
+mod gcs;
 mod http;
 mod object;
 pub mod oci;
 mod origin;
 mod range;
 mod retry;
+mod s3;
+mod store;
 mod validator;
 
 use std::time::Duration;
 
 use bootyard_spec::{Credentials, Source};
 
+use crate::origin::Origin;
+
 pub use error::{Error, ErrorKind};
+pub use gcs::GcsOptions;
 pub use object::Object;
+pub use s3::S3Options;
 pub use validator::{ParseValidatorError, Validator};
 
 /// How patiently a source is read. The defaults suit an image server on the internet.
@@ -44,10 +51,14 @@ pub struct Options {
     pub user_agent: String,
     /// Certificates (PEM) of authorities that are trusted besides the system's. Default none.
     pub extra_ca: Vec<u8>,
-    /// User and password for the source. Default none.
+    /// User and password for the source; for S3 the key pair. Default none.
     pub credentials: Option<Credentials>,
     /// Which container image is meant, and how its registry is spoken to.
     pub image: oci::ImageOptions,
+    /// How S3 is spoken to.
+    pub s3: S3Options,
+    /// How Google's object store is spoken to.
+    pub gcs: GcsOptions,
 }
 
 /// Where a stream begins, and in which version of the object. The default is the first byte of
@@ -72,6 +83,8 @@ impl Default for Options {
             extra_ca: Vec::new(),
             credentials: None,
             image: oci::ImageOptions::default(),
+            s3: S3Options::default(),
+            gcs: GcsOptions::default(),
         }
     }
 }
@@ -93,13 +106,15 @@ pub async fn open(source: &Source, options: &Options) -> Result<Object, Error> {
 /// As [`open`]. [`ErrorKind::Changed`] if the source is another version than the one that `start`
 /// names, or ends before it; [`ErrorKind::NoRanges`] if it can only be read from its first byte.
 pub async fn open_at(source: &Source, options: &Options, start: &Start) -> Result<Object, Error> {
-    match source {
-        Source::File(path) => file::File::open_at(path, start).await.map(Object::from),
-        Source::Http(url) => {
-            http::Http::open_at(Box::new(url.clone()), options, start).await.map(Object::from)
-        }
-        other => Err(Error::unsupported(other)),
-    }
+    let origin: Box<dyn Origin> = match source {
+        Source::File(path) => return file::File::open_at(path, start).await.map(Object::from),
+        Source::Http(url) => Box::new(url.clone()),
+        #[cfg(feature = "s3")]
+        Source::S3(object) => Box::new(s3::S3::new(object.clone(), options).await?),
+        Source::Gcs(object) => Box::new(gcs::Gcs::new(object.clone(), options)?),
+        other => return Err(Error::unsupported(other)),
+    };
+    http::Http::open_at(origin, options, start).await.map(Object::from)
 }
 
 /// Chooses the process's TLS implementation. Call it once, first thing in `main`; another call does

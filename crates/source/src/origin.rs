@@ -11,6 +11,7 @@ use bootyard_spec::SafeUrl;
 use reqwest::header::HeaderMap;
 
 use crate::Error;
+use crate::store::Told;
 
 /// One object of one server, however the way to it is found.
 pub(crate) trait Origin: fmt::Debug + Send + Sync {
@@ -25,6 +26,25 @@ pub(crate) trait Origin: fmt::Debug + Send + Sync {
     fn renew(&self) -> bool {
         false
     }
+
+    /// Whether [`Origin::explain`] shall be asked about answers that are no success.
+    fn reads_refusals(&self) -> bool {
+        false
+    }
+
+    /// What such an answer says beyond its status.
+    fn explain(&self, _refusal: &Refusal<'_>) -> Option<Told> {
+        None
+    }
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub(crate) struct Refusal<'a> {
+    #[cfg_attr(not(feature = "s3"), expect(dead_code, reason = "only S3 tells something there"))]
+    pub(crate) headers: &'a HeaderMap,
+    /// The body's start.
+    pub(crate) body: &'a [u8],
 }
 
 /// The future of [`Origin::locate`].

@@ -5,21 +5,25 @@
 //! All of it is blocking and needs no async runtime. What fails here panics with what a reader of
 //! the test log needs, because nothing but tests calls it. Never a dependency of shipped code.
 
+mod answers;
 mod cli;
 mod corpus;
 mod fault;
 mod hostile;
 mod image;
 mod nginx;
+mod s3;
 mod skip;
 mod tool;
 
+pub use answers::{Answer, AnswerServer, Question};
 pub use cli::{Cli, Output};
 pub use corpus::{CorpusEntry, corpus, corpus_entries, workspace_root};
 pub use fault::{FaultServer, Reply, Request};
 pub use hostile::{Expect, HostileFile, HostileFiles, hostile_files};
 pub use image::{pseudo_random, sparse_image};
 pub use nginx::{Nginx, NginxOptions};
+pub use s3::S3Server;
 #[doc(hidden)]
 pub use skip::announce;
 pub use skip::require_tool;

@@ -3,7 +3,10 @@
 
 mod errors;
 mod file;
+mod gcs;
 mod http;
+#[cfg(feature = "s3")]
+mod s3;
 mod start;
 
 use std::time::Duration;
