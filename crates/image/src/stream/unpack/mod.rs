@@ -99,7 +99,10 @@ fn unpack(
             Box::new(zip)
         }
         Format::Gzip => Box::new(Unpack::new(gzip::Gzip::default(), inner)),
-        Format::Xz => Box::new(Unpack::new(xz::Xz::new(threads), inner)),
+        Format::Xz if threads == NonZeroUsize::MIN => {
+            Box::new(Unpack::new(xz::Xz::default(), inner))
+        }
+        Format::Xz => Box::new(xz::Blocks::new(inner, threads)),
         Format::Lzma => Box::new(Unpack::new(xz::Lzma::default(), inner)),
         Format::Zstd => Box::new(Unpack::new(zstd::Zstd::new()?, inner)),
         Format::Bzip2 => Box::new(Unpack::new(bzip2::Bzip2::default(), inner)),

@@ -1,40 +1,34 @@
 //! xz (the .xz file format 1.2.1) and its forerunner, LZMA alone.
 //!
-//! A stream whose block headers tell their sizes, as `xz -T` writes them, is decoded by several
-//! threads, each of which holds a block: up to [`THREADS_MEMORY`], then by fewer.
+//! [`Blocks`] decodes the blocks of a file, as `xz -T` cuts them, in several threads. [`Xz`] does it
+//! all in the caller's.
 
-use std::num::NonZeroUsize;
+mod blocks;
+mod container;
+mod queue;
+#[cfg(test)]
+mod tests;
 
-use liblzma::stream::{Action, Error as Fault, MtStreamBuilder, Status, Stream};
+use liblzma::stream::{Action, Error as Fault, Status, Stream};
 
 use super::codec::{Codec, Next, Step, damaged, trailing};
 use crate::{Error, ErrorKind};
 
-/// The most memory for decoding blocks at the same time; one alone may take more.
-const THREADS_MEMORY: u64 = 256 << 20;
-/// The most memory at all: what a dictionary of 256 MiB takes, four times that of `xz -9`.
+pub(super) use blocks::Blocks;
+use container::{MAGIC, PADDING};
+
+const NAME: &str = "xz";
+/// The most memory for one decoder: what a dictionary of 256 MiB takes, four times that of `xz -9`.
 const MEMORY_MAX: u64 = 320 << 20;
-/// A stream's first bytes (§2.1.1.1).
-const MAGIC: &[u8] = b"\xfd7zXZ\0";
-/// "Stream Padding" (§2.2) comes in so many zeros.
-const PADDING: [u8; 4] = [0; 4];
-/// The checks that exist (§2.1.1.2): none, CRC32, CRC64, SHA-256.
-const CHECKS: [u8; 4] = [0, 1, 4, 10];
 
 /// Streams one after the other, with padding between them.
+#[derive(Default)]
 pub(super) struct Xz {
-    threads: NonZeroUsize,
     stream: Option<Stream>,
 }
 
-impl Xz {
-    pub(super) const fn new(threads: NonZeroUsize) -> Self {
-        Self { threads, stream: None }
-    }
-}
-
 impl Codec for Xz {
-    const NAME: &'static str = "xz";
+    const NAME: &'static str = NAME;
 
     fn begin(&mut self, head: &[u8]) -> Result<Next, Error> {
         if head.is_empty() {
@@ -44,29 +38,25 @@ impl Codec for Xz {
             return Ok(Next::Padding(PADDING.len()));
         }
         if !head.starts_with(MAGIC) {
-            return Err(trailing(Self::NAME));
+            return Err(trailing(NAME));
         }
-        let flags = head.get(MAGIC.len()..MAGIC.len() + 2);
-        if let Some([0, check]) = flags
-            && !CHECKS.contains(check)
-        {
-            let what = format!("the xz stream has a check of an unknown kind, {check}");
-            return Err(Error::new(ErrorKind::Unsupported, what));
+        if let Some((header, _)) = head.split_first_chunk() {
+            container::Flags::parse(header)?;
         }
-        // One that has ended is dropped first: its threads and buffers are no longer needed.
+        // One that has ended is dropped first: its dictionary is no longer needed.
         self.stream = None;
-        let stream = MtStreamBuilder::new()
-            .threads(u32::try_from(self.threads.get()).unwrap_or(1))
-            .memlimit_threading(THREADS_MEMORY)
-            .memlimit_stop(MEMORY_MAX)
-            .decoder();
-        self.stream = Some(stream.map_err(|fault| refusal(Self::NAME, &fault))?);
+        self.stream = Some(decoder()?);
         Ok(Next::Stream)
     }
 
     fn step(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Error> {
-        process(Self::NAME, self.stream.as_mut(), input, out)
+        process(NAME, self.stream.as_mut(), input, out)
     }
+}
+
+/// A decoder for a stream.
+fn decoder() -> Result<Stream, Error> {
+    Stream::new_stream_decoder(MEMORY_MAX, 0).map_err(|fault| refusal(NAME, &fault))
 }
 
 /// One stream without a checksum.
