@@ -17,8 +17,8 @@ use crate::stream::gather::PART;
 use crate::stream::{Direct, Options, Summary, head_len};
 use crate::{Error, ErrorKind, Sink};
 
-/// How many parts wait to be unpacked: 4 MiB.
-const PARTS_QUEUED: usize = (4 << 20) / PART;
+/// How many parts wait to be unpacked: 1 MiB. What has to be far ahead, xz, has a queue of its own.
+const PARTS_QUEUED: usize = (1 << 20) / PART;
 
 /// The caller's end of the thread. Dropping it ends the thread.
 pub(in crate::stream) struct Thread {

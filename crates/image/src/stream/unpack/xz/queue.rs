@@ -19,9 +19,9 @@ use crate::{Error, ErrorKind};
 
 /// How long a buffer is.
 pub(super) const BUFFER: usize = 128 << 10;
-/// How many buffers of compressed bytes wait: 6 MiB. The block behind the next one can be begun while
+/// How many buffers of compressed bytes wait: 5 MiB. The block behind the next one can be begun while
 /// so much of the next one is still ahead.
-const INPUT_MAX: usize = (6 << 20) / BUFFER;
+const INPUT_MAX: usize = (5 << 20) / BUFFER;
 /// How many buffers of decompressed bytes there are until only the next block gets more: 12 MiB, half
 /// of a block of `xz -6 -T`. With that two threads keep each other busy: while one hands out the
 /// second half of its block, the other does the first half of the one after it.
