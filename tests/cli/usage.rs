@@ -89,7 +89,7 @@ fn names_and_sources_are_checked_before_anything_happens() {
         ----- stdout -----
 
         ----- stderr -----
-        error: invalid value 'ftp://host/x.qcow2' for '<SOURCE>': unsupported source scheme `ftp`; expected http, https or file
+        error: invalid value 'ftp://host/x.qcow2' for '<SOURCE>': unsupported source scheme `ftp`; expected http, https, s3, gs, docker, oci, oci-archive, docker-archive, volume or file
 
         For more information, try '--help'."#]],
     );

@@ -5,6 +5,7 @@
 mod corpus;
 mod faults;
 mod formats;
+mod s3;
 mod targets;
 
 use std::path::{Path, PathBuf};

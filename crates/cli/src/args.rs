@@ -13,6 +13,8 @@ use bootyard_spec::{
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+use crate::stores::StoreArgs;
+
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
@@ -56,7 +58,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("target").required(true))]
 pub(crate) struct ImportArgs {
-    /// Where the image is: http://…, https://…, file:PATH or a path
+    /// Where the image is: http://…, https://…, s3://…, gs://…, file:PATH or a path
     pub(crate) source: Source,
     /// Name of the new volume in the store
     #[arg(long, group = "target")]
@@ -82,15 +84,19 @@ pub(crate) struct ImportArgs {
     /// Print events and the report as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) stores: StoreArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Where the image is: http://…, https://…, file:PATH or a path
+    /// Where the image is: http://…, https://…, s3://…, gs://…, file:PATH or a path
     pub(crate) source: Source,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) stores: StoreArgs,
 }
 
 #[derive(Debug, Subcommand)]

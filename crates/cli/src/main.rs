@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod settings;
 mod signals;
+mod stores;
 mod terminal;
 
 use std::process::ExitCode;

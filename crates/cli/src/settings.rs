@@ -5,7 +5,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use bootyard_spec::Class;
+use bootyard_spec::{Class, SafeUrl};
 
 use crate::error::Failure;
 
@@ -42,6 +42,34 @@ pub(crate) fn seed_timestamp() -> Result<i64, Failure> {
             Failure::new(Class::Usage, what)
         },
     )
+}
+
+/// The key file of Google's application default credentials: `$GOOGLE_APPLICATION_CREDENTIALS`, else
+/// what `gcloud auth application-default login` has left.
+pub(crate) fn google_key() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("GOOGLE_APPLICATION_CREDENTIALS").or_else(|| {
+        let config = set("CLOUDSDK_CONFIG").or_else(|| Some(set("HOME")?.join(".config/gcloud")));
+        let file = config?.join("application_default_credentials.json");
+        file.exists().then_some(file)
+    })
+}
+
+/// The emulator of Google's store: `$STORAGE_EMULATOR_HOST`, with or without a scheme.
+pub(crate) fn google_endpoint() -> Result<Option<SafeUrl>, Failure> {
+    let Some(text) = env::var_os("STORAGE_EMULATOR_HOST").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy();
+    let url = if text.contains("://") { text.parse() } else { format!("http://{text}").parse() };
+    url.map(Some).map_err(|_| {
+        Failure::new(Class::Usage, "`STORAGE_EMULATOR_HOST` is not a host with its port")
+    })
+}
+
+/// The metadata server: `$GCE_METADATA_HOST`, as Google's own tools take it.
+pub(crate) fn google_metadata_host() -> Option<String> {
+    env::var("GCE_METADATA_HOST").ok().filter(|host| !host.is_empty())
 }
 
 /// The directories in which programs are found.

@@ -28,9 +28,11 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 
 fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let (json, dry_run) = (args.json, args.dry_run);
+    let mut options = Options::default();
+    args.stores.apply(&args.source, &mut options)?;
     let request = request(args)?;
     if dry_run {
-        let probe = bootyard_import::probe(&request.source, &Options::default())?;
+        let probe = bootyard_import::probe(&request.source, &options)?;
         let plan = bootyard_import::plan(&request, &probe)?;
         match EventLine::of(&Event::Planned(&plan)).filter(|_| json) {
             Some(line) => output::json_line(&line)?,
@@ -41,7 +43,7 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings::store_home()?);
     let display = Display::new(json);
     let cancel = cancel_on_signal()?;
-    let report = bootyard_import::run(&request, &store, &Options::default(), &display, &cancel)?;
+    let report = bootyard_import::run(&request, &store, &options, &display, &cancel)?;
     let took = display.finish();
     if json {
         output::json_line(&ReportLine::new(&report, took.as_secs_f64()))?;

@@ -13,7 +13,9 @@ use crate::json::{FailureLine, InfoLine, content_name, filesystem_volume};
 use crate::output;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
-    let inspected = bootyard_import::inspect(&args.source, &Options::default());
+    let mut options = Options::default();
+    args.stores.apply(&args.source, &mut options)?;
+    let inspected = bootyard_import::inspect(&args.source, &options);
     let info = match inspected.map_err(Failure::from) {
         Ok(info) => info,
         Err(failure) => {
