@@ -10,7 +10,7 @@ use bootyard_spec::{Class, Explain, Platform, SafeUrl, Source, shell_word};
 use reqwest::Url;
 
 use crate::Validator;
-use crate::http::REDIRECTS_MAX;
+use crate::server::REDIRECTS_MAX;
 use crate::store::Told;
 
 /// A failure to read a source. Shows its path or URL without secrets.
@@ -139,7 +139,7 @@ impl Error {
             401 | 403 | 407 => ErrorKind::Denied,
             _ => ErrorKind::Status,
         };
-        let name = route(url, redirected(url, Some(last)).as_ref());
+        let name = route(url, redirected(url, last).as_ref());
         let what = match kind {
             ErrorKind::Redirect => format!("{name} redirects to no URL, with HTTP status {status}"),
             _ => format!("{name} answered with HTTP status {status}"),
@@ -183,8 +183,20 @@ impl Error {
         Self::new(ErrorKind::Setup, what).because(innermost(error))
     }
 
+    /// Redirects do not end.
+    pub(crate) fn redirects(url: &SafeUrl) -> Self {
+        let what = format!("`{url}` redirects more than {REDIRECTS_MAX} times");
+        Self::new(ErrorKind::Redirect, what)
+    }
+
+    /// A redirect leads to where nobody can go, for the reason `why`.
+    pub(crate) fn redirect(url: &SafeUrl, why: String) -> Self {
+        let what = format!("cannot follow a redirect of `{url}`");
+        Self::new(ErrorKind::Redirect, what).because(Cause(why))
+    }
+
     /// A request failed before its answer came; `last` is where redirects had led.
-    pub(crate) fn request(url: &SafeUrl, last: Option<&Url>, error: &reqwest::Error) -> Self {
+    pub(crate) fn request(url: &SafeUrl, last: &Url, error: &reqwest::Error) -> Self {
         let last = redirected(url, last);
         let name = route(url, last.as_ref());
         let failed = last.as_ref().unwrap_or(url).expose();
@@ -193,12 +205,6 @@ impl Error {
         let from = last.as_ref().map(|_| format!(", to which `{url}` redirects"));
         let peer = format!("`{host}:{port}`{}", from.unwrap_or_default());
         let (kind, what) = match classify(error) {
-            // The innermost cause of too many redirects is only that.
-            ErrorKind::Redirect if error.is_redirect() => {
-                let what = format!("`{url}` redirects more than {REDIRECTS_MAX} times");
-                return Self::new(ErrorKind::Redirect, what);
-            }
-            kind @ ErrorKind::Redirect => (kind, format!("cannot follow a redirect of `{url}`")),
             kind @ ErrorKind::Resolve => (kind, format!("cannot find the address of {name}")),
             kind @ ErrorKind::Connect => (kind, format!("cannot connect to {peer}")),
             kind @ ErrorKind::Tls => (kind, format!("no secure connection to {peer}")),
@@ -339,7 +345,7 @@ impl Error {
 }
 
 /// Where redirects have led, if that is not the URL that was asked for.
-fn redirected(asked: &SafeUrl, last: Option<&Url>) -> Option<SafeUrl> {
+fn redirected(asked: &SafeUrl, last: &Url) -> Option<SafeUrl> {
     // The client takes credentials out of the URL to send them, and never sends a fragment.
     let sent = |url: &Url| {
         let mut sent = url.clone();
@@ -348,8 +354,7 @@ fn redirected(asked: &SafeUrl, last: Option<&Url>) -> Option<SafeUrl> {
         let _ = (sent.set_username(""), sent.set_password(None));
         sent
     };
-    let last = last.filter(|last| sent(last) != sent(asked.expose()))?;
-    Some(SafeUrl::from(last.clone()))
+    (sent(last) != sent(asked.expose())).then(|| SafeUrl::from(sent(last)))
 }
 
 /// The URL that was asked for, and the last one after redirects.
@@ -362,9 +367,6 @@ fn route(asked: &SafeUrl, last: Option<&SafeUrl>) -> String {
 
 /// Sorts a failed request by what the user can do about it.
 fn classify(error: &reqwest::Error) -> ErrorKind {
-    if error.is_redirect() {
-        return ErrorKind::Redirect;
-    }
     let layers: Vec<&(dyn StdError + 'static)> = layers(error).collect();
     if layers.iter().any(|layer| layer.is::<rustls::Error>()) {
         return ErrorKind::Tls;
@@ -373,10 +375,7 @@ fn classify(error: &reqwest::Error) -> ErrorKind {
     if layers.iter().any(|layer| layer.to_string() == "dns error") {
         return ErrorKind::Resolve;
     }
-    if error.is_connect() {
-        return ErrorKind::Connect;
-    }
-    if error.is_builder() { ErrorKind::Redirect } else { ErrorKind::Broken }
+    if error.is_connect() { ErrorKind::Connect } else { ErrorKind::Broken }
 }
 
 /// The error and what caused it, outermost first. `io::Error::source` skips the error that it

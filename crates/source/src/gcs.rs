@@ -20,10 +20,9 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::http::{Hop, client};
 use crate::origin::{Locating, Location, Origin, Refusal};
 use crate::store::{Told, inexpressible, is_expressible, object_in};
-use crate::{Error, Options};
+use crate::{Error, Options, client};
 
 /// The store, in its XML API.
 const ENDPOINT: &str = "https://storage.googleapis.com";
@@ -146,7 +145,7 @@ impl Gcs {
             return Err(inexpressible(&format!("gs://{object}")));
         }
         let url = url_of(&object, options.gcs.endpoint.as_ref())?;
-        let client = client(options, &Hop::default()).map_err(|error| Error::setup(&error))?;
+        let client = client::new(options)?;
         let identity = identity(&options.gcs)?;
         Ok(Self { object, url, client, identity, token: Mutex::new(None) })
     }
@@ -179,7 +178,7 @@ impl Gcs {
         let request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         let asked = timeout(TOKEN_LIMIT, fetch(request)).await;
         let answer = asked.map_err(|_| Error::no_answer(&uri.to_string(), TOKEN_LIMIT))?;
-        let (answer, body) = answer.map_err(|error| Error::request(uri, None, &error))?;
+        let (answer, body) = answer.map_err(|error| Error::request(uri, uri.expose(), &error))?;
         if !answer.status().is_success() {
             let error = Error::status(uri, answer.url(), answer.status().as_u16(), None);
             return Err(match serde_json::from_slice(&body) {

@@ -8,6 +8,7 @@
 //!
 //! Not for what the bytes mean: formats, digests and decompression belong to others.
 
+mod client;
 mod error;
 mod file;
 mod gcs;
@@ -15,9 +16,12 @@ mod http;
 mod object;
 pub mod oci;
 mod origin;
+mod part;
 mod range;
 mod retry;
 mod s3;
+mod segments;
+mod server;
 mod store;
 mod validator;
 
@@ -41,6 +45,10 @@ pub struct Options {
     /// How long a server may send nothing, before its answer or within it. Default 60 s: a mirror
     /// that fetches the object first needs more than a few seconds.
     pub stall_timeout: Duration,
+    /// How many requests for consecutive parts of one stream may be under way at once, where the
+    /// server serves ranges. Default 4; with 1 there is one request for the whole stream. The parts
+    /// that wait to be taken are in memory: this many times 4 MiB at most.
+    pub connections: usize,
     /// How many requests in a row may fail, the first included, for one forward stream or for one
     /// ranged read. A stream that breaks off after it has moved on counts anew. Default 5; with 1
     /// nothing is retried.
@@ -77,6 +85,7 @@ impl Default for Options {
         Self {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
+            connections: 4,
             attempts: 5,
             retry_delay: Duration::from_millis(200),
             user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")).to_owned(),

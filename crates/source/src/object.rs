@@ -41,7 +41,7 @@ impl Object {
     pub fn len(&self) -> Option<u64> {
         match &self.transport {
             Transport::File(file) => Some(file.len()),
-            Transport::Http(http) => http.facts().len,
+            Transport::Http(http) => http.len(),
         }
     }
 
@@ -64,7 +64,7 @@ impl Object {
     pub fn validator(&self) -> Option<&Validator> {
         match &self.transport {
             Transport::File(file) => file.validator(),
-            Transport::Http(http) => http.facts().validator.as_ref(),
+            Transport::Http(http) => http.validator(),
         }
     }
 
@@ -81,6 +81,22 @@ impl Object {
         match &self.transport {
             Transport::File(_) => true,
             Transport::Http(http) => http.facts().accepts_ranges,
+        }
+    }
+
+    /// Whether the stream comes in ranges over several connections.
+    pub fn is_ranged(&self) -> bool {
+        match &self.transport {
+            Transport::File(_) => false,
+            Transport::Http(http) => http.is_ranged(),
+        }
+    }
+
+    /// How many requests at once the stream makes at most.
+    pub fn connections(&self) -> usize {
+        match &self.transport {
+            Transport::File(_) => 0,
+            Transport::Http(http) => http.connections(),
         }
     }
 

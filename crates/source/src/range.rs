@@ -48,10 +48,14 @@ fn number(text: &str) -> Option<u64> {
 }
 
 impl ContentRange {
-    /// Whether these are exactly the bytes `wanted` (to the end of the object where it has no end)
-    /// of an object that is `len` bytes long, as far as that is known.
+    /// Whether these are exactly the bytes `wanted`, as far as the object has them, and the object is
+    /// `len` bytes long, as far as that is known.
     pub(crate) fn answers(&self, wanted: Wanted, len: Option<u64>) -> bool {
-        let end = wanted.end.or(self.total).or(len);
+        let total = self.total.or(len);
+        let end = match (wanted.end, total) {
+            (Some(end), Some(total)) => Some(end.min(total)),
+            (end, total) => end.or(total),
+        };
         let same_total = match (self.total, len) {
             (Some(total), Some(len)) => total == len,
             _ => true,
@@ -132,6 +136,9 @@ mod tests {
             ("bytes 2-3/10", middle, Some(10), false),
             ("bytes 3-5/10", middle, Some(10), false),
             ("bytes 2-4/11", middle, Some(10), false),
+            ("bytes 2-3/4", middle, None, true),
+            ("bytes 2-3/5", middle, None, false),
+            ("bytes 2-5/10", middle, None, false),
             ("bytes 2-9/10", rest, Some(10), true),
             ("bytes 2-9/10", rest, None, true),
             ("bytes 2-9/*", rest, Some(10), true),

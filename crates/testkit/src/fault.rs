@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 server that goes wrong on purpose: what a real server cannot be configured to
 //! do. Serves one body under every path. Not for what nginx can do ([`Nginx`](crate::Nginx)).
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -37,7 +38,9 @@ pub struct Reply {
     status: Option<u16>,
     etag: Option<String>,
     ranges: bool,
+    announces_ranges: bool,
     range_shift: u64,
+    range_stretch: usize,
     total_lie: u64,
     announce: Announce,
     headers: Vec<(String, String)>,
@@ -62,10 +65,12 @@ enum End {
     Stall(u64),
 }
 
-#[derive(Debug)]
+/// Picks the reply to a request, which is the so-manieth from 0 on.
+type Choose = dyn Fn(&Request, usize) -> Reply + Send + Sync;
+
 struct Shared {
     body: Vec<u8>,
-    replies: Vec<Reply>,
+    choose: Box<Choose>,
     state: Mutex<State>,
     stopped: Condvar,
 }
@@ -76,6 +81,13 @@ struct State {
     stop: bool,
 }
 
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bytes, requests) = (self.body.len(), self.lock().requests.len());
+        write!(f, "{bytes} bytes, {requests} requests")
+    }
+}
+
 impl Request {
     /// The value of a header, whose name is given in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -84,14 +96,16 @@ impl Request {
 }
 
 impl Reply {
-    /// The right answer: 200 or, to `Range` with a matching `If-Range` or none, 206; `ETag: "v1"`,
-    /// `Accept-Ranges: bytes`, `Content-Length`.
+    /// The right answer: 200 or, to `Range` with a matching `If-Range` or none, 206, or 416 behind
+    /// the end; `ETag: "v1"`, `Accept-Ranges: bytes`, `Content-Length`.
     pub fn honest() -> Self {
         Self {
             status: None,
             etag: Some("\"v1\"".to_owned()),
             ranges: true,
+            announces_ranges: true,
             range_shift: 0,
+            range_stretch: 0,
             total_lie: 0,
             announce: Announce::True,
             headers: Vec::new(),
@@ -165,10 +179,22 @@ impl Reply {
         Self { ranges: false, ..self }
     }
 
+    /// Ranges are served, but no `Accept-Ranges` says so.
+    #[must_use]
+    pub fn silent_about_ranges(self) -> Self {
+        Self { announces_ranges: false, ..self }
+    }
+
     /// A 206 starts `shift` bytes behind the asked range, and `Content-Range` admits it.
     #[must_use]
     pub fn shift_range(self, shift: u64) -> Self {
         Self { range_shift: shift, ..self }
+    }
+
+    /// A 206 brings up to `more` bytes than its `Content-Range` says.
+    #[must_use]
+    pub fn stretch_range(self, more: usize) -> Self {
+        Self { range_stretch: more, ..self }
     }
 
     /// A 206 names a total that is `more` bytes too large.
@@ -199,11 +225,27 @@ impl FaultServer {
     ///
     /// If loopback has no free port.
     pub fn serve(body: impl Into<Vec<u8>>, replies: impl IntoIterator<Item = Reply>) -> Self {
+        let replies: Vec<Reply> = replies.into_iter().collect();
+        Self::serve_with(body, move |_, index| {
+            let index = index.min(replies.len().saturating_sub(1));
+            replies.get(index).cloned().unwrap_or_else(Reply::honest)
+        })
+    }
+
+    /// Serves `body` with the reply that `choose` gives to each request and its number from 0 on.
+    ///
+    /// # Panics
+    ///
+    /// If loopback has no free port.
+    pub fn serve_with(
+        body: impl Into<Vec<u8>>,
+        choose: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             body: body.into(),
-            replies: replies.into_iter().collect(),
+            choose: Box::new(choose),
             state: Mutex::default(),
             stopped: Condvar::new(),
         });
@@ -248,10 +290,12 @@ impl Shared {
 
     /// Records the request and picks its reply.
     fn take_reply(&self, request: &Request) -> Reply {
-        let mut state = self.lock();
-        let index = state.requests.len().min(self.replies.len().saturating_sub(1));
-        state.requests.push(request.clone());
-        self.replies.get(index).cloned().unwrap_or_else(Reply::honest)
+        let index = {
+            let mut state = self.lock();
+            state.requests.push(request.clone());
+            state.requests.len() - 1
+        };
+        (self.choose)(request, index)
     }
 
     fn wait_for_stop(&self) {
@@ -341,7 +385,10 @@ fn compose<'a>(reply: &Reply, request: &Request, full: &'a [u8]) -> (String, &'a
     let (status, body) = match (reply.status, range) {
         (Some(status), _) => (status, full),
         (None, None) => (200, full),
-        (None, Some((start, end))) => (206, &full[start..end]),
+        (None, Some((start, end))) if start < end => {
+            (206, &full[start..full.len().min(end + reply.range_stretch)])
+        }
+        (None, Some(_)) => (416, &full[..0]),
     };
     let mut head = format!("HTTP/1.1 {status} Test\r\nConnection: close\r\n");
     let mut header = |name: &str, value: &str| head.push_str(&format!("{name}: {value}\r\n"));
@@ -349,12 +396,15 @@ fn compose<'a>(reply: &Reply, request: &Request, full: &'a [u8]) -> (String, &'a
         let total = full.len() as u64 + reply.total_lie;
         header("Content-Range", &format!("bytes {start}-{}/{total}", end - 1));
     }
+    if status == 416 && reply.status.is_none() {
+        header("Content-Range", &format!("bytes */{}", full.len()));
+    }
     match reply.announce {
         Announce::True => header("Content-Length", &body.len().to_string()),
         Announce::Other(length) => header("Content-Length", &length.to_string()),
         Announce::Chunked => header("Transfer-Encoding", "chunked"),
     }
-    if reply.ranges {
+    if reply.ranges && reply.announces_ranges {
         header("Accept-Ranges", "bytes");
     }
     if let Some(etag) = &reply.etag {
@@ -366,7 +416,7 @@ fn compose<'a>(reply: &Reply, request: &Request, full: &'a [u8]) -> (String, &'a
 }
 
 /// The range of a `bytes=FIRST-[LAST]` request (RFC 9110 §14.1.2) that `If-Range` allows, moved by
-/// the reply's lie; `None` for the whole body.
+/// the reply's lie; empty if it begins behind the end, and `None` for the whole body.
 fn asked_range(reply: &Reply, request: &Request, len: usize) -> Option<(usize, usize)> {
     if request.header("if-range").is_some_and(|wanted| Some(wanted) != reply.etag.as_deref()) {
         return None;
@@ -375,7 +425,7 @@ fn asked_range(reply: &Reply, request: &Request, len: usize) -> Option<(usize, u
     let shift = usize::try_from(reply.range_shift).ok()?;
     let start = first.parse::<usize>().ok()?.checked_add(shift)?;
     let end = last.parse::<usize>().map_or(len, |last| len.min(last + 1 + shift));
-    (start < end).then_some((start, end))
+    Some((start, end.max(start)))
 }
 
 #[cfg(test)]
@@ -397,9 +447,10 @@ mod tests {
             return;
         }
         let body = "0123456789";
-        let cases: [(Reply, &[&str], i32, &str); 10] = [
+        let cases: [(Reply, &[&str], i32, &str); 11] = [
             (Reply::honest(), &[], 0, "0123456789"),
             (Reply::honest(), &["-r", "2-4"], 0, "bytes 2-4/10"),
+            (Reply::honest(), &["-r", "10-"], 0, "bytes */10"),
             (Reply::honest(), &["-r", "2-", "-H", "If-Range: \"v0\""], 0, "0123456789"),
             (Reply::honest().chunked(), &[], 0, "0123456789"),
             (Reply::honest().cut_after(4), &[], 18, "0123"),

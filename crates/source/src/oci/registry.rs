@@ -179,7 +179,7 @@ impl Registry {
         let host = self.0.reference.registry();
         match error {
             OciDistributionError::RequestError(error) => match self.0.base.parse() {
-                Ok(url) => Error::request(&url, None, &error),
+                Ok(url) => Error::request(&url, url.expose(), &error),
                 Err(_) => Error::setup(&error),
             },
             // The registry's own words may repeat what was sent.

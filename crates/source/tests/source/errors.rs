@@ -90,7 +90,8 @@ async fn each_fault_reads_well() {
         ),
         (
             vec![cut.clone(), Reply::honest().shift_range(1)],
-            "`http://127.0.0.1:PORT/disk` answered wrongly: expected bytes=4-, got bytes 5-9/10\n\
+            "`http://127.0.0.1:PORT/disk` answered wrongly: expected bytes=4-9, got bytes 5-9/10 \
+             in 5 bytes\n\
              hint: download it with another tool and give the file's path",
         ),
         (

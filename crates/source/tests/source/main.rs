@@ -5,6 +5,7 @@ mod errors;
 mod file;
 mod gcs;
 mod http;
+mod ranged;
 #[cfg(feature = "s3")]
 mod s3;
 mod start;

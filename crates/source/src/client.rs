@@ -1,0 +1,30 @@
+//! The HTTP client of one source: whom it trusts, and how it connects.
+
+use reqwest::{Certificate, Client, ClientBuilder, redirect};
+
+use crate::{Error, Options};
+
+/// Makes a client that keeps no cookies, asks no environment for proxies and follows no redirect by
+/// itself.
+pub(crate) fn new(options: &Options) -> Result<Client, Error> {
+    let extra = Certificate::from_pem_bundle(&options.extra_ca);
+    let extra = extra.map_err(|error| Error::setup(&error))?;
+    let builder = |builder: ClientBuilder| {
+        builder
+            .user_agent(&options.user_agent)
+            .connect_timeout(options.connect_timeout)
+            .redirect(redirect::Policy::none())
+            // For one object HTTP/2 only adds frames: measured on loopback with TLS it took 1.6 to
+            // 2.4 times as long. Ranged reads in parallel want connections of their own besides.
+            .http1_only()
+            .referer(false)
+            .no_proxy()
+            .retry(reqwest::retry::never())
+            .build()
+    };
+    let system = Client::builder().tls_certs_merge(extra.clone());
+    // A machine without any authorities can still read plain HTTP; HTTPS then fails by itself.
+    builder(system)
+        .or_else(|_| builder(Client::builder().tls_certs_only(extra)))
+        .map_err(|error| Error::setup(&error))
+}
