@@ -47,6 +47,16 @@ fn assert_nothing_left(cli: &Cli) {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Nothing stands under the volume's name, but what the next attempt goes on with may be hidden.
+#[track_caller]
+fn assert_nothing_visible(cli: &Cli) {
+    let mut left = Vec::new();
+    collect(&cli.store(), &mut left);
+    let hidden =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+    assert!(left.iter().all(hidden), "{left:?}");
+}
+
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs_err::read_dir(folder) else { return };
     for entry in entries.flatten() {

@@ -78,6 +78,12 @@ pub(crate) struct ImportArgs {
     /// How the volume is stored: raw, qcow2 or qcow2-zstd
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     pub(crate) output_format: OutputFormat,
+    /// Take all of the volume's space at once, and keep it
+    #[arg(long)]
+    pub(crate) preallocation: bool,
+    /// Move the backup of a GPT to the end of a volume that is larger than the image's disk
+    #[arg(long)]
+    pub(crate) relocate_gpt: bool,
     /// Print what would be done, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,

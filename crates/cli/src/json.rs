@@ -34,6 +34,15 @@ pub(crate) struct EventLine<'a> {
     eta_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempt: Option<u32>,
+    /// Whether an import that is stopped can be gone on with: `anywhere`, or why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resume: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_bytes_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    space_bytes_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 impl<'a> EventLine<'a> {
@@ -50,10 +59,19 @@ impl<'a> EventLine<'a> {
                 strategy: Some(plan.strategy.name()),
                 virtual_size_bytes: plan.virtual_size,
                 total_bytes: plan.fetch_bytes,
+                resume: Some(plan.resume.name()),
+                write_bytes_max: plan.write_bytes,
+                space_bytes_max: plan.space,
                 ..Self::default()
             }),
             Event::Retried(attempt) => {
                 Some(Self { event: "retried", attempt: Some(*attempt), ..Self::default() })
+            }
+            Event::Resumed(at) => {
+                Some(Self { event: "resumed", fetched_bytes: Some(*at), ..Self::default() })
+            }
+            Event::StartedOver(why) => {
+                Some(Self { event: "started_over", reason: Some(why), ..Self::default() })
             }
             _ => None,
         }
@@ -86,6 +104,8 @@ pub(crate) struct ReportLine {
     virtual_size_bytes: u64,
     volume_size_bytes: u64,
     source_bytes: u64,
+    /// How many of these an earlier attempt had fetched.
+    resumed_bytes: u64,
     data_bytes: u64,
     allocated_bytes: Option<u64>,
     spilled_bytes: u64,
@@ -111,6 +131,7 @@ impl ReportLine {
             virtual_size_bytes: report.virtual_size,
             volume_size_bytes: report.volume_size,
             source_bytes: report.source_bytes,
+            resumed_bytes: report.resumed_bytes,
             data_bytes: report.data_bytes,
             allocated_bytes: report.allocated_bytes,
             spilled_bytes: report.spilled_bytes,

@@ -88,6 +88,14 @@ impl Display {
         }
     }
 
+    /// Shows a line that stays.
+    fn say(&self, text: &str) {
+        match &self.form {
+            Form::Bar(bar) => bar.println(text),
+            Form::Lines | Form::Json => output::error(&format!("{text}\n")),
+        }
+    }
+
     /// An event that its reader no longer wants is not worth failing an import for.
     fn json(&self, line: &EventLine<'_>) {
         let _ = output::json_line(line);
@@ -98,6 +106,17 @@ impl Events for Display {
     fn event(&self, event: Event<'_>) {
         match (event, &self.form) {
             (Event::Moved(moved), _) => self.moved(moved),
+            (Event::Resumed(at), form) => {
+                let before = Moved { fetched: at, ..Moved::default() };
+                self.state.borrow_mut().progress.update(Duration::ZERO, before);
+                match form {
+                    Form::Json => self.json(&EventLine::of(&event).unwrap_or_default()),
+                    _ => self.say(&format!("going on after {}", HumanBytes(at))),
+                }
+            }
+            (Event::StartedOver(why), Form::Bar(_) | Form::Lines) => {
+                self.say(&format!("starting over: {why}"));
+            }
             (event, Form::Json) => {
                 if let Some(line) = EventLine::of(&event) {
                     self.json(&line);

@@ -92,7 +92,12 @@ pub enum Error {
     Cancelled {
         /// The block device that lost its old contents by then, if it is the target.
         device: Option<PathBuf>,
+        /// What the next attempt need not fetch again.
+        kept: Option<Share>,
     },
+    /// The source broke off, and the next attempt goes on there.
+    #[error(transparent)]
+    BrokenOff(Box<BrokenOff>),
     /// The target is the source itself.
     #[error("target `{}` is the source itself", .path.display())]
     SameFile {
@@ -102,6 +107,41 @@ pub enum Error {
     /// This machine gives no more threads or descriptors.
     #[error("cannot start the import")]
     Setup(#[source] io::Error),
+}
+
+/// How much of a source is done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Bytes from its start.
+    pub done: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// A source that broke off, of which a part is done with.
+#[derive(Debug)]
+pub struct BrokenOff {
+    pub(crate) error: source::Error,
+    pub(crate) kept: Share,
+}
+
+impl fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for BrokenOff {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = self.done as f64 / self.len.max(1) as f64 * 100.0;
+        write!(f, "{percent:.0} %")
+    }
 }
 
 /// An image that cannot be read, with what helps to tell the user what to do.
@@ -159,6 +199,7 @@ impl Explain for Error {
     fn class(&self) -> Class {
         match self {
             Self::Source(error) => error.class(),
+            Self::BrokenOff(broken) => broken.error.class(),
             Self::Image(error) if error.kind() == ErrorKind::Write => Class::Target,
             Self::UnsureEnd { .. } => Class::Source,
             Self::Text { .. } => Class::Image,
@@ -211,10 +252,16 @@ impl Explain for Error {
             Self::UnknownSize { .. } => {
                 "name the size with `--size`, or use `--output-format raw`".to_owned()
             }
-            Self::Cancelled { device: None } => {
+            Self::BrokenOff(broken) => {
+                format!("{} is done: run the same command again to go on from there", broken.kept)
+            }
+            Self::Cancelled { kept: Some(kept), .. } => {
+                format!("{kept} is done: run the same command again to go on from there")
+            }
+            Self::Cancelled { device: None, .. } => {
                 "nothing was left behind; run the same command again".to_owned()
             }
-            Self::Cancelled { device: Some(device) } => format!(
+            Self::Cancelled { device: Some(device), .. } => format!(
                 "the old contents of `{}` are lost: its first MiB was cleared; run the same \
                  command again",
                 device.display()

@@ -23,6 +23,10 @@ pub enum Event<'a> {
     Moved(Moved),
     /// The source broke off and is read again from there; this often so far.
     Retried(u32),
+    /// An import that another process has begun is gone on with, from this offset of the source.
+    Resumed(u64),
+    /// One cannot be gone on with, and is begun anew.
+    StartedOver(&'a str),
 }
 
 /// What an import is doing.

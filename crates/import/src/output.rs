@@ -18,16 +18,28 @@ const TAIL_STEP: u64 = 1 << 30;
 /// The first failure of the storage, in its own words. A decoder passes on an [`io::Error`] only,
 /// so it is noted where it happens.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Fault(Arc<Mutex<Option<volume::Error>>>);
+pub(crate) struct Fault(Arc<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    error: Mutex<Option<volume::Error>>,
+    is_set: AtomicBool,
+}
 
 impl Fault {
     /// The failure, if there was one.
     pub(crate) fn take(&self) -> Option<volume::Error> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether there was one.
+    fn is_set(&self) -> bool {
+        self.0.is_set.load(Ordering::Relaxed)
     }
 
     pub(crate) fn note(&self, error: volume::Error) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.0.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.0.is_set.store(true, Ordering::Relaxed);
     }
 
     /// Passes `result` on. Of an error that carries the storage's own, only the kind goes on.
@@ -95,6 +107,8 @@ pub(crate) struct Output {
     beyond: AtomicBool,
     written: AtomicU64,
     cancel: Cancel,
+    /// What went wrong with the storage elsewhere.
+    fault: Fault,
 }
 
 enum Form {
@@ -111,6 +125,7 @@ impl Output {
         limit: u64,
         cancel: Cancel,
     ) -> io::Result<Self> {
+        let fault = staged.fault.clone();
         let qcow2 = |staged, compression| {
             let options = qcow2::WriterOptions { compression };
             let writer = qcow2::Writer::with(staged, volume_size, options)?;
@@ -122,7 +137,7 @@ impl Output {
             OutputFormat::Qcow2Zstd => qcow2(staged, qcow2::Compression::Zstd)?,
         };
         let (beyond, written) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { form, limit, beyond, written, cancel })
+        Ok(Self { form, limit, beyond, written, cancel, fault })
     }
 
     /// How many bytes of data have been written so far.
@@ -152,7 +167,7 @@ impl Output {
 
     fn zero_tail(&self, target: &Watched<Staged>, mut offset: u64, end: u64) -> io::Result<()> {
         while offset < end {
-            self.refuse_cancelled()?;
+            self.refuse_stopped()?;
             let len = (end - offset).min(TAIL_STEP);
             target.put(Piece { offset, body: Body::Zero(len) })?;
             offset += len;
@@ -160,15 +175,16 @@ impl Output {
         Ok(())
     }
 
-    /// Makes whoever stores end. The error is never shown: the switch says why.
-    fn refuse_cancelled(&self) -> io::Result<()> {
-        if self.cancel.is_cancelled() { Err(io::Error::other("stopped")) } else { Ok(()) }
+    /// Makes whoever stores end. The error is never shown: the switch, or the fault, says why.
+    fn refuse_stopped(&self) -> io::Result<()> {
+        let stopped = self.cancel.is_cancelled() || self.fault.is_set();
+        if stopped { Err(io::Error::other("stopped")) } else { Ok(()) }
     }
 }
 
 impl Sink for Output {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
-        self.refuse_cancelled()?;
+        self.refuse_stopped()?;
         let len = match piece.body {
             Body::Data(data) => data.len() as u64,
             Body::Zero(len) => len,

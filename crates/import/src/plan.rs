@@ -28,6 +28,18 @@ pub struct Probe {
     pub source_len: Option<u64>,
     /// The size of the target in bytes, if it is a block device.
     pub capacity: Option<u64>,
+    /// Whether the source tells its versions apart.
+    pub versioned: bool,
+    /// Whether the source can be read from any offset on.
+    pub ranges: bool,
+    /// How many connections it is read over at once.
+    pub connections: usize,
+    /// Whether the image's tables come after its data.
+    pub late_tables: bool,
+    /// Whether the image's blocks may be compressed.
+    pub packed: bool,
+    /// Whether the image can be decoded on from its midst.
+    pub settles: bool,
 }
 
 /// What an import will do. `Display` shows it to the user.
@@ -55,14 +67,74 @@ pub struct Plan {
     pub limit: u64,
     /// Whether a digest was given to compare with.
     pub checked: bool,
+    /// Whether a later process can go on where this one is stopped.
+    pub resume: Resume,
+    /// The most bytes that are written to the target, if that is known before the end.
+    pub write_bytes: Option<u64>,
+    /// The most bytes of the target's file system that are taken, the spill included.
+    pub space: Option<u64>,
+}
+
+/// Whether an import that was stopped, by whatever, can be gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Resume {
+    /// From where it stopped.
+    Anywhere,
+    /// Only from the source's first byte: it is packed, and what its middle means only its beginning
+    /// tells.
+    Packed,
+    /// Only so: the source can only be read from its first byte, or does not tell its length.
+    Forward,
+    /// Only so: the source does not tell its versions apart, and there is no digest that would.
+    Unversioned,
+    /// Only so: a volume of this format is not complete before its end.
+    Output,
+    /// Only so: a block device has no room for the journal.
+    Device,
+}
+
+impl Resume {
+    /// The name in events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anywhere => "anywhere",
+            Self::Packed => "packed",
+            Self::Forward => "forward",
+            Self::Unversioned => "unversioned",
+            Self::Output => "output",
+            Self::Device => "device",
+        }
+    }
+
+    /// What that means to the user.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Anywhere => "goes on where it was stopped",
+            Self::Packed => "starts over when it was stopped: the image is packed as a whole",
+            Self::Forward => "starts over when it was stopped: the source serves no ranges",
+            Self::Unversioned => {
+                "starts over when it was stopped: the source tells no version, and there is no \
+                 checksum"
+            }
+            Self::Output => {
+                "starts over when it was stopped: only a raw volume can be gone on with"
+            }
+            Self::Device => "starts over when it was stopped: the target is a block device",
+        }
+    }
 }
 
 /// How the bytes are fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// The whole source once, from its first byte to its last.
+    /// The whole source once, from its first byte to its last, over one connection.
     Stream,
+    /// The same in segments over several connections at once.
+    Ranged,
+    /// As a stream, but its tables come late: data that comes before them is set aside.
+    Spill,
 }
 
 impl Strategy {
@@ -70,6 +142,8 @@ impl Strategy {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Stream => "stream",
+            Self::Ranged => "ranged",
+            Self::Spill => "spill",
         }
     }
 
@@ -77,6 +151,13 @@ impl Strategy {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Stream => "every byte is fetched once and hashed on its way",
+            Self::Ranged => {
+                "every byte is fetched once, in segments over several connections, and hashed in order"
+            }
+            Self::Spill => {
+                "every byte is fetched once; the image's tables come after its data, which waits for \
+                 them next to the target"
+            }
         }
     }
 }
@@ -111,19 +192,59 @@ pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
             return Err(Error::TooLargeForQcow2 { size, limit });
         }
     }
+    let write_bytes = write_bytes(request, probe, volume_size);
+    let spill = if probe.late_tables { probe.source_len.unwrap_or(0) } else { 0 };
     Ok(Plan {
         source: request.source.clone(),
         target: request.target.clone(),
         chain: probe.chain.clone(),
         format: probe.format,
         output_format: request.output_format,
-        strategy: Strategy::Stream,
+        strategy: strategy(probe),
         fetch_bytes: probe.source_len,
         virtual_size,
         volume_size,
         limit: limit.unwrap_or(u64::MAX),
         checked: request.checksum.is_some(),
+        resume: resume(request, probe, volume_size),
+        write_bytes,
+        space: write_bytes.map(|bytes| bytes.saturating_add(spill)),
     })
+}
+
+fn strategy(probe: &Probe) -> Strategy {
+    match probe {
+        Probe { late_tables: true, .. } => Strategy::Spill,
+        Probe { connections: 2.., .. } => Strategy::Ranged,
+        _ => Strategy::Stream,
+    }
+}
+
+fn resume(request: &ImportRequest, probe: &Probe, volume_size: Option<u64>) -> Resume {
+    let sized = probe.source_len.is_some() && volume_size.is_some();
+    if !probe.settles {
+        Resume::Packed
+    } else if !probe.ranges || !sized {
+        Resume::Forward
+    } else if !probe.versioned && request.checksum.is_none() {
+        Resume::Unversioned
+    } else if request.output_format != OutputFormat::Raw {
+        Resume::Output
+    } else if probe.capacity.is_some() {
+        Resume::Device
+    } else {
+        Resume::Anywhere
+    }
+}
+
+/// The most bytes that are written: what is stored as it is cannot be more than the source has.
+fn write_bytes(request: &ImportRequest, probe: &Probe, volume_size: Option<u64>) -> Option<u64> {
+    let packed = probe.chain.len() > 1 || probe.packed;
+    let stored = match (probe.source_len, volume_size) {
+        (Some(source), Some(volume)) if !packed => Some(source.min(volume)),
+        (_, volume) => volume,
+    };
+    if request.preallocation { volume_size } else { stored }
 }
 
 /// Whether a disk of `virtual_size` bytes agrees with the sizes that were asked for.
@@ -163,6 +284,9 @@ impl fmt::Display for Plan {
         writeln!(f, "format    {}", chain_name(&self.chain))?;
         writeln!(f, "strategy  {}: {}", self.strategy.name(), self.strategy.reason())?;
         writeln!(f, "fetch     {}", size(self.fetch_bytes))?;
+        writeln!(f, "write     at most {}", size(self.write_bytes))?;
+        writeln!(f, "space     at most {}", size(self.space))?;
+        writeln!(f, "resume    {}", self.resume.reason())?;
         writeln!(f, "checksum  {}", if self.checked { "compared" } else { "none given" })?;
         writeln!(f, "disk      {}", size(self.virtual_size))?;
         match &self.target {
@@ -192,6 +316,8 @@ mod tests {
             size: flag("size").map(|size| size.parse().unwrap()),
             max_size: flag("max-size").map(|size| size.parse().unwrap()),
             checksum: None,
+            preallocation: false,
+            relocate_gpt: false,
             output_format: flag("output").map_or(OutputFormat::Raw, |f| f.parse().unwrap()),
         }
     }
@@ -203,12 +329,20 @@ mod tests {
             virtual_size: Some(2 * GIB),
             source_len: Some(300 << 20),
             capacity: None,
+            versioned: true,
+            ranges: true,
+            connections: 4,
+            late_tables: false,
+            packed: true,
+            settles: true,
         }
     }
 
     fn raw(len: Option<u64>) -> Probe {
         let (chain, format) = (vec![Format::Raw], Format::Raw);
-        Probe { chain, format, virtual_size: len, source_len: len, capacity: None }
+        let connections = 1;
+        let (virtual_size, source_len) = (len, len);
+        Probe { chain, format, virtual_size, source_len, connections, packed: false, ..qcow2() }
     }
 
     fn on_device(capacity: u64) -> Probe {
@@ -327,8 +461,12 @@ mod tests {
             plan.to_string(),
             "source    http://u:****@h/debian.qcow2\n\
              format    qcow2\n\
-             strategy  stream: every byte is fetched once and hashed on its way\n\
+             strategy  ranged: every byte is fetched once, in segments over several connections, \
+             and hashed in order\n\
              fetch     300Mi\n\
+             write     at most 10Gi\n\
+             space     at most 10Gi\n\
+             resume    goes on where it was stopped\n\
              checksum  none given\n\
              disk      2Gi\n\
              volume    debian, raw, 10Gi"

@@ -21,6 +21,10 @@ pub struct ImportRequest {
     pub checksum: Option<Digest>,
     /// How the disk is stored.
     pub output_format: OutputFormat,
+    /// Whether the volume gets all of its space at once, and keeps it (CDI's `preallocation`).
+    pub preallocation: bool,
+    /// Whether the backup of a GPT goes to the end of a volume that is larger than the image's disk.
+    pub relocate_gpt: bool,
 }
 
 /// Where an imported disk goes.

@@ -173,6 +173,13 @@ impl Staged {
         }
     }
 
+    /// Makes durable what was stored so far.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.sync().map_err(|error| {
+            Error::io(error, &self.path, format!("cannot write to `{}`", self.path.display()))
+        })
+    }
+
     /// Makes the disk durable, and then visible under its name in one step. Fails where the name
     /// was taken meanwhile.
     pub fn publish(self, _verified: &Verified) -> Result<Published, Error> {

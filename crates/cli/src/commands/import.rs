@@ -67,6 +67,8 @@ fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
         max_size: args.max_size,
         checksum: args.checksum,
         output_format: args.output_format,
+        preallocation: args.preallocation,
+        relocate_gpt: args.relocate_gpt,
     })
 }
 

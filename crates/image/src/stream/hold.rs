@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, zero};
 
 /// How much is kept in memory before it is spilled. What converters leave between their data and
 /// its tables (the rest of a cluster) is far below that.
-const MEMORY_MAX: usize = 4 << 20;
+pub(super) const MEMORY_MAX: usize = 4 << 20;
 /// How many separate runs are kept in mind, about 100 bytes each.
 const RUNS_MAX: usize = 1 << 17;
 

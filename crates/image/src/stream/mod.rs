@@ -62,6 +62,12 @@ pub struct Probe {
     /// The disk's size in bytes, if its format or the container round it tells. A raw disk is as
     /// long as its stream.
     pub virtual_size: Option<u64>,
+    /// Whether the first table comes so late that data before it is set aside, on a disk.
+    pub late_tables: bool,
+    /// Whether the disk's format compresses, so that it may be larger than the stream.
+    pub packed: bool,
+    /// Whether a decoder can be made to go on in its midst: [`Decoder::checkpoint`].
+    pub settles: bool,
 }
 
 /// The first bytes of a stream, collected until they tell what it is.
@@ -142,16 +148,24 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
     if let Some(refusal) = format.refusal() {
         return Err(refusal);
     }
+    let mut first_table = 0;
+    let mut settles = true;
     let virtual_size = match format {
         Format::Qcow2 => {
             let header = qcow2::Header::parse(head)?;
+            first_table = header.l1_offset;
             if let Some(refusal) = header.refusal(qcow2::Given::default()) {
                 return Err(refusal);
             }
             refuse_polyglot(head)?;
             Some(header.virtual_size)
         }
-        Format::Vmdk => Some(vmdk::Streamed::new(head)?.virtual_size()),
+        Format::Vmdk => {
+            let streamed = vmdk::Streamed::new(head)?;
+            first_table = streamed.first_table();
+            settles = matches!(streamed, vmdk::Streamed::Plain(_));
+            Some(streamed.virtual_size())
+        }
         Format::Vdi => Some(vdi::layout(head)?.virtual_size()),
         Format::Vhd => Some(vhd::layout(head)?.virtual_size()),
         Format::Vhdx => None,
@@ -163,7 +177,9 @@ fn probe(head: &[u8]) -> Result<Probe, Error> {
             None
         }
     };
-    Ok(Probe { chain: vec![format], format, virtual_size })
+    let late_tables = first_table > hold::MEMORY_MAX as u64;
+    let packed = matches!(format, Format::Qcow1 | Format::Qcow2) || !settles;
+    Ok(Probe { chain: vec![format], format, virtual_size, late_tables, packed, settles })
 }
 
 /// Refuses a file that is a disk image for one reader and a CD for another (ECMA-119 §8.1: the

@@ -41,6 +41,14 @@ impl Map {
         Self { tables: Tables::new(&header), header, virtual_size }
     }
 
+    /// Where the grain directory stands, which all else hangs on.
+    pub(super) const fn directory_at(&self) -> u64 {
+        match self.header.gd_offset() {
+            Some(at) => at,
+            None => 0,
+        }
+    }
+
     /// Skips the redundant tables, those that follow each other at once.
     fn redundant(table: &[u8], wants: &mut Wants<Table>) {
         let mut run = 0..0;

@@ -58,6 +58,14 @@ impl Streamed {
         })
     }
 
+    /// Where the grain directory stands; 0 where grains tell by themselves what they are.
+    pub(crate) const fn first_table(&self) -> u64 {
+        match self {
+            Self::Plain(map) => map.directory_at(),
+            Self::Packed(_) => 0,
+        }
+    }
+
     pub(crate) const fn virtual_size(&self) -> u64 {
         match self {
             Self::Plain(map) => map.virtual_size,

@@ -299,7 +299,7 @@ fn a_stopped_import_leaves_nothing_even_while_the_source_is_silent() {
     // A switch that is on stops the next one before it begins.
     assert!(matches!(
         place.import_with(&request, &(), &cancel),
-        Err(Error::Cancelled { device: None })
+        Err(Error::Cancelled { device: None, .. })
     ));
 }
 
@@ -349,7 +349,7 @@ fn an_import_is_stopped_while_its_decoder_works() {
     let events = StopWhenVerifying::new(&cancel);
     let request = place.request(place.path("bomb").to_str().unwrap());
     let error = place.import_with(&request, &events, &cancel).unwrap_err();
-    assert!(matches!(error, Error::Cancelled { device: None }), "{error:?}");
+    assert!(matches!(error, Error::Cancelled { device: None, .. }), "{error:?}");
     let stopped = events.1.lock().unwrap().expect("the source ended before the import");
     assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
     assert_eq!(place.files(), ["bomb"]);

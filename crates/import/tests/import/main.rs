@@ -38,6 +38,8 @@ impl Place {
             max_size: None,
             checksum: None,
             output_format: OutputFormat::Raw,
+            preallocation: false,
+            relocate_gpt: false,
         }
     }
 

@@ -145,7 +145,7 @@ impl Found {
             Format::Raw => self.raw_size(),
             _ => probe.virtual_size,
         };
-        Ok(Probe { chain: self.chain, virtual_size, ..probe })
+        Ok(Probe { chain: self.chain, virtual_size, packed: true, settles: false, ..probe })
     }
 }
 

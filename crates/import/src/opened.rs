@@ -1,0 +1,122 @@
+//! A source that has been opened far enough to know what it holds.
+
+use bootyard_image::stream::{Head, Kept, KeptBytes};
+use bootyard_image::{Format, sniff};
+use bootyard_source::{self as source, Object, Start};
+use bootyard_spec::Source;
+use bytes::Bytes;
+
+use crate::log::Left;
+use crate::{Error, Probe};
+
+/// A source at its beginning, or where another process stopped.
+pub(crate) struct Opened {
+    pub(crate) object: Object,
+    pub(crate) begin: Begin,
+    pub(crate) probe: Probe,
+}
+
+/// Where the transfer begins.
+pub(crate) enum Begin {
+    /// At the first byte.
+    Head {
+        head: Head,
+        /// The chunks that the head is made of.
+        seen: Vec<Bytes>,
+    },
+    /// Where another process stopped.
+    Left(Left),
+}
+
+impl Begin {
+    /// How many bytes of the source have been fetched, by whomever.
+    pub(crate) fn fetched(&self) -> u64 {
+        match self {
+            Self::Head { seen, .. } => seen.iter().map(|chunk| chunk.len() as u64).sum(),
+            Self::Left(left) => left.at,
+        }
+    }
+}
+
+impl Opened {
+    /// Opens `source` and reads what tells its format.
+    pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<Self, Error> {
+        let mut object = source::open(source, options).await?;
+        let mut head = Head::new();
+        let mut seen: Vec<Bytes> = Vec::new();
+        let found = loop {
+            let found = match object.next().await? {
+                Some(chunk) => {
+                    seen.push(chunk.clone());
+                    head.push(chunk)
+                }
+                None => head.end().map(Some),
+            };
+            let looks_like = || (!seen.is_empty()).then(|| sniff(&seen.concat()));
+            let found = found.map_err(|error| Error::image(error, source, looks_like()))?;
+            if let Some(found) = found {
+                break found;
+            }
+        };
+        let probe = Probe::new(found, &object);
+        Ok(Self { object, begin: Begin::Head { head, seen }, probe })
+    }
+
+    /// Opens `source` where another process stopped, if it is still the same version. The failure
+    /// to do so is the inner result.
+    pub(crate) async fn go_on(
+        source: &Source,
+        options: &source::Options,
+        left: Left,
+    ) -> Result<Result<Self, String>, Error> {
+        let start = Start { at: left.at, validator: left.identity.validator.clone() };
+        let object = match source::open_at(source, options, &start).await {
+            Ok(object) => object,
+            Err(error) => {
+                return match error.kind() {
+                    source::ErrorKind::Changed | source::ErrorKind::NoRanges => {
+                        Ok(Err(error.to_string()))
+                    }
+                    _ => Err(error.into()),
+                };
+            }
+        };
+        if object.len() != Some(left.identity.len) {
+            return Ok(Err(format!("`{source}` has another length than before")));
+        }
+        let Some(probe) = head(&left.kept).map(|found| Probe::new(found, &object)) else {
+            return Ok(Err("the journal does not hold the image's head".to_owned()));
+        };
+        Ok(Ok(Self { object, begin: Begin::Left(left), probe }))
+    }
+}
+
+/// What the head of the image tells, which is the first thing that was kept.
+fn head(kept: &[Kept]) -> Option<bootyard_image::stream::Probe> {
+    let first = kept.first().filter(|kept| kept.at == 0)?;
+    let KeptBytes::Data(bytes) = &first.bytes else { return None };
+    let mut head = Head::new();
+    head.push(bytes.clone()).ok()?;
+    head.end().ok()
+}
+
+impl Probe {
+    fn new(found: bootyard_image::stream::Probe, object: &Object) -> Self {
+        let source_len = object.len();
+        let virtual_size =
+            if found.chain == [Format::Raw] { source_len } else { found.virtual_size };
+        Self {
+            chain: found.chain,
+            format: found.format,
+            virtual_size,
+            source_len,
+            capacity: None,
+            versioned: object.validator().is_some(),
+            ranges: object.accepts_ranges(),
+            connections: 1,
+            late_tables: found.late_tables,
+            packed: found.packed,
+            settles: found.settles,
+        }
+    }
+}
