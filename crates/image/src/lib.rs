@@ -20,6 +20,7 @@ mod conformance;
 mod copy;
 mod disk;
 mod error;
+pub mod fingerprint;
 #[cfg(test)]
 mod hostile;
 mod info;
@@ -48,6 +49,7 @@ mod zero;
 pub use copy::{Copied, copy};
 pub use disk::{Disk, Extent, Pieces, ReadAt, WriteAt, WriteDisk};
 pub use error::{Error, ErrorKind};
+pub use fingerprint::Fingerprint;
 pub use info::{Content, Info, Snapshot};
 pub use open::{Directory, OpenOptions, inspect, open, open_with};
 pub use piece::{Body, Piece, Sink};
