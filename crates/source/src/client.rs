@@ -7,8 +7,10 @@ use crate::{Error, Options};
 /// Makes a client that keeps no cookies, asks no environment for proxies and follows no redirect by
 /// itself.
 pub(crate) fn new(options: &Options) -> Result<Client, Error> {
-    let extra = Certificate::from_pem_bundle(&options.extra_ca);
-    let extra = extra.map_err(|error| Error::setup(&error))?;
+    let certificates =
+        |pem: &[u8]| Certificate::from_pem_bundle(pem).map_err(|error| Error::setup(&error));
+    let mut extra = certificates(&options.extra_ca)?;
+    extra.extend(certificates(&options.proxy.ca)?);
     let builder = |builder: ClientBuilder| {
         builder
             .user_agent(&options.user_agent)
@@ -19,6 +21,8 @@ pub(crate) fn new(options: &Options) -> Result<Client, Error> {
             .http1_only()
             .referer(false)
             .no_proxy()
+            .proxy(options.proxy.proxy())
+            .tls_danger_accept_invalid_certs(options.insecure_skip_verify)
             .retry(reqwest::retry::never())
             .build()
     };

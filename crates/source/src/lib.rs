@@ -12,11 +12,13 @@ mod client;
 mod error;
 mod file;
 mod gcs;
+mod header;
 mod http;
 mod object;
 pub mod oci;
 mod origin;
 mod part;
+mod proxy;
 mod range;
 mod retry;
 mod s3;
@@ -33,7 +35,9 @@ use crate::origin::Origin;
 
 pub use error::{Error, ErrorKind};
 pub use gcs::GcsOptions;
+pub use header::{Header, ParseHeaderError};
 pub use object::Object;
+pub use proxy::{NoProxy, ProxyOptions};
 pub use s3::S3Options;
 pub use validator::{ParseValidatorError, Validator};
 
@@ -59,6 +63,12 @@ pub struct Options {
     pub user_agent: String,
     /// Certificates (PEM) of authorities that are trusted besides the system's. Default none.
     pub extra_ca: Vec<u8>,
+    /// Believes any server to be who it says, whatever its certificate. Default false.
+    pub insecure_skip_verify: bool,
+    /// Through whom servers are asked. Default nobody.
+    pub proxy: ProxyOptions,
+    /// Headers besides those of the transfer, for a source that is a URL. Default none.
+    pub headers: Vec<Header>,
     /// User and password for the source; for S3 the key pair. Default none.
     pub credentials: Option<Credentials>,
     /// Which container image is meant, and how its registry is spoken to.
@@ -90,6 +100,9 @@ impl Default for Options {
             retry_delay: Duration::from_millis(200),
             user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")).to_owned(),
             extra_ca: Vec::new(),
+            insecure_skip_verify: false,
+            proxy: ProxyOptions::default(),
+            headers: Vec::new(),
             credentials: None,
             image: oci::ImageOptions::default(),
             s3: S3Options::default(),
@@ -117,7 +130,7 @@ pub async fn open(source: &Source, options: &Options) -> Result<Object, Error> {
 pub async fn open_at(source: &Source, options: &Options, start: &Start) -> Result<Object, Error> {
     let origin: Box<dyn Origin> = match source {
         Source::File(path) => return file::File::open_at(path, start).await.map(Object::from),
-        Source::Http(url) => Box::new(url.clone()),
+        Source::Http(url) => Box::new(origin::Plain::new(url, options)),
         #[cfg(feature = "s3")]
         Source::S3(object) => Box::new(s3::S3::new(object.clone(), options).await?),
         Source::Gcs(object) => Box::new(gcs::Gcs::new(object.clone(), options)?),

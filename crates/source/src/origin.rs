@@ -7,11 +7,11 @@ use std::fmt;
 use std::future::{Future, ready};
 use std::pin::Pin;
 
-use bootyard_spec::SafeUrl;
+use bootyard_spec::{Credentials, SafeUrl};
 use reqwest::header::HeaderMap;
 
-use crate::Error;
 use crate::store::Told;
+use crate::{Error, Options};
 
 /// One object of one server, however the way to it is found.
 pub(crate) trait Origin: fmt::Debug + Send + Sync {
@@ -58,13 +58,43 @@ pub(crate) struct Location {
     pub(crate) headers: HeaderMap,
 }
 
-/// The URL as it stands.
-impl Origin for SafeUrl {
+/// A URL that the user gave, with what the user wants sent to it.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    given: SafeUrl,
+    location: Location,
+}
+
+impl Plain {
+    /// The URL as it stands.
+    pub(crate) fn bare(url: &SafeUrl) -> Self {
+        let location = Location { url: url.clone(), headers: HeaderMap::new() };
+        Self { given: url.clone(), location }
+    }
+
+    pub(crate) fn new(given: &SafeUrl, options: &Options) -> Self {
+        let mut url = given.expose().clone();
+        if let Some(Credentials { id, secret }) = &options.credentials {
+            // The client takes both out of the URL and decodes them. Only a URL without a host
+            // refuses them.
+            let encoded = |text: &str| text.replace('%', "%25");
+            let _ = url.set_username(&encoded(id));
+            let _ = url.set_password(Some(&encoded(secret.expose())));
+        }
+        let mut headers = HeaderMap::new();
+        for header in &options.headers {
+            headers.append(header.name(), header.value());
+        }
+        Self { given: given.clone(), location: Location { url: SafeUrl::from(url), headers } }
+    }
+}
+
+impl Origin for Plain {
     fn name(&self) -> String {
-        self.to_string()
+        self.given.to_string()
     }
 
     fn locate(&self) -> Locating<'_> {
-        Box::pin(ready(Ok(Location { url: self.clone(), headers: HeaderMap::new() })))
+        Box::pin(ready(Ok(self.location.clone())))
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::{DOCUMENT_MAX, auth, read_all, verify};
 use crate::error::ErrorKind;
 use crate::http::Http;
-use crate::origin::{Locating, Location, Origin};
+use crate::origin::{Locating, Location, Origin, Plain};
 use crate::{Error, Object, Options, Start};
 
 /// What a manifest may be.
@@ -209,7 +209,7 @@ async fn speaks_tls(host: &str, options: &Options) -> Result<bool, Error> {
         .parse()
         .map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))?;
     let once = Options { attempts: 1, ..options.clone() };
-    let asked = Http::open_at(Box::new(url), &once, &Start::default()).await;
+    let asked = Http::open_at(Box::new(Plain::bare(&url)), &once, &Start::default()).await;
     let kind = asked.err().map(|error| error.kind());
     Ok(!matches!(kind, Some(ErrorKind::Tls | ErrorKind::Connect | ErrorKind::Broken)))
 }

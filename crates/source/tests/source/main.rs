@@ -1,6 +1,7 @@
 //! Every transport against real files and servers.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod access;
 mod errors;
 mod file;
 mod gcs;
