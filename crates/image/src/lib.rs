@@ -21,6 +21,7 @@ mod copy;
 mod disk;
 mod error;
 pub mod fingerprint;
+pub mod gpt;
 #[cfg(test)]
 mod hostile;
 mod info;
