@@ -29,7 +29,7 @@ const DURABLE: u8 = 5;
 /// The version of these notes: others are not gone on with.
 const VERSION: &str = "bootyard-import 1";
 /// How far apart the verifier's states are noted.
-const SNAPSHOT_STEP: u64 = 1 << 20;
+const SNAPSHOT_STEP: u64 = 256 << 10;
 /// Changes with every start of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 

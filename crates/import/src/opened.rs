@@ -113,7 +113,7 @@ impl Probe {
             capacity: None,
             versioned: object.validator().is_some(),
             ranges: object.accepts_ranges(),
-            connections: 1,
+            connections: object.connections(),
             late_tables: found.late_tables,
             packed: found.packed,
             settles: found.settles,

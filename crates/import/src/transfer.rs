@@ -289,13 +289,20 @@ impl Feed {
             Start::Head(head) => Decoder::new(head, sink, options)?,
             Start::Left(kept, at) => Decoder::resume(kept, at, sink, options)?,
         };
+        let fault = self.fault.clone();
+        let failed = |error| {
+            fault.note(error);
+            bootyard_image::Error::write(io::ErrorKind::Other.into())
+        };
         while let Some(chunk) = chunks.blocking_recv() {
             self.since += chunk.len() as u64;
             decoder.push(chunk)?;
-            self.note(&mut decoder).map_err(|error| {
-                self.fault.note(error);
-                bootyard_image::Error::write(io::ErrorKind::Other.into())
-            })?;
+            self.note(&mut decoder).map_err(failed)?;
+        }
+        if self.log.is_some() {
+            // This may be the source's end or where it broke off.
+            decoder.drain()?;
+            self.note(&mut decoder).map_err(failed)?;
         }
         Ok(decoder)
     }

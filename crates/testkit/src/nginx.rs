@@ -121,6 +121,14 @@ impl Nginx {
     }
 }
 
+impl Nginx {
+    /// How many bytes of bodies have been sent, also to clients that did not take them all.
+    pub fn bytes_sent(&self) -> u64 {
+        let sent = |line: &str| line.split(' ').nth(1)?.parse::<u64>().ok();
+        self.access_log().lines().filter_map(sent).sum()
+    }
+}
+
 impl Drop for Nginx {
     fn drop(&mut self) {
         // One process without a master: killing it by its id leaves nothing behind.

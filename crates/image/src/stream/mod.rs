@@ -325,6 +325,18 @@ impl Decoder {
         }
     }
 
+    /// Waits until everything that was pushed is stored, as far as it can be by now; for a last
+    /// checkpoint before the decoder is dropped.
+    pub fn drain(&mut self) -> Result<(), Error> {
+        match &mut self.work {
+            Work::Direct(direct) => {
+                direct.note_settling(1);
+                direct.pool.drain()
+            }
+            Work::Unpack(_) => Ok(()),
+        }
+    }
+
     /// Takes the next chunk. Waits while the workers have enough to do. An error may be that of an
     /// earlier chunk.
     pub fn push(&mut self, mut chunk: Bytes) -> Result<(), Error> {
@@ -412,9 +424,10 @@ impl Direct {
         Checkpoint { settled, kept }
     }
 
-    fn note_settling(&mut self) {
+    /// Notes where the stream is settled, if that is at least `step` farther on.
+    fn note_settling(&mut self, step: u64) {
         let last = self.settling.back().map_or(0, |(at, _)| *at);
-        if let Some(at) = self.input.settled().filter(|at| *at >= last + CHECKPOINT_STEP) {
+        if let Some(at) = self.input.settled().filter(|at| *at >= last + step) {
             self.settling.push_back((at, self.pool.mark()));
         }
     }
@@ -423,7 +436,7 @@ impl Direct {
         let (len, before) = (part.len(), self.pool.handed());
         self.input.push(part, &mut self.pool)?;
         if self.checkpoints {
-            self.note_settling();
+            self.note_settling(CHECKPOINT_STEP);
         }
         self.pool.keeps_part(len, before)
     }

@@ -223,6 +223,16 @@ impl Pool {
         sender.send((batch.jobs, ticket)).map_err(|_| self.shared.take_error())
     }
 
+    /// Waits until nothing is in hand any more.
+    pub(crate) fn drain(&mut self) -> Result<(), Error> {
+        self.send()?;
+        let mut in_flight = lock(&self.shared.in_flight);
+        while *in_flight > 0 {
+            in_flight = self.shared.room.wait(in_flight).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
     /// Waits until everything is stored.
     pub(crate) fn finish(mut self) -> Result<Stored, Error> {
         self.send()?;

@@ -1,0 +1,149 @@
+//! Imports that are killed: the same command goes on, nothing half-made is ever visible, and little
+//! is fetched twice.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use bootyard_testkit::{
+    Cli, FaultServer, Nginx, NginxOptions, Reply, pseudo_random, qemu_img, require_tool, run,
+    sha256_file,
+};
+use serde_json::Value;
+
+use crate::assert_nothing_visible;
+
+const MIB: u64 = 1 << 20;
+/// What a process may have in hand when it dies: a segment for each of four connections, and what
+/// waits for the digest, the decoder and its workers.
+const IN_HAND: u64 = (4 * 4 + 16) * MIB;
+
+/// A disk of noise and holes in `folder/disk.raw`, and as `folder/disk.qcow2`.
+fn images(folder: &Path) {
+    let mut disk = vec![0; 72 * MIB as usize];
+    for (index, part) in disk.chunks_mut(3 * MIB as usize).enumerate() {
+        if index % 4 != 3 {
+            part.copy_from_slice(&pseudo_random(part.len(), index as u64));
+        }
+    }
+    let [raw, qcow2] = ["disk.raw", "disk.qcow2"].map(|name| folder.join(name));
+    fs_err::write(&raw, disk).expect("a disk");
+    let [raw, qcow2] = [&raw, &qcow2].map(|path| path.to_str().expect("a path"));
+    qemu_img(["convert", "-f", "raw", "-O", "qcow2", raw, qcow2]);
+}
+
+fn start(cli: &Cli, arguments: &[&str]) -> Child {
+    let mut command = cli.command(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the import")
+}
+
+/// The last line of what an import with `--json` has printed.
+fn report(stdout: &[u8]) -> Value {
+    let text = String::from_utf8_lossy(stdout);
+    serde_json::from_str(text.lines().last().unwrap_or_default()).expect("a report")
+}
+
+/// Kills imports of `name` until `kills` are over, each a little later than the one before; every
+/// import is repeated until it is done. Returns how many were killed.
+fn kill_and_repeat(name: &str, kills: u32) -> u32 {
+    let folder = tempfile::tempdir().expect("a folder");
+    images(folder.path());
+    let options = NginxOptions { bytes_per_second: Some(24 * MIB), ..NginxOptions::default() };
+    let nginx = Nginx::serve_with(folder.path(), &options);
+    let len = fs_err::metadata(folder.path().join(name)).expect("the image").len();
+    let expected = sha256_file(folder.path().join("disk.raw"));
+    let checksum = format!("sha256:{}", sha256_file(folder.path().join(name)));
+    let (cli, url) = (Cli::from_env(), nginx.url(name));
+    let mut killed = 0;
+    for round in 0.. {
+        if killed >= kills {
+            break;
+        }
+        let volume = format!("v{round}");
+        let arguments = ["import", &url, "--name", &volume, "--json", "--checksum", &checksum];
+        let before = nginx.bytes_sent();
+        let mut here = 0;
+        let output = loop {
+            let mut child = start(&cli, &arguments);
+            // Spread over the import, without a pattern in common with its own steps.
+            sleep(Duration::from_millis(40 + u64::from(killed * 37 % 211)));
+            if killed >= kills || child.try_wait().expect("its state").is_some() {
+                break child.wait_with_output().expect("its end");
+            }
+            child.kill().expect("SIGKILL");
+            child.wait().expect("its end");
+            (killed, here) = (killed + 1, here + 1);
+            assert_nothing_visible(&cli);
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} after {killed} kills: {said}");
+        let disk = cli.store().join(format!("volumes/{volume}/disk.raw"));
+        assert_eq!(sha256_file(&disk), expected, "{name} after {killed} kills");
+        fs_err::remove_dir_all(disk.parent().expect("a folder")).expect("it is removed");
+        let fetched = nginx.bytes_sent() - before;
+        let most = len + here * IN_HAND;
+        assert!(fetched <= most, "{name}: {fetched} bytes for {len} with {here} kills");
+        let resumed = report(&output.stdout)["resumed_bytes"].as_u64().expect("a number");
+        assert!(resumed <= len);
+    }
+    killed
+}
+
+#[test]
+fn an_import_that_is_killed_goes_on_where_it_was() {
+    if !require_tool("nginx") || !require_tool("qemu-img") {
+        return;
+    }
+    let killed = kill_and_repeat("disk.raw", 25) + kill_and_repeat("disk.qcow2", 25);
+    assert_eq!(killed, 50);
+}
+
+#[test]
+fn a_source_that_has_changed_is_fetched_anew() {
+    if !require_tool("nginx") || !require_tool("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    images(folder.path());
+    let disk = folder.path().join("disk.raw");
+    let options = NginxOptions { bytes_per_second: Some(16 * MIB), ..NginxOptions::default() };
+    let nginx = Nginx::serve_with(folder.path(), &options);
+    let (cli, url) = (Cli::from_env(), nginx.url("disk.raw"));
+    let mut child = start(&cli, &["import", &url, "--name", "v"]);
+    sleep(Duration::from_millis(700));
+    child.kill().expect("SIGKILL");
+    child.wait().expect("its end");
+    let mut bytes = fs_err::read(&disk).expect("the disk");
+    bytes[5] ^= 1;
+    fs_err::write(&disk, bytes).expect("another disk");
+    run(Command::new("touch").arg("-d").arg("2 hours ago").arg(&disk));
+    let output = cli.run(["import", &url, "--name", "v", "--json"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stdout.contains(r#""event":"started_over""#), "{output}");
+    assert_eq!(report(output.stdout.as_bytes())["resumed_bytes"], 0);
+    assert_eq!(sha256_file(cli.store().join("volumes/v/disk.raw")), sha256_file(&disk));
+}
+
+#[test]
+fn an_import_that_was_interrupted_or_broke_off_goes_on() {
+    let disk = pseudo_random(24 * MIB as usize, 5);
+    let expected = disk.clone();
+    let server = FaultServer::serve(
+        disk,
+        [Reply::honest().cut_after(2 * MIB), Reply::status(404), Reply::honest()],
+    );
+    let cli = Cli::from_env();
+    let url = server.url("disk.raw");
+    let arguments = ["import", &url, "--name", "v", "--json"];
+    let output = cli.run(arguments);
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("go on from there"), "{output}");
+    assert_nothing_visible(&cli);
+    let output = cli.run(arguments);
+    assert_eq!(output.code, Some(0), "{output}");
+    let resumed = report(output.stdout.as_bytes())["resumed_bytes"].as_u64().expect("a number");
+    assert!((MIB..=4 * MIB).contains(&resumed), "{resumed}");
+    let stored = fs_err::read(cli.store().join("volumes/v/disk.raw")).expect("the volume");
+    assert!(stored == expected);
+}
