@@ -322,12 +322,15 @@ mod tests {
     const OLD: usize = 6 << 20;
     const NEW: usize = 9 << 20;
 
+    /// What was written, and where.
+    type Write = (usize, Vec<u8>);
+
     /// Storage in memory, of a fixed length, that notes what is written and when it is synced.
     #[derive(Default)]
     struct Noted {
         bytes: Mutex<Vec<u8>>,
         /// Writes since the last sync, then a sync, and so on.
-        epochs: Mutex<Vec<Vec<(usize, Vec<u8>)>>>,
+        epochs: Mutex<Vec<Vec<Write>>>,
     }
 
     impl Noted {

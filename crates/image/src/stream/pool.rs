@@ -83,7 +83,10 @@ struct Shared {
     sink: Arc<dyn Sink>,
     data: AtomicU64,
     zero: AtomicU64,
-    /// Bytes queued or in hand, at most [`QUEUE_BYTES`] unless it is a single batch.
+    /// [`QUEUE_BYTES`], or half of it where nothing is to be decompressed: what unpacks such a disk
+    /// takes memory itself.
+    queue: usize,
+    /// Bytes queued or in hand, at most `queue` unless it is a single batch.
     in_flight: Mutex<usize>,
     room: Condvar,
     stored: Mutex<StoredBatches>,
@@ -120,6 +123,7 @@ impl Pool {
             sink,
             data: AtomicU64::new(0),
             zero: AtomicU64::new(0),
+            queue: if block == 0 { QUEUE_BYTES / 2 } else { QUEUE_BYTES },
             in_flight: Mutex::new(0),
             room: Condvar::new(),
             stored: Mutex::default(),
@@ -209,7 +213,7 @@ impl Pool {
     fn send(&mut self) -> Result<(), Error> {
         let batch = std::mem::take(&mut self.batch);
         let mut in_flight = lock(&self.shared.in_flight);
-        while *in_flight > 0 && *in_flight + batch.bytes > QUEUE_BYTES {
+        while *in_flight > 0 && *in_flight + batch.bytes > self.shared.queue {
             in_flight = self.shared.room.wait(in_flight).unwrap_or_else(PoisonError::into_inner);
         }
         *in_flight += batch.bytes;
