@@ -14,6 +14,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::stores::StoreArgs;
+use crate::transfer::SourceArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -91,6 +92,8 @@ pub(crate) struct ImportArgs {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) transfer: SourceArgs,
+    #[command(flatten)]
     pub(crate) stores: StoreArgs,
 }
 
@@ -101,6 +104,8 @@ pub(crate) struct InspectArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) transfer: SourceArgs,
     #[command(flatten)]
     pub(crate) stores: StoreArgs,
 }
@@ -199,7 +204,7 @@ pub(crate) struct MachineArgs {
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A number with `s`, `m` or `h`; seconds without.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
         Some(number) => (number, &text[number.len()..]),
         None => (text, "s"),

@@ -13,6 +13,7 @@ mod settings;
 mod signals;
 mod stores;
 mod terminal;
+mod transfer;
 
 use std::process::ExitCode;
 

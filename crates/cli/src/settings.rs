@@ -5,6 +5,7 @@
 use std::env;
 use std::path::PathBuf;
 
+use bootyard_source::{NoProxy, ProxyOptions};
 use bootyard_spec::{Class, SafeUrl};
 
 use crate::error::Failure;
@@ -70,6 +71,30 @@ pub(crate) fn google_endpoint() -> Result<Option<SafeUrl>, Failure> {
 /// The metadata server: `$GCE_METADATA_HOST`, as Google's own tools take it.
 pub(crate) fn google_metadata_host() -> Option<String> {
     env::var("GCE_METADATA_HOST").ok().filter(|host| !host.is_empty())
+}
+
+/// The proxies, by the variables that curl and Go read: `http_proxy`, `https_proxy` and `no_proxy`,
+/// in lower or else in upper case.
+pub(crate) fn proxies() -> Result<ProxyOptions, Failure> {
+    let text = |name: &str| {
+        let value = env::var(name).or_else(|_| env::var(name.to_ascii_uppercase()));
+        value.ok().filter(|value| !value.is_empty())
+    };
+    let url = |name: &str| {
+        let Some(text) = text(name) else { return Ok(None) };
+        let url = if text.contains("://") { text } else { format!("http://{text}") };
+        let url: Option<SafeUrl> = url.parse().ok();
+        url.filter(|url| matches!(url.expose().scheme(), "http" | "https")).map(Some).ok_or_else(
+            || {
+                let what = format!("`{name}` is not the URL of an HTTP proxy");
+                Failure::new(Class::Usage, what)
+                    .with_hint("expected http://[USER:PASSWORD@]HOST:PORT")
+            },
+        )
+    };
+    let no_proxy = NoProxy::from(text("no_proxy").unwrap_or_default().as_str());
+    let (http, https) = (url("http_proxy")?, url("https_proxy")?);
+    Ok(ProxyOptions { http, https, no_proxy, ca: Vec::new() })
 }
 
 /// The directories in which programs are found.

@@ -440,7 +440,10 @@ impl Explain for Error {
             (ErrorKind::NotFound, Some(_)) => "check the URL: the server has nothing there",
             (ErrorKind::NotFound, None) => "check the path",
             (ErrorKind::Denied, Some(401)) => {
-                "give the user and password in the URL: `https://USER:PASSWORD@HOST/PATH`"
+                "give `--user NAME --password-file FILE`, or the credentials that the server wants"
+            }
+            (ErrorKind::Denied, Some(407)) => {
+                "give the proxy's user and password in its URL: `http://USER:PASSWORD@HOST:PORT`"
             }
             (ErrorKind::Denied, Some(_)) => {
                 "check that these credentials may read it, and that a signed URL has not expired"
@@ -455,7 +458,8 @@ impl Explain for Error {
             }
             (ErrorKind::Tls, _) => {
                 "the certificate must be valid for this host, in date, and signed by an authority \
-                 that this machine trusts (Debian: package `ca-certificates`)"
+                 that this machine trusts (Debian: package `ca-certificates`) or that `--ca-file \
+                 FILE` names"
             }
             (ErrorKind::Redirect, _) => "give the URL at which the redirects end",
             (ErrorKind::Broken | ErrorKind::Stalled, _) => "run the command again",

@@ -8,6 +8,7 @@
 //!
 //! Not for what the bytes mean: formats, digests and decompression belong to others.
 
+pub mod checksums;
 mod client;
 mod error;
 mod file;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bootyard_image::chain_name;
 use bootyard_import::{Cancel, Event, Report};
-use bootyard_source::Options;
 use bootyard_spec::{ByteSize, Class, ImportRequest, Target};
 use bootyard_volume::Store;
 use indicatif::HumanBytes;
@@ -28,7 +27,7 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 
 fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let (json, dry_run) = (args.json, args.dry_run);
-    let mut options = Options::default();
+    let mut options = args.transfer.options()?;
     args.stores.apply(&args.source, &mut options)?;
     let request = request(args)?;
     if dry_run {

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use bootyard_image::{Info, chain_name};
-use bootyard_source::Options;
 use bootyard_spec::ByteSize;
 
 use crate::args::InspectArgs;
@@ -13,7 +12,7 @@ use crate::json::{FailureLine, InfoLine, content_name, filesystem_volume};
 use crate::output;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
-    let mut options = Options::default();
+    let mut options = args.transfer.options()?;
     args.stores.apply(&args.source, &mut options)?;
     let inspected = bootyard_import::inspect(&args.source, &options);
     let info = match inspected.map_err(Failure::from) {

@@ -40,7 +40,7 @@ async fn each_fault_reads_well() {
         (
             vec![Reply::status(401)],
             "`http://127.0.0.1:PORT/disk` answered with HTTP status 401\n\
-             hint: give the user and password in the URL: `https://USER:PASSWORD@HOST/PATH`",
+             hint: give `--user NAME --password-file FILE`, or the credentials that the server wants",
         ),
         (
             vec![Reply::status(403)],
@@ -178,7 +178,7 @@ async fn an_untrusted_certificate_reads_well() {
         "no secure connection to `127.0.0.1:PORT`\n\
          caused by: invalid peer certificate: UnknownIssuer\n\
          hint: the certificate must be valid for this host, in date, and signed by an authority \
-         that this machine trusts (Debian: package `ca-certificates`)"
+         that this machine trusts (Debian: package `ca-certificates`) or that `--ca-file FILE` names"
     );
 }
 
