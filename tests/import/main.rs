@@ -5,6 +5,7 @@
 mod corpus;
 mod faults;
 mod formats;
+mod importer;
 mod resume;
 mod s3;
 mod targets;

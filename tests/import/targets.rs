@@ -8,10 +8,10 @@ use bootyard_testkit::{Cli, require_tool, run, sha256_file, skip};
 use crate::Images;
 
 /// A loop device over a file, detached when dropped.
-struct Loop(String);
+pub(crate) struct Loop(pub(crate) String);
 
 impl Loop {
-    fn attach(file: &Path, sector: u32) -> Option<Self> {
+    pub(crate) fn attach(file: &Path, sector: u32) -> Option<Self> {
         let sector = sector.to_string();
         let words = ["--find", "--show", "--sector-size", &sector];
         let output = Command::new("losetup").args(words).arg(file).output().ok()?;

@@ -49,6 +49,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show which engines work on this host, and why others don't
     Doctor(DoctorArgs),
+    /// Import as the importer container of KubeVirt's CDI does, by its variables
+    #[command(hide = true)]
+    Importer,
     /// Run the KVM machine in this process; `run` starts it as its child
     #[command(hide = true)]
     Machine(MachineArgs),

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     bootyard_source::install_crypto_provider();
     let done = match Cli::parse().command {
         Command::Import(args) => commands::import::run(args),
+        Command::Importer => Ok(commands::importer::run()),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),
         Command::Run(args) => commands::run::run(&args),

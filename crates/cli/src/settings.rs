@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use bootyard_source::{NoProxy, ProxyOptions};
 use bootyard_spec::{Class, SafeUrl};
 
+use crate::commands::importer::Variables;
 use crate::error::Failure;
 
 /// Moves the store.
@@ -95,6 +96,12 @@ pub(crate) fn proxies() -> Result<ProxyOptions, Failure> {
     let no_proxy = NoProxy::from(text("no_proxy").unwrap_or_default().as_str());
     let (http, https) = (url("http_proxy")?, url("https_proxy")?);
     Ok(ProxyOptions { http, https, no_proxy, ca: Vec::new() })
+}
+
+/// All variables, for the importer, whose interface they are. What is not UTF-8 is none of them.
+pub(crate) fn variables() -> Variables {
+    let text = |text: std::ffi::OsString| text.into_string().ok();
+    env::vars_os().filter_map(|(name, value)| text(name).zip(text(value))).collect()
 }
 
 /// The directories in which programs are found.

@@ -85,6 +85,16 @@ impl ByteSize {
         let mib = self.0.div_ceil(1 << 20).saturating_mul(1 << 20);
         Self((mib as f64 * (1.0 + overhead)).ceil() as u64)
     }
+
+    /// The largest disk that surely fits where this much is free in a file system, or was asked of
+    /// a storage class: the reverse of [`ByteSize::with_filesystem_overhead`], in whole MiB.
+    ///
+    /// CDI computes this in double precision (`util.GetUsableSpace`), and so does this.
+    #[must_use]
+    pub fn without_filesystem_overhead(self, overhead: f64) -> Self {
+        let usable = (self.0 as f64 / (1.0 + overhead)).ceil() as u64;
+        Self(usable - usable % (1 << 20))
+    }
 }
 
 impl FromStr for ByteSize {
@@ -199,6 +209,23 @@ mod tests {
         ] {
             let asked = ByteSize::from_bytes(disk).with_filesystem_overhead(FILESYSTEM_OVERHEAD);
             assert_eq!(asked.bytes(), volume, "{disk}");
+        }
+    }
+
+    #[test]
+    fn a_disk_leaves_room_for_the_file_system_as_cdi_has_it() {
+        const MIB: u64 = 1 << 20;
+        for (available, usable) in
+            [(0, 0), (512 * MIB, 506_462_208), (1 << 30, 1_012_924_416), (30 << 30, 30_388_781_056)]
+        {
+            let fits =
+                ByteSize::from_bytes(available).without_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            assert_eq!(fits.bytes(), usable, "{available}");
+        }
+        for disk in [1, 46_137_344, 858_993_664, 2_361_393_152, 1 << 30, 30 << 30] {
+            let asked = ByteSize::from_bytes(disk).with_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            let usable = asked.without_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            assert_eq!(usable.bytes(), disk.next_multiple_of(MIB), "{disk}");
         }
     }
 }

@@ -72,7 +72,7 @@ fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
 }
 
 /// Ctrl-C and SIGTERM stop the import cleanly; the second one ends the process as usual.
-fn cancel_on_signal() -> Result<Cancel, Failure> {
+pub(crate) fn cancel_on_signal() -> Result<Cancel, Failure> {
     let cancel = Cancel::new();
     let switch = cancel.clone();
     crate::signals::once(move || switch.cancel())?;

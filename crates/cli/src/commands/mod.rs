@@ -2,6 +2,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod import;
+pub(crate) mod importer;
 pub(crate) mod inspect;
 pub(crate) mod machine;
 pub(crate) mod run;
