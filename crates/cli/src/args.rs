@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bootyard_cloudinit::{Datasource, Hostname, ImageFormat, InstanceId};
 use bootyard_spec::{
-    ByteSize, Digest, EngineChoice, OutputFormat, RunStrategy, Source, VolumeName,
+    ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, Source, VolumeName,
 };
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -62,8 +62,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("target").required(true))]
 pub(crate) struct ImportArgs {
-    /// Where the image is: http://…, https://…, s3://…, gs://…, file:PATH or a path
+    /// Where the image is: http://…, https://…, s3://…, gs://…, docker://…, oci:PATH,
+    /// oci-archive:PATH, docker-archive:PATH, file:PATH or a path
     pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
     /// Name of the new volume in the store
     #[arg(long, group = "target")]
     pub(crate) name: Option<VolumeName>,
@@ -100,10 +103,31 @@ pub(crate) struct ImportArgs {
     pub(crate) stores: StoreArgs,
 }
 
+/// Which container image is meant, and how its registry is spoken to.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Container images")]
+pub(crate) struct ImageArgs {
+    /// Platform to choose from an image for several [default: linux on this machine's architecture]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    /// The disk's file in the image [default: the only one in /disk]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) image_path: Option<String>,
+    /// File with registry credentials [default: `$REGISTRY_AUTH_FILE`, or what podman and docker use]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_auth: Option<PathBuf>,
+    /// Take any certificate of the registry, and plain HTTP if it speaks no TLS
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Where the image is: http://…, https://…, s3://…, gs://…, file:PATH or a path
+    /// Where the image is: http://…, https://…, s3://…, gs://…, docker://…, oci:PATH,
+    /// oci-archive:PATH, docker-archive:PATH, file:PATH or a path
     pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,5 +1,7 @@
 //! What programs read: every JSON object that a command prints. Fields are added, never renamed.
 
+use std::collections::BTreeMap;
+
 use bootyard_image::{Content, Format, Info};
 use bootyard_import::{Event, Progress, Report};
 use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
@@ -114,6 +116,16 @@ pub(crate) struct ReportLine {
     checked: Option<String>,
     retries: u32,
     seconds: f64,
+    /// The container image that the disk came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<ImageLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageLine {
+    digest: String,
+    platform: Option<String>,
+    labels: BTreeMap<String, String>,
 }
 
 fn names(chain: &[Format]) -> Vec<&'static str> {
@@ -139,6 +151,11 @@ impl ReportLine {
             checked: report.checked.as_ref().map(ToString::to_string),
             retries: report.retries,
             seconds,
+            image: report.image.as_ref().map(|image| ImageLine {
+                digest: image.digest.to_string(),
+                platform: image.platform.as_ref().map(ToString::to_string),
+                labels: image.labels.clone(),
+            }),
         }
     }
 }

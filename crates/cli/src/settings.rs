@@ -5,9 +5,11 @@
 use std::env;
 use std::path::PathBuf;
 
+use bootyard_source::oci::ImageOptions;
 use bootyard_source::{NoProxy, ProxyOptions};
 use bootyard_spec::{Class, SafeUrl};
 
+use crate::args::ImageArgs;
 use crate::commands::importer::Variables;
 use crate::error::Failure;
 
@@ -102,6 +104,27 @@ pub(crate) fn proxies() -> Result<ProxyOptions, Failure> {
 pub(crate) fn variables() -> Variables {
     let text = |text: std::ffi::OsString| text.into_string().ok();
     env::vars_os().filter_map(|(name, value)| text(name).zip(text(value))).collect()
+}
+
+/// How container images are found: the flags, and where credentials are by default, as
+/// containers-auth.json(5) has it.
+pub(crate) fn image_options(args: &ImageArgs) -> ImageOptions {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = set("HOME");
+    let config = set("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+    let docker = set("DOCKER_CONFIG").or_else(|| Some(home.as_ref()?.join(".docker")));
+    let defaults = [
+        set("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        config.map(|folder| folder.join("containers/auth.json")),
+        docker.map(|folder| folder.join("config.json")),
+    ];
+    ImageOptions {
+        platform: args.platform.clone(),
+        path: args.image_path.clone(),
+        insecure: args.insecure,
+        auth_file: args.registry_auth.clone().or_else(|| set("REGISTRY_AUTH_FILE")),
+        default_auth_files: defaults.into_iter().flatten().collect(),
+    }
 }
 
 /// The directories in which programs are found.

@@ -77,6 +77,13 @@ pub struct Snapshot {
 }
 
 impl Info {
+    /// What the head of a stream tells: its containers with the disk's own format, and the disk's
+    /// size in bytes if it is known. `None` for a chain without a format.
+    pub fn of_stream(chain: Vec<Format>, virtual_size: Option<u64>) -> Option<Self> {
+        let format = *chain.last()?;
+        Some(Self { chain, virtual_size, ..Self::new(format) })
+    }
+
     /// A description that says only the format.
     pub(crate) fn new(format: Format) -> Self {
         Self {

@@ -79,6 +79,17 @@ pub enum Error {
         /// The media type.
         content_type: String,
     },
+    /// A container image without a disk, or with several.
+    #[error(
+        "`{source_name}` holds no disk: expected one file in `/disk`, got {}",
+        list(.names)
+    )]
+    NoDisk {
+        /// The image.
+        source_name: String,
+        /// What is at its root, or the files of an artifact.
+        names: Vec<String>,
+    },
     /// The volume would be larger than a qcow2 file can be.
     #[error("a qcow2 volume cannot have {size}: expected at most {limit}")]
     TooLargeForQcow2 {
@@ -195,6 +206,14 @@ impl Error {
     }
 }
 
+/// The names, each in backticks.
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        names => names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+    }
+}
+
 impl Explain for Error {
     fn class(&self) -> Class {
         match self {
@@ -203,7 +222,10 @@ impl Explain for Error {
             Self::Image(error) if error.kind() == ErrorKind::Write => Class::Target,
             Self::UnsureEnd { .. } => Class::Source,
             Self::Text { .. } => Class::Image,
-            Self::Image(_) | Self::TooLarge { .. } | Self::BeyondLimit { .. } => Class::Image,
+            Self::Image(_)
+            | Self::NoDisk { .. }
+            | Self::TooLarge { .. }
+            | Self::BeyondLimit { .. } => Class::Image,
             Self::Target(error) => error.class(),
             Self::Checksum { .. } => Class::Checksum,
             Self::SizeTooSmall { .. }
@@ -246,6 +268,12 @@ impl Explain for Error {
             Self::Text { .. } => "open the URL in a browser: it may lead to a web page instead of \
                  the file; if it is the disk, give its digest with `--checksum`"
                 .to_owned(),
+            Self::NoDisk { names, .. } if names.is_empty() => return None,
+            Self::NoDisk { .. } => {
+                "name the disk's file with `--image-path`; an image for containers, or for bootc, \
+                 holds a file system and no disk"
+                    .to_owned()
+            }
             Self::TooLargeForQcow2 { .. } => {
                 "name a smaller `--size`, or use `--output-format raw`".to_owned()
             }

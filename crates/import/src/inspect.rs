@@ -9,8 +9,8 @@ use bootyard_spec::Source;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 
-use crate::Error;
 use crate::run::runtime;
+use crate::{Error, Probe, layers};
 
 /// Ranges are fetched in blocks of this many bytes: what most headers and tables fit into.
 const BLOCK: u64 = 64 << 10;
@@ -21,11 +21,18 @@ const HEAD_MAX: usize = 4 << 20;
 
 /// Describes the image that `source` holds, also one that an import would refuse. From a server
 /// that serves ranges, and from a file, only the parts are read that tell; else as much of the
-/// beginning as is needed, up to a limit.
+/// beginning as is needed, up to a limit. Of a disk in a container image only what its head says is
+/// told.
 ///
 /// Needs [`source::install_crypto_provider`] to have been called, and must not be called from
 /// async code.
 pub fn inspect(source: &Source, options: &source::Options) -> Result<Info, Error> {
+    if layers::is_image(source) {
+        let opened = runtime()?.block_on(layers::open(source, options))?;
+        let Probe { chain, virtual_size, .. } = opened.probe;
+        let info = Info::of_stream(chain, virtual_size);
+        return Ok(info.expect("a probe has a format"));
+    }
     let parts = Parts::open(source, options)?;
     let looks_like = || {
         let head = parts.lock().blocks.first().map(|block| block.1.clone())?;

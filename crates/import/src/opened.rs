@@ -7,13 +7,15 @@ use bootyard_spec::Source;
 use bytes::Bytes;
 
 use crate::log::Left;
-use crate::{Error, Probe};
+use crate::{Error, ImageReport, Probe, layers};
 
 /// A source at its beginning, or where another process stopped.
 pub(crate) struct Opened {
     pub(crate) object: Object,
     pub(crate) begin: Begin,
     pub(crate) probe: Probe,
+    /// The container image, if the source is one.
+    pub(crate) image: Option<ImageReport>,
 }
 
 /// Where the transfer begins.
@@ -41,7 +43,14 @@ impl Begin {
 impl Opened {
     /// Opens `source` and reads what tells its format.
     pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<Self, Error> {
-        let mut object = source::open(source, options).await?;
+        if layers::is_image(source) {
+            return layers::open(source, options).await;
+        }
+        Self::of(source::open(source, options).await?, source).await
+    }
+
+    /// Reads what tells the format of what `source` has led to.
+    pub(crate) async fn of(mut object: Object, source: &Source) -> Result<Self, Error> {
         let mut head = Head::new();
         let mut seen: Vec<Bytes> = Vec::new();
         let found = loop {
@@ -58,8 +67,24 @@ impl Opened {
                 break found;
             }
         };
+        Ok(Self::begin(object, head, seen, found))
+    }
+
+    /// An object at its beginning: `seen` has been read of it and given to `head`.
+    pub(crate) fn begin(
+        object: Object,
+        head: Head,
+        seen: Vec<Bytes>,
+        found: bootyard_image::stream::Probe,
+    ) -> Self {
         let probe = Probe::new(found, &object);
-        Ok(Self { object, begin: Begin::Head { head, seen }, probe })
+        Self { object, begin: Begin::Head { head, seen }, probe, image: None }
+    }
+
+    /// The same, of a part of a container image: that is not found again from a journal.
+    pub(crate) fn from_image(mut self, image: ImageReport) -> Self {
+        self.probe.settles = false;
+        Self { image: Some(image), ..self }
     }
 
     /// Opens `source` where another process stopped, if it is still the same version. The failure
@@ -87,7 +112,7 @@ impl Opened {
         let Some(probe) = head(&left.kept).map(|found| Probe::new(found, &object)) else {
             return Ok(Err("the journal does not hold the image's head".to_owned()));
         };
-        Ok(Ok(Self { object, begin: Begin::Left(left), probe }))
+        Ok(Ok(Self { object, begin: Begin::Left(left), probe, image: None }))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::log::{Identity, Left, Log};
 use crate::opened::{Begin, Opened};
 use crate::transfer::{Import, Transferred, unless};
 use crate::trust::refuse_dubious;
-use crate::{Cancel, Error, Event, Events, Phase, Plan, Probe, Resume, plan};
+use crate::{Cancel, Error, Event, Events, ImageReport, Phase, Plan, Probe, Resume, plan};
 
 /// What an import did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Report {
     pub allocated_bytes: Option<u64>,
     /// How often the source broke off and was read on.
     pub retries: u32,
+    /// The container image, if the source is one.
+    pub image: Option<ImageReport>,
 }
 
 /// Imports a disk: claims the target, streams the source through digest and decoder into it, and
@@ -92,6 +94,7 @@ pub fn run(
     let log = log.as_ref();
     let import = Import { request, events, cancel, plan: &plan, runtime: &runtime, log };
     let staged = Arc::new(staged);
+    let image = opened.image.clone();
     let transferred = import.transfer(opened, &staged);
     let staged = Arc::into_inner(staged).expect("decoder and output have been dropped");
     let kept = log.map(Log::settled).filter(|done| *done > 0).zip(plan.fetch_bytes);
@@ -123,6 +126,7 @@ pub fn run(
         path: published.path,
         allocated_bytes: published.allocated_bytes,
         retries,
+        image,
     })
 }
 

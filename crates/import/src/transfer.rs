@@ -88,7 +88,7 @@ impl Import<'_> {
             let (digest, hashed) = mpsc::channel(CHUNKS_QUEUED);
             let (decode, decoded) = mpsc::channel(CHUNKS_QUEUED);
             let (flush, flushes) = sync_channel(1);
-            let (verifier, seen, begin) = split(begin, self.request);
+            let (verifier, seen, begin) = split(begin, &object, self.request);
             let log = self.log;
             let tap = spawn(scope, "digest", move || tap(verifier, seen, hashed, log))?;
             let feed = Feed { log: self.log.cloned(), fault: fault.clone(), flush, since: 0 };
@@ -235,11 +235,11 @@ enum Start {
     Left(Vec<stream::Kept>, u64),
 }
 
-fn split(begin: Begin, request: &ImportRequest) -> (Verifier, Vec<Bytes>, Start) {
+fn split(begin: Begin, object: &Object, request: &ImportRequest) -> (Verifier, Vec<Bytes>, Start) {
     match begin {
         Begin::Head { head, seen } => {
-            let expected = request.checksum.clone().into_iter().collect();
-            (Verifier::new(expected), seen, Start::Head(head))
+            let expected = request.checksum.iter().chain(object.digest()).cloned();
+            (Verifier::new(expected.collect()), seen, Start::Head(head))
         }
         Begin::Left(left) => (left.verifier, Vec::new(), Start::Left(left.kept, left.at)),
     }

@@ -16,7 +16,7 @@ pub(crate) fn refuse_dubious(
     chain: &[Format],
     object: &Object,
 ) -> Result<(), Error> {
-    if chain != [Format::Raw] || request.checksum.is_some() {
+    if chain != [Format::Raw] || request.checksum.is_some() || object.digest().is_some() {
         return Ok(());
     }
     let source_name = request.source.to_string();

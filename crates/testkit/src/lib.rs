@@ -12,6 +12,7 @@ mod fault;
 mod hostile;
 mod image;
 mod nginx;
+mod registry;
 mod proxy;
 mod s3;
 mod skip;
@@ -24,6 +25,7 @@ pub use fault::{FaultServer, Reply, Request};
 pub use hostile::{Expect, HostileFile, HostileFiles, hostile_files};
 pub use image::{pseudo_random, sparse_image};
 pub use nginx::{Nginx, NginxOptions};
+pub use registry::{ImageLayout, Registry, RegistryOptions};
 pub use proxy::ProxyServer;
 pub use s3::S3Server;
 #[doc(hidden)]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bootyard_image::chain_name;
-use bootyard_import::{Cancel, Event, Report};
+use bootyard_import::{Cancel, Event, ImageReport, Report};
 use bootyard_spec::{ByteSize, Class, ImportRequest, Target};
 use bootyard_volume::Store;
 use indicatif::HumanBytes;
@@ -28,6 +28,7 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let (json, dry_run) = (args.json, args.dry_run);
     let mut options = args.transfer.options()?;
+    options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
     let request = request(args)?;
     if dry_run {
@@ -85,8 +86,9 @@ fn summary(report: &Report, took: Duration) -> String {
         None => format!("{} (nothing to compare with)", report.sha256),
     };
     let stored = report.allocated_bytes.unwrap_or(report.data_bytes);
+    let image = report.image.as_ref().map(image).unwrap_or_default();
     format!(
-        "imported {}\n  source   {}, {} in {:.1} s\n  digest   {checked}\n  \
+        "imported {}\n  source   {}, {} in {:.1} s\n{image}  digest   {checked}\n  \
          volume   {}, {} stored\n  path     {}\n",
         report.source,
         chain_name(&report.chain),
@@ -96,4 +98,12 @@ fn summary(report: &Report, took: Duration) -> String {
         HumanBytes(stored),
         report.path.display(),
     )
+}
+
+/// The container image that the disk came from, and the labels that it brings.
+fn image(image: &ImageReport) -> String {
+    let platform = image.platform.as_ref().map(|platform| format!(", {platform}"));
+    let labels = image.labels.iter().map(|(name, value)| format!("  label    {name}={value}\n"));
+    let platform = platform.unwrap_or_default();
+    format!("  image    {}{platform}\n{}", image.digest, labels.collect::<String>())
 }

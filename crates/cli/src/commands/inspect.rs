@@ -9,10 +9,11 @@ use bootyard_spec::ByteSize;
 use crate::args::InspectArgs;
 use crate::error::Failure;
 use crate::json::{FailureLine, InfoLine, content_name, filesystem_volume};
-use crate::output;
+use crate::{output, settings};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     let mut options = args.transfer.options()?;
+    options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
     let inspected = bootyard_import::inspect(&args.source, &options);
     let info = match inspected.map_err(Failure::from) {

@@ -41,6 +41,7 @@ pub use pool::QUEUE_BYTES;
 use resume::Recorder;
 pub use resume::{Checkpoint, Kept, KeptBytes};
 pub(crate) use unpack::look;
+pub use unpack::{LayerContents, LayerRules, Scan, Scanned};
 
 /// Storage that is written and read back.
 pub trait Storage: ReadAt + WriteAt {}
@@ -80,12 +81,21 @@ pub struct Head {
     /// A copy of the first bytes in one piece, as many as the format's header may need.
     bytes: Vec<u8>,
     probe: Option<Probe>,
+    /// It is a layer of a container image.
+    rules: Option<LayerRules>,
 }
 
 impl Head {
     /// Starts with nothing.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The head of a layer in which a [`Scan`] with these rules has found the disk. `chunks` are its
+    /// first bytes, as many as have been kept; the decoder wants all that follow.
+    pub fn of_layer(probe: Probe, rules: LayerRules, chunks: Vec<Bytes>) -> Self {
+        let len = chunks.iter().map(Bytes::len).sum();
+        Self { chunks, len, probe: Some(probe), rules: Some(rules), ..Self::default() }
     }
 
     /// Takes the next chunk. Answers once enough is known, and from then on. Of a container as much
@@ -288,7 +298,7 @@ impl Decoder {
             [_] => Work::Direct(Direct::new(&head.bytes, sink, options, 0)?),
             _ => {
                 let options = Options { checkpoints: false, ..options };
-                Work::Unpack(unpack::Thread::start(sink, options)?)
+                Work::Unpack(unpack::Thread::start(head.rules, sink, options)?)
             }
         };
         let mut decoder = Self { gather: Gather::default(), work };

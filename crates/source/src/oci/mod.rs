@@ -41,6 +41,9 @@ const INDEXES_MAX: usize = 3;
 pub struct ImageOptions {
     /// The platform; by default [`Platform::host`].
     pub platform: Option<Platform>,
+    /// The disk's path in the image, or an artifact's file, for who looks into the layers. By default
+    /// the only file in `/disk`.
+    pub path: Option<String>,
     /// Takes any certificate of the registry, and plain HTTP if it speaks no TLS.
     pub insecure: bool,
     /// A file with credentials, as `docker login` writes it. It must be there.

@@ -43,6 +43,11 @@ impl Choice {
             }
             return Ok(false);
         }
+        self.take(name)
+    }
+
+    /// The member `name` is the disk. Fails if there was one already.
+    pub(super) fn take(&mut self, name: &[u8]) -> io::Result<bool> {
         if let Some(first) = &self.disk {
             let what = format!(
                 "expected one disk in the archive, got `{}` and `{}`",

@@ -10,10 +10,12 @@
 mod bzip2;
 mod codec;
 mod gzip;
+mod layer;
 mod lz4;
 mod member;
 mod ova;
 mod peek;
+mod scan;
 mod source;
 mod tar;
 #[cfg(test)]
@@ -34,7 +36,9 @@ use crate::sniff::HEAD_LEN;
 use crate::{Error, ErrorKind, Format, chain_name, raw, sniff};
 
 use codec::Unpack;
+pub use layer::{LayerContents, LayerRules};
 use peek::{Gauge, Peek};
+pub use scan::{Scan, Scanned};
 use source::Collected;
 pub(super) use thread::Thread;
 
@@ -60,8 +64,36 @@ fn open(
     gauge: &Arc<Gauge>,
     threads: NonZeroUsize,
 ) -> io::Result<Opened> {
-    let mut opened =
-        Opened { chain: Vec::new(), reader: Peek::outermost(source, gauge.clone()), len: None };
+    let reader = Peek::outermost(source, gauge.clone());
+    open_on(Opened { chain: Vec::new(), reader, len: None }, gauge, threads)
+}
+
+/// As [`open`], of a file that is a layer of a container image: a tar archive, compressed or not.
+fn open_layer(
+    source: Box<dyn Read + Send>,
+    rules: LayerRules,
+    gauge: &Arc<Gauge>,
+    threads: NonZeroUsize,
+) -> io::Result<Result<Opened, LayerContents>> {
+    let mut reader = Peek::outermost(source, gauge.clone());
+    let mut chain = Vec::new();
+    // An empty layer is nothing but zeros, which no magic tells.
+    let packing = sniff(reader.head(HEAD_LEN)?);
+    if packing.is_container() && !matches!(packing, Format::Tar | Format::Ova) {
+        chain.push(packing);
+        (reader, _) = unpack(packing, reader, gauge, threads)?;
+    }
+    chain.push(Format::Tar);
+    match tar::Tar::layer(reader, rules)? {
+        tar::Layer::Other(contents) => Ok(Err(contents)),
+        tar::Layer::Disk(tar, len) => {
+            let reader = Peek::new(tar, gauge.clone());
+            open_on(Opened { chain, reader, len: Some(len) }, gauge, threads).map(Ok)
+        }
+    }
+}
+
+fn open_on(mut opened: Opened, gauge: &Arc<Gauge>, threads: NonZeroUsize) -> io::Result<Opened> {
     loop {
         let format = sniff(opened.reader.head(HEAD_LEN)?);
         if !format.is_container() {

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 
 use ::tar::{GnuExtSparseHeader, GnuSparseHeader, Header, PaxExtensions};
 
+use super::layer::{Kind, LayerContents, LayerRules, Picker};
 use super::member::{Choice, NAME_MAX, cut_off, drain, fill, skip};
 use super::ova::Appliance;
 use super::peek::Peek;
@@ -21,6 +22,9 @@ const BLOCK: usize = 512;
 /// How many parts a sparse file may have: a terabyte with a hole in every other MiB. They take
 /// 8 MiB of memory.
 const PARTS_MAX: usize = 1 << 19;
+/// How long the pax header of a layer's member may be: all that Linux stores as extended attributes
+/// of a file, in base64.
+const ATTRIBUTES_MAX: usize = 1 << 20;
 /// Sizes from here on do not fit into a header's 11 octal digits.
 const OCTAL_END: u64 = 1 << 33;
 
@@ -29,11 +33,20 @@ pub(super) struct Tar {
     inner: Peek,
     choice: Choice,
     appliance: Appliance,
+    /// Chooses instead, if it is a layer of a container image.
+    picker: Option<Picker>,
     member: Member,
     /// How much of the disk was read, and in which of its parts that ends.
     at: u64,
     part: usize,
     ended: bool,
+}
+
+/// What a layer of a container image holds.
+pub(super) enum Layer {
+    /// The disk, and how long it is.
+    Disk(Box<Tar>, u64),
+    Other(LayerContents),
 }
 
 /// A disk in the archive.
@@ -51,28 +64,52 @@ struct Member {
 struct Extended {
     name: Option<Vec<u8>>,
     len: Option<u64>,
+    /// It is a sparse file in a form that is not read.
+    sparse: bool,
 }
 
 impl Tar {
     /// Finds the disk, and tells how long it is.
     pub(super) fn open(inner: Peek) -> io::Result<(Self, u64)> {
-        let (choice, appliance) = (Choice::default(), Appliance::default());
-        let member = Member::default();
-        let mut tar = Self { inner, choice, appliance, member, at: 0, part: 0, ended: false };
-        match tar.next_disk()? {
-            Some(member) => {
-                tar.member = member;
-                let len = tar.member.len;
-                Ok((tar, len))
-            }
+        let mut tar = Self::new(inner, None);
+        match tar.begin()? {
+            Some(len) => Ok((tar, len)),
             None => Err(tar.choice.none()),
         }
+    }
+
+    /// Finds the disk in a layer of a container image, or else what the layer holds.
+    pub(super) fn layer(inner: Peek, rules: LayerRules) -> io::Result<Layer> {
+        let mut tar = Self::new(inner, Some(Picker::new(rules)));
+        Ok(match tar.begin()? {
+            Some(len) => Layer::Disk(Box::new(tar), len),
+            None => Layer::Other(tar.picker.map(Picker::into_contents).unwrap_or_default()),
+        })
+    }
+
+    fn new(inner: Peek, picker: Option<Picker>) -> Self {
+        let (choice, appliance) = (Choice::default(), Appliance::default());
+        let member = Member::default();
+        Self { inner, choice, appliance, picker, member, at: 0, part: 0, ended: false }
+    }
+
+    /// Goes to the disk. Returns its length.
+    fn begin(&mut self) -> io::Result<Option<u64>> {
+        let disk = self.next_disk()?;
+        Ok(disk.map(|member| {
+            self.member = member;
+            self.member.len
+        }))
     }
 
     /// Passes all other members up to a disk. `None` at the archive's end.
     fn next_disk(&mut self) -> io::Result<Option<Member>> {
         let mut extended = Extended::default();
         loop {
+            // Some makers of layers leave out the blocks of zeros at the end; a digest says that it is.
+            if self.picker.is_some() && self.inner.head(1)?.is_empty() {
+                return Ok(None);
+            }
             let mut block = [0; BLOCK];
             fill(&mut self.inner, &mut block, NAME)?;
             if block == [0; BLOCK] {
@@ -89,16 +126,22 @@ impl Tar {
                 b'L' => extended.name = Some(self.take_name(stored)?),
                 b'g' | b'K' | b'V' => self.skip_blocks(stored)?,
                 b'0' | b'\0' | b'7' | b'S' => {
-                    let extended = std::mem::take(&mut extended);
-                    let name = extended.name.unwrap_or_else(|| header.path_bytes().into_owned());
-                    let member = self.member(header, extended.len, stored)?;
-                    if self.choice.is_disk(&name, Some(member.len))? {
-                        self.appliance.begin_disk(&name)?;
-                        return Ok(Some(member));
+                    let Extended { name, len, sparse } = std::mem::take(&mut extended);
+                    let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
+                    let member = self.member(header, len, stored)?;
+                    if self.is_disk(&name, &member)? {
+                        return if sparse { Err(pax_sparse()) } else { Ok(Some(member)) };
                     }
                     self.pass(&name, &member)?;
                 }
-                b'5' => extended = Extended::default(),
+                b'5' | b'1'..=b'4' | b'6' if self.picker.is_some() || kind.is_dir() => {
+                    let name = std::mem::take(&mut extended).name;
+                    let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
+                    let kind = if kind.is_dir() { Kind::Folder } else { Kind::Other };
+                    if let Some(picker) = &mut self.picker {
+                        picker.is_disk(&name, kind)?;
+                    }
+                }
                 _ => {
                     let name = extended.name.unwrap_or_else(|| header.path_bytes().into_owned());
                     let what = format!("the member `{}` is no file", printable(&name));
@@ -108,10 +151,22 @@ impl Tar {
         }
     }
 
+    fn is_disk(&mut self, name: &[u8], member: &Member) -> io::Result<bool> {
+        if let Some(picker) = &mut self.picker {
+            return picker.is_disk(name, Kind::File { len: member.len });
+        }
+        let is_disk = self.choice.is_disk(name, Some(member.len))?;
+        if is_disk {
+            self.appliance.begin_disk(name)?;
+        }
+        Ok(is_disk)
+    }
+
     /// Passes a member that is no disk.
     fn pass(&mut self, name: &[u8], member: &Member) -> io::Result<()> {
         let stored = member.parts.iter().map(|(_, len)| len).sum();
-        if stored == member.len && self.appliance.wants(name, stored)? {
+        let is_text = self.picker.is_none() && stored == member.len;
+        if is_text && self.appliance.wants(name, stored)? {
             let mut text = vec![0; stored as usize];
             fill(&mut self.inner, &mut text, NAME)?;
             self.appliance.take(name, text)?;
@@ -171,11 +226,7 @@ impl Tar {
                     extended.len =
                         Some(len.ok_or_else(|| bad("the size in a pax header is no number"))?);
                 }
-                key if key.starts_with(b"GNU.sparse.") => {
-                    let what = "sparse files in pax headers are not supported; `tar --format=gnu` \
-                                makes others";
-                    return Err(refuse(ErrorKind::Unsupported, what));
-                }
+                key if key.starts_with(b"GNU.sparse.") => extended.sparse = true,
                 _ => {}
             }
         }
@@ -184,8 +235,10 @@ impl Tar {
 
     /// The contents of a header's own member.
     fn take_blocks(&mut self, len: u64) -> io::Result<Vec<u8>> {
-        if len > NAME_MAX as u64 {
-            let what = format!("expected a header of at most {NAME_MAX} bytes, got one of {len}");
+        // Files of a layer may have extended attributes.
+        let limit = if self.picker.is_some() { ATTRIBUTES_MAX } else { NAME_MAX };
+        if len > limit as u64 {
+            let what = format!("expected a header of at most {limit} bytes, got one of {len}");
             return Err(refuse(ErrorKind::TooLarge, what));
         }
         let mut bytes = vec![0; (len as usize).next_multiple_of(BLOCK)];
@@ -245,6 +298,11 @@ impl Read for Tar {
         self.appliance.update(&buf[..len]);
         Ok(len)
     }
+}
+
+fn pax_sparse() -> io::Error {
+    let what = "sparse files in pax headers are not supported; `tar --format=gnu` makes others";
+    refuse(ErrorKind::Unsupported, what)
 }
 
 /// The stored parts of a sparse file.

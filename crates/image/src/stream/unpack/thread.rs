@@ -11,7 +11,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::peek::{Gauge, Peek};
 use super::source::Parts;
-use super::{Opened, open, own};
+use super::{LayerRules, Opened, open, open_layer, own};
 use crate::sniff::HEAD_LEN;
 use crate::stream::gather::PART;
 use crate::stream::{Direct, Options, Summary, head_len};
@@ -28,13 +28,18 @@ pub(in crate::stream) struct Thread {
 }
 
 impl Thread {
-    pub(in crate::stream) fn start(sink: Arc<dyn Sink>, options: Options) -> Result<Self, Error> {
+    /// For a file, or with `rules` for a layer of a container image.
+    pub(in crate::stream) fn start(
+        rules: Option<LayerRules>,
+        sink: Arc<dyn Sink>,
+        options: Options,
+    ) -> Result<Self, Error> {
         let (sender, receiver) = bounded(PARTS_QUEUED);
         let gauge = Arc::new(Gauge::new(u64::MAX));
         let shared = gauge.clone();
         let handle = std::thread::Builder::new()
             .name("unpack".to_owned())
-            .spawn(move || run(Parts::new(receiver), &shared, sink, options))
+            .spawn(move || run(Parts::new(receiver), rules, &shared, sink, options))
             .map_err(Error::write)?;
         Ok(Self { sender: Some(sender), handle: Some(handle), gauge })
     }
@@ -84,12 +89,21 @@ impl fmt::Debug for Thread {
 
 fn run(
     source: Parts,
+    rules: Option<LayerRules>,
     gauge: &Arc<Gauge>,
     sink: Arc<dyn Sink>,
     options: Options,
 ) -> Result<Summary, Error> {
     let failed = |error| own(error, gauge.position());
-    let mut opened = open(Box::new(source), gauge, options.workers).map_err(failed)?;
+    let source = Box::new(source);
+    let mut opened = match rules {
+        None => open(source, gauge, options.workers).map_err(failed)?,
+        Some(rules) => {
+            let opened = open_layer(source, rules, gauge, options.workers).map_err(failed)?;
+            let changed = || Error::new(ErrorKind::Corrupt, "the layer has no disk any more");
+            opened.map_err(|_| changed())?
+        }
+    };
     let wanted = head_len(opened.reader.head(HEAD_LEN).map_err(failed)?);
     let head = opened.reader.head(wanted).map_err(failed)?;
     let mut decoder = Direct::new(head, sink, options, 0).map_err(Error::of_unpacked)?;

@@ -1,0 +1,186 @@
+//! From a container image to its one disk: which layer holds it.
+//!
+//! The layers are looked at from the top, since an upper one replaces and hides what is below. Each
+//! passes as a stream; the usual image has one, whose first bytes show the disk, and these are kept,
+//! so that it is fetched once. A layer without a disk is read to its end and verified like any other,
+//! for what it hides. Only a disk far behind the beginning of its layer is fetched twice.
+//!
+//! Not for what the members of a layer are: that is `image::stream`'s matter.
+
+use std::collections::BTreeMap;
+
+use bootyard_image::stream::{Head, LayerRules, Scan, Scanned};
+use bootyard_source::oci::{self, Image, Layer};
+use bootyard_source::{self as source, Start};
+use bootyard_spec::{Digest, Platform, Source, Verifier};
+
+use crate::Error;
+use crate::opened::Opened;
+
+/// How much of a layer is kept until the disk begins. Makers of containerDisks put it first.
+const KEPT_MAX: usize = 16 << 20;
+/// What stands between the two parts of a label's name in the name of an image's variable.
+const LABEL_MARK: &str = "_KUBEVIRT_IO_";
+/// How many names of files are told.
+const NAMED_MAX: usize = 24;
+
+/// The container image that a disk came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageReport {
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// The platform that it says it is for.
+    pub platform: Option<Platform>,
+    /// The labels that it has for the volume, by its variables `X_KUBEVIRT_IO_Y`.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl ImageReport {
+    fn new(image: &Image) -> Self {
+        let labels = image.env().iter().filter_map(|variable| label(variable)).collect();
+        Self { digest: image.digest().clone(), platform: image.platform(), labels }
+    }
+}
+
+/// `X_KUBEVIRT_IO_Y=v` as `x.kubevirt.io/y` and `v`, as CDI has it.
+fn label(variable: &str) -> Option<(String, String)> {
+    let (name, value) = variable.split_once('=')?;
+    let (prefix, name) = name.split_once(LABEL_MARK)?;
+    let [prefix, name] = [prefix, name].map(str::to_ascii_lowercase);
+    let label = format!("{}.kubevirt.io/{}", prefix.replace('_', "."), name.replace('_', "-"));
+    Some((label, value.to_owned()))
+}
+
+/// Whether a source is a container image, which [`open`] takes.
+pub(crate) const fn is_image(source: &Source) -> bool {
+    matches!(source, Source::Registry(_) | Source::Stored(_))
+}
+
+/// Finds the disk in a container image, and opens the layer that holds it.
+pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<Opened, Error> {
+    let image = oci::resolve(source, options).await?;
+    let path = options.image.path.as_deref();
+    let search = Search { source, image: &image };
+    let blobs: Vec<&Layer> = image.layers().iter().filter(|layer| layer.is_blob()).collect();
+    let opened = match &blobs[..] {
+        [] => search.in_layers(path).await?,
+        blobs => {
+            let layer = search.choose_blob(blobs, path)?;
+            let object = image.open_layer(layer, &Start::default()).await?;
+            Opened::of(object, source).await?
+        }
+    };
+    Ok(opened.from_image(ImageReport::new(&image)))
+}
+
+struct Search<'a> {
+    source: &'a Source,
+    image: &'a Image,
+}
+
+/// What was found in a layer.
+enum Found {
+    Disk(Box<Opened>),
+    Other(bootyard_image::stream::LayerContents),
+}
+
+impl Search<'_> {
+    /// The file of an artifact that is the disk: the only one, or the one with the title.
+    fn choose_blob<'l>(&self, blobs: &[&'l Layer], path: Option<&str>) -> Result<&'l Layer, Error> {
+        let title = path.map(|path| path.trim_start_matches('/'));
+        let mut fitting = blobs.iter().filter(|layer| title.is_none() || layer.title() == title);
+        match (fitting.next(), fitting.next()) {
+            (Some(only), None) => Ok(only),
+            _ => Err(self.no_disk(
+                blobs.iter().map(|layer| layer.title().unwrap_or(layer.media_type()).to_owned()),
+            )),
+        }
+    }
+
+    async fn in_layers(&self, path: Option<&str>) -> Result<Opened, Error> {
+        let mut rules = LayerRules::new(path);
+        let mut names: Vec<String> = Vec::new();
+        for layer in self.image.layers().iter().rev() {
+            match self.in_layer(layer, &rules).await? {
+                Found::Disk(opened) => return Ok(*opened),
+                Found::Other(contents) => {
+                    rules.hide(&contents);
+                    for name in contents.top() {
+                        if !names.contains(name) {
+                            names.push(name.clone());
+                        }
+                    }
+                }
+            }
+        }
+        names.sort();
+        Err(self.no_disk(names.into_iter()))
+    }
+
+    async fn in_layer(&self, layer: &Layer, rules: &LayerRules) -> Result<Found, Error> {
+        let bad = |error| Error::image(error, self.source, None);
+        let mut object = self.image.open_layer(layer, &Start::default()).await?;
+        let mut verifier = Verifier::new(object.digest().into_iter().cloned().collect());
+        let mut scan = Scan::new(rules.clone()).map_err(bad)?;
+        let (mut kept, mut len) = (Vec::new(), 0);
+        let probe = loop {
+            let Some(chunk) = object.next().await? else {
+                // Bytes that are not the layer's prove nothing, not even that they are damaged.
+                let verdict = verifier.finish();
+                let scanned = match (verdict, scan.finish()) {
+                    (Err(error), _) => return Err(self.mismatch(error)),
+                    (Ok(_), scanned) => scanned.map_err(bad)?,
+                };
+                match scanned {
+                    Scanned::Disk(probe) => break probe,
+                    Scanned::Other(contents) => return Ok(Found::Other(contents)),
+                }
+            };
+            verifier.update(&chunk);
+            len += chunk.len();
+            if len <= KEPT_MAX {
+                kept.push(chunk.clone());
+            } else {
+                kept = Vec::new();
+            }
+            if let Some(probe) = scan.push(chunk).map_err(bad)? {
+                break probe;
+            }
+        };
+        if len > KEPT_MAX {
+            object = self.image.open_layer(layer, &Start::default()).await?;
+        }
+        let head = Head::of_layer(probe.clone(), rules.clone(), kept.clone());
+        Ok(Found::Disk(Box::new(Opened::begin(object, head, kept, probe))))
+    }
+
+    fn mismatch(&self, error: bootyard_spec::VerifyError) -> Error {
+        Error::Checksum { source_name: self.source.to_string(), error }
+    }
+
+    fn no_disk(&self, names: impl Iterator<Item = String>) -> Error {
+        let names = names.take(NAMED_MAX).collect();
+        Error::NoDisk { source_name: self.source.to_string(), names }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_an_image_become_labels() {
+        for (variable, expected) in [
+            (
+                "INSTANCETYPE_KUBEVIRT_IO_DEFAULT_INSTANCETYPE=u1.small",
+                Some(("instancetype.kubevirt.io/default-instancetype", "u1.small")),
+            ),
+            ("X_KUBEVIRT_IO_Y=a=b", Some(("x.kubevirt.io/y", "a=b"))),
+            ("PATH=/bin:_KUBEVIRT_IO_", None),
+            ("X_KUBEVIRT_IO_Y", None),
+        ] {
+            let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            assert_eq!(label(variable), expected, "{variable}");
+        }
+    }
+}
