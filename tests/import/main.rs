@@ -6,6 +6,7 @@ mod corpus;
 mod faults;
 mod formats;
 mod importer;
+mod registry;
 mod resume;
 mod s3;
 mod targets;

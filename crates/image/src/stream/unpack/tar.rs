@@ -106,7 +106,7 @@ impl Tar {
     fn next_disk(&mut self) -> io::Result<Option<Member>> {
         let mut extended = Extended::default();
         loop {
-            // Some makers of layers leave out the blocks of zeros at the end; a digest says that it is.
+            // Some makers of layers leave out the blocks of zeros that end an archive.
             if self.picker.is_some() && self.inner.head(1)?.is_empty() {
                 return Ok(None);
             }
@@ -173,7 +173,16 @@ impl Tar {
         } else {
             skip(&mut self.inner, stored, NAME)?;
         }
-        skip(&mut self.inner, member.padding, NAME)
+        self.skip_padding(member.padding)
+    }
+
+    /// Passes what fills up the last block of a member. Behind the last member of a layer some makers
+    /// leave out that too.
+    fn skip_padding(&mut self, len: u64) -> io::Result<()> {
+        if self.picker.is_some() && self.inner.head(1)?.is_empty() {
+            return Ok(());
+        }
+        skip(&mut self.inner, len, NAME)
     }
 
     /// What a header says of a file, and the further headers of a sparse one.
@@ -255,7 +264,7 @@ impl Tar {
     /// The disk has been read: what follows must be no other.
     fn end(&mut self) -> io::Result<()> {
         self.ended = true;
-        skip(&mut self.inner, self.member.padding, NAME)?;
+        self.skip_padding(self.member.padding)?;
         // A second one has been refused by now.
         self.next_disk()?;
         let disk = self.choice.disk().unwrap_or_default();

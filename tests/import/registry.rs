@@ -1,0 +1,391 @@
+//! Disks in container images: from a real registry, a folder and archives, by the real binary.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bootyard_testkit::{
+    Cli, ImageLayout, Registry, RegistryOptions, pseudo_random, qemu_img, require_tool, run,
+    sha256_file, sparse_image,
+};
+use serde_json::Value;
+
+use crate::assert_nothing_left;
+
+const TOOLS: [&str; 4] = ["docker-registry", "skopeo", "umoci", "qemu-img"];
+
+fn tools() -> bool {
+    TOOLS.iter().all(|tool| require_tool(tool))
+}
+
+/// A raw disk, and files that hold it in other forms.
+struct Disks {
+    folder: tempfile::TempDir,
+}
+
+impl Disks {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        sparse_image(folder.path().join("disk.raw"), 6 << 20, 11);
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn raw(&self) -> PathBuf {
+        self.path("disk.raw")
+    }
+
+    /// Makes `name` from the raw disk by what its extensions say.
+    fn make(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        if path.exists() {
+            return path;
+        }
+        let (inner, extension) = name.rsplit_once('.').expect("an extension");
+        let packer = match extension {
+            "qcow2" | "vmdk" => {
+                let options: &[&str] = if extension == "qcow2" { &["-c"] } else { &[] };
+                let [from, to] = [self.raw(), path.clone()].map(|path| path.display().to_string());
+                let words = [&["convert", "-f", "raw", "-O", extension], options, &[&from, &to]];
+                qemu_img(words.concat());
+                return path;
+            }
+            "xz" => "xz",
+            "gz" => "gzip",
+            "zst" => "zstd",
+            other => panic!("no way to make `.{other}`"),
+        };
+        let script = format!("{packer} -1 -c \"$0\" > \"$1\"");
+        run(Command::new("sh").args(["-c", &script]).arg(self.make(inner)).arg(&path));
+        path
+    }
+}
+
+fn report(output: &bootyard_testkit::Output) -> Value {
+    assert_eq!(output.code, Some(0), "{output}");
+    let line = output.stdout.lines().last().expect("a report");
+    serde_json::from_str(line).expect("a line of JSON")
+}
+
+/// Imports what must be `disk`.
+#[track_caller]
+fn lands(cli: &Cli, source: &str, flags: &[&str], disk: &Path) -> Value {
+    let _ = fs_err::remove_file(cli.work().join("disk.raw"));
+    let words = [&["import", source, "--to", "disk.raw", "--json"], flags].concat();
+    let report = report(&cli.run(words));
+    assert_eq!(sha256_file(cli.work().join("disk.raw")), sha256_file(disk), "{source}");
+    report
+}
+
+/// An import that fails with this code, and says these words.
+#[track_caller]
+fn fails(cli: &Cli, source: &str, flags: &[&str], code: i32, words: &[&str]) {
+    let output = cli.run([&["import", source, "--name", "v"], flags].concat());
+    assert_eq!(output.code, Some(code), "{source}: {output}");
+    for word in words {
+        assert!(output.stderr.contains(word), "expected `{word}` in {output}");
+    }
+    assert_nothing_left(cli);
+}
+
+fn digests(source: &str, key: &str) -> Vec<String> {
+    let manifest = run(Command::new("skopeo").args([
+        "--insecure-policy",
+        "inspect",
+        "--raw",
+        "--tls-verify=false",
+        source,
+    ]));
+    let manifest: Value = serde_json::from_str(&manifest).expect("a manifest");
+    let entries = manifest[key].as_array().cloned().unwrap_or_default();
+    entries.iter().map(|entry| entry["digest"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn every_form_of_a_disk_lands_from_a_registry_bit_for_bit() {
+    if !tools() || !["xz", "zstd", "gzip"].iter().all(|tool| require_tool(tool)) {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let registry = Registry::start();
+    for (index, (name, chain)) in [
+        ("disk.raw", "gzip tar raw"),
+        ("disk.qcow2", "gzip tar qcow2"),
+        ("disk.qcow2.xz", "gzip tar xz qcow2"),
+        ("disk.raw.gz", "gzip tar gzip raw"),
+        ("disk.raw.zst", "gzip tar zstd raw"),
+        ("disk.vmdk", "gzip tar vmdk"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let tag = format!("v{index}");
+        layout.add(&tag, &[&[(&format!("disk/{name}"), &disks.make(name))]]);
+        layout.copy(&tag, &registry.image(&format!("x/y:{tag}")), &[]);
+        let source = registry.image(&format!("x/y:{tag}"));
+        let report = lands(&cli, &source, &["--insecure"], &disks.raw());
+        assert_eq!(report["chain"], Value::from(chain.split(' ').collect::<Vec<_>>()), "{name}");
+        assert_eq!(report["spilled_bytes"], 0, "{name}");
+        let layers = digests(&source, "layers");
+        assert_eq!(report["checked"], layers[0].as_str(), "{name}");
+        // The layer was fetched once.
+        let fetched = format!("GET /v2/x/y/blobs/{} ", layers[0]);
+        assert_eq!(registry.log().matches(&fetched).count(), 1, "{name}");
+    }
+}
+
+#[test]
+fn an_image_lands_from_a_folder_and_from_archives_that_are_not_unpacked() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    layout.add("t", &[&[("disk/disk.qcow2", &disks.make("disk.qcow2"))]]);
+    let label = "INSTANCETYPE_KUBEVIRT_IO_DEFAULT_INSTANCETYPE=u1.small";
+    layout.configure("t", &["--config.env", label]);
+    layout.add("other", &[&[("disk/disk.raw", &disks.raw())]]);
+    let [oci, docker] = ["a.tar", "b.tar"].map(|name| disks.path(name).display().to_string());
+    layout.copy("t", &format!("oci-archive:{oci}:t"), &[]);
+    layout.copy("t", &format!("docker-archive:{docker}:x/y:v1"), &[]);
+    let folder = layout.path().display().to_string();
+    for source in [
+        format!("oci:{folder}:t"),
+        format!("oci-archive:{oci}"),
+        format!("oci-archive:{oci}:t"),
+        format!("docker-archive:{docker}"),
+        format!("docker-archive:{docker}:x/y:v1"),
+        format!("docker-archive:{docker}:docker.io/x/y:v1"),
+    ] {
+        let report = lands(&cli, &source, &[], &disks.raw());
+        let labels = &report["image"]["labels"];
+        assert_eq!(labels["instancetype.kubevirt.io/default-instancetype"], "u1.small", "{source}");
+        assert!(report["checked"].as_str().is_some_and(|d| d.starts_with("sha256:")), "{source}");
+    }
+    fails(&cli, &format!("oci:{folder}"), &[], 4, &["got a choice of", "t, other"]);
+    fails(&cli, &format!("oci-archive:{oci}:none"), &[], 4, &["got a choice of t"]);
+    run(Command::new("gzip").arg(&docker));
+    fails(&cli, &format!("docker-archive:{docker}.gz"), &[], 4, &["compressed", "gunzip"]);
+}
+
+#[test]
+fn an_upper_layer_wins_and_whiteouts_hide() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let (old, note) = (disks.path("old.raw"), disks.path("note"));
+    fs_err::write(&old, pseudo_random(1 << 20, 3)).expect("a disk");
+    fs_err::write(&note, "a note").expect("a file");
+    let raw = disks.raw();
+    let source = |tag: &str| format!("oci:{}:{tag}", layout.path().display());
+
+    layout.add("replaced", &[&[("disk/a.img", &old)], &[("disk/a.img", &raw)]]);
+    lands(&cli, &source("replaced"), &[], &raw);
+    layout.add("below", &[&[("disk/a.img", &raw)], &[("etc/note", &note)]]);
+    lands(&cli, &source("below"), &[], &raw);
+    layout.add("hidden", &[&[("disk/a.img", &raw), ("etc/x", &note)]]);
+    layout.hide("hidden", "/disk/a.img");
+    fails(&cli, &source("hidden"), &[], 4, &["holds no disk", "`disk`", "`etc`"]);
+    layout.add("folder", &[&[("disk/a.img", &raw)]]);
+    layout.hide("folder", "/disk");
+    fails(&cli, &source("folder"), &[], 4, &["holds no disk"]);
+    layout.add("moved", &[&[("disk/a.img", &old)]]);
+    layout.hide("moved", "/disk");
+    // What a layer hides is below it, not beside or above.
+    let with = |tag: &str| {
+        let image = format!("{}:{tag}", layout.path().display());
+        let root = tempfile::tempdir().expect("a folder");
+        fs_err::copy(&raw, root.path().join("b.img")).expect("a disk");
+        run(Command::new("umoci")
+            .args(["insert", "--image", &image])
+            .arg(root.path())
+            .arg("/disk"));
+    };
+    with("moved");
+    lands(&cli, &source("moved"), &[], &raw);
+}
+
+#[test]
+fn the_one_disk_is_chosen_or_named() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let (raw, other) = (disks.raw(), disks.path("other.raw"));
+    fs_err::write(&other, pseudo_random(1 << 20, 3)).expect("a disk");
+    let source = |tag: &str| format!("oci:{}:{tag}", layout.path().display());
+    layout.add("two", &[&[("disk/a.img", &raw), ("disk/b.img", &other)]]);
+    fails(&cli, &source("two"), &[], 4, &["expected one disk", "`disk/a.img` and `disk/b.img`"]);
+    lands(&cli, &source("two"), &["--image-path", "/disk/a.img"], &raw);
+    lands(&cli, &source("two"), &["--image-path", "disk/b.img"], &other);
+    layout.add("elsewhere", &[&[("images/a.img", &raw), ("usr/x", &other)]]);
+    fails(&cli, &source("elsewhere"), &[], 4, &["got `images`, `usr`", "--image-path"]);
+    lands(&cli, &source("elsewhere"), &["--image-path", "images/a.img"], &raw);
+    // A disk behind more than what is kept of a layer.
+    let large = disks.path("large");
+    fs_err::write(&large, pseudo_random(20 << 20, 5)).expect("a file");
+    layout.add("deep", &[&[("a/large", &large), ("disk/a.img", &raw)]]);
+    let deep = tempfile::tempdir().expect("a folder");
+    fs_err::create_dir_all(deep.path().join("disk")).expect("a folder");
+    fs_err::copy(&large, deep.path().join("disk/0.json")).expect("a file");
+    fs_err::copy(&raw, deep.path().join("disk/1.img")).expect("a disk");
+    let image = format!("{}:deep", layout.path().display());
+    run(Command::new("umoci")
+        .args(["insert", "--image", &image])
+        .arg(deep.path().join("disk"))
+        .arg("/disk"));
+    lands(&cli, &source("deep"), &["--image-path", "disk/1.img"], &raw);
+}
+
+#[test]
+fn nothing_lands_that_does_not_have_its_digest() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let registry = Registry::start();
+    layout.add("t", &[&[("disk/disk.raw", &disks.raw())]]);
+    let source = registry.image("x/y:t");
+    layout.copy("t", &source, &[]);
+    let layer = registry.blob(&digests(&source, "layers")[0]);
+    let good = fs_err::read(&layer).expect("the layer");
+    // In the tar archive's padding behind the gzip stream nothing else would notice: a header byte.
+    let mut flipped = good.clone();
+    flipped[4] ^= 1;
+    fs_err::write(&layer, &flipped).expect("a damaged layer");
+    fails(&cli, &source, &["--insecure"], 5, &["checksum mismatch"]);
+    fs_err::write(&layer, &good[..good.len() / 2]).expect("a cut layer");
+    fails(&cli, &source, &["--insecure"], 5, &["its manifest says"]);
+    fs_err::write(&layer, [&good[..], &[0; 512]].concat()).expect("a longer layer");
+    fails(&cli, &source, &["--insecure"], 5, &["its manifest says"]);
+    fs_err::write(&layer, &good).expect("the layer");
+    lands(&cli, &source, &["--insecure"], &disks.raw());
+
+    let manifest = run(Command::new("skopeo").args([
+        "--insecure-policy",
+        "inspect",
+        "--raw",
+        "--tls-verify=false",
+        &source,
+    ]));
+    let path = disks.path("manifest");
+    fs_err::write(&path, &manifest).expect("a manifest");
+    let digest = format!("sha256:{}", sha256_file(&path));
+    let named = registry.image(&format!("x/y@{digest}"));
+    let report = lands(&cli, &named, &["--insecure"], &disks.raw());
+    assert_eq!(report["image"]["digest"], digest.as_str());
+    fs_err::write(registry.blob(&digest), manifest.replace("size", "Size")).expect("another one");
+    fails(&cli, &named, &["--insecure"], 5, &["not the one that its digest is of"]);
+}
+
+#[test]
+fn a_platform_is_chosen_from_an_index() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let other = disks.path("other.raw");
+    fs_err::write(&other, pseudo_random(1 << 20, 3)).expect("a disk");
+    layout.add("amd64", &[&[("disk/a.img", &disks.raw())]]);
+    layout.configure("amd64", &["--architecture", "amd64"]);
+    layout.add("arm64", &[&[("disk/a.img", &other)]]);
+    layout.configure("arm64", &["--architecture", "arm64"]);
+    let index_path = layout.path().join("index.json");
+    let read = |path: &Path| -> Value {
+        serde_json::from_slice(&fs_err::read(path).expect("a file")).expect("JSON")
+    };
+    let mut index = read(&index_path);
+    let entries = index["manifests"].as_array_mut().expect("manifests");
+    for entry in entries.iter_mut() {
+        let name = entry["annotations"]["org.opencontainers.image.ref.name"].clone();
+        entry["platform"] = serde_json::json!({"os": "linux", "architecture": name});
+        entry.as_object_mut().expect("an object").remove("annotations");
+    }
+    let mut about = entries[0].clone();
+    about["platform"] = serde_json::json!({"os": "unknown", "architecture": "unknown"});
+    entries.insert(0, about);
+    let inner = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": entries,
+    });
+    let bytes = serde_json::to_vec(&inner).expect("JSON");
+    let path = disks.path("inner");
+    fs_err::write(&path, &bytes).expect("an index");
+    let hex = sha256_file(&path);
+    fs_err::copy(&path, layout.path().join("blobs/sha256").join(&hex)).expect("a blob");
+    let outer = serde_json::json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": format!("sha256:{hex}"),
+        "size": bytes.len(),
+    }]});
+    fs_err::write(&index_path, serde_json::to_vec(&outer).expect("JSON")).expect("an index");
+    let registry = Registry::start();
+    run(Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false"])
+        .arg(format!("oci:{}", layout.path().display()))
+        .arg(registry.image("x/y:all")));
+    let folder = format!("oci:{}", layout.path().display());
+    for (source, flag) in [(registry.image("x/y:all"), "--insecure"), (folder, "--max-size=1Gi")] {
+        lands(&cli, &source, &[flag, "--platform", "linux/amd64"], &disks.raw());
+        lands(&cli, &source, &[flag, "--platform", "arm64"], &other);
+        let words = ["expected one for linux/s390x, got linux/amd64, linux/arm64", "--platform"];
+        fails(&cli, &source, &[flag, "--platform", "linux/s390x"], 4, &words);
+    }
+}
+
+#[test]
+fn a_registry_with_a_password_and_its_own_authority_is_read() {
+    if !tools() || !require_tool("htpasswd") || !require_tool("openssl") {
+        return;
+    }
+    let (disks, layout) = (Disks::new(), ImageLayout::new());
+    let options = RegistryOptions {
+        basic_auth: Some(("user".to_owned(), "hunter2".to_owned())),
+        tls: true,
+        ..RegistryOptions::default()
+    };
+    let registry = Registry::start_with(&options);
+    layout.add("t", &[&[("disk/disk.raw", &disks.raw())]]);
+    let source = registry.image("team/disk:t");
+    layout.copy("t", &source, &["--dest-creds", "user:hunter2"]);
+    let cli = Cli::from_env();
+    fails(&cli, &source, &[], 3, &["no secure connection", "--insecure"]);
+    fails(&cli, &source, &["--insecure"], 3, &["401", "--registry-auth"]);
+    let auth = |key: &str, password: &str| {
+        let encoded = run(Command::new("sh")
+            .args(["-c", "printf %s \"$0\" | base64"])
+            .arg(format!("user:{password}")));
+        let file = serde_json::json!({"auths": {key: {"auth": encoded.trim()}}});
+        let path = disks.path("auth.json");
+        fs_err::write(&path, file.to_string()).expect("credentials");
+        path.display().to_string()
+    };
+    let good = auth(&format!("{}/team", registry.host()), "hunter2");
+    lands(&cli, &source, &["--insecure", "--registry-auth", &good], &disks.raw());
+    let bad = auth(&registry.host(), "wrong");
+    fails(&cli, &source, &["--insecure", "--registry-auth", &bad], 3, &["401"]);
+    fails(&cli, &source, &["--insecure", "--registry-auth", "/none"], 3, &["`/none`"]);
+    // The same by the environment, and by docker's own file.
+    let good = auth(&registry.host(), "hunter2");
+    let cli = Cli::from_env().env("REGISTRY_AUTH_FILE", &good);
+    lands(&cli, &source, &["--insecure"], &disks.raw());
+    let cli = Cli::from_env().env("DOCKER_CONFIG", &disks.folder.path().display().to_string());
+    fs_err::copy(&good, disks.path("config.json")).expect("credentials");
+    lands(&cli, &source, &["--insecure"], &disks.raw());
+    // A credential helper.
+    let bin = disks.path("bin");
+    fs_err::create_dir(&bin).expect("a folder");
+    let helper = bin.join("docker-credential-test");
+    let answer =
+        "#!/bin/sh\ncat > /dev/null\necho '{\"Username\":\"user\",\"Secret\":\"hunter2\"}'\n";
+    fs_err::write(&helper, answer).expect("a helper");
+    run(Command::new("chmod").arg("+x").arg(&helper));
+    let file = serde_json::json!({"credHelpers": {registry.host(): "test"}});
+    fs_err::write(disks.path("config.json"), file.to_string()).expect("credentials");
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let cli = cli.env("PATH", &path);
+    lands(&cli, &source, &["--insecure"], &disks.raw());
+}
