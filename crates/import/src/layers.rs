@@ -70,7 +70,7 @@ pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<O
             Opened::of(object, source).await?
         }
     };
-    Ok(opened.from_image(ImageReport::new(&image)))
+    Ok(opened.with_image(ImageReport::new(&image)))
 }
 
 struct Search<'a> {

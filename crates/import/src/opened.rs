@@ -82,7 +82,7 @@ impl Opened {
     }
 
     /// The same, of a part of a container image: that is not found again from a journal.
-    pub(crate) fn from_image(mut self, image: ImageReport) -> Self {
+    pub(crate) fn with_image(mut self, image: ImageReport) -> Self {
         self.probe.settles = false;
         Self { image: Some(image), ..self }
     }

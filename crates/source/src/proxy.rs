@@ -61,7 +61,7 @@ impl From<&str> for NoProxy {
 }
 
 impl NoProxy {
-    fn matches(&self, url: &Url) -> bool {
+    pub(crate) fn matches(&self, url: &Url) -> bool {
         let Some(host) = url.host_str() else { return false };
         let host = host.trim_start_matches('[').trim_end_matches([']', '.']);
         let (address, port) = (host.parse().ok(), url.port_or_known_default());

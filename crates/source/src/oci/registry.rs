@@ -86,14 +86,23 @@ impl Registry {
 
     async fn connect(reference: Reference, options: &Options) -> Result<Self, Error> {
         let auth = auth::find(&reference, options).await?;
+        let insecure_skip_verify = options.insecure_skip_verify || options.image.insecure;
+        let mut options = Options { insecure_skip_verify, ..options.clone() };
         let host = reference.resolve_registry().to_owned();
-        let scheme = match options.image.insecure && !speaks_tls(&host, options).await? {
+        let url: SafeUrl = format!("https://{host}/v2/")
+            .parse()
+            .map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))?;
+        // The client for tokens has no such list of its own.
+        if options.proxy.no_proxy.matches(url.expose()) {
+            (options.proxy.http, options.proxy.https) = (None, None);
+        }
+        let scheme = match options.image.insecure && !speaks_tls(url, &options).await {
             true => "http",
             false => "https",
         };
         let base = format!("{scheme}://{host}/v2/{}", reference.repository());
-        let client = client(scheme, options)?;
-        let (token, options) = (Mutex::new(Token::Unknown), options.clone());
+        let client = client(scheme, &options)?;
+        let token = Mutex::new(Token::Unknown);
         Ok(Self(Arc::new(Inner { reference, base, client, auth, token, options })))
     }
 
@@ -204,14 +213,12 @@ impl Registry {
 }
 
 /// Whether the registry answers by HTTPS, whatever it answers.
-async fn speaks_tls(host: &str, options: &Options) -> Result<bool, Error> {
-    let url: SafeUrl = format!("https://{host}/v2/")
-        .parse()
-        .map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))?;
+async fn speaks_tls(url: SafeUrl, options: &Options) -> bool {
     let once = Options { attempts: 1, ..options.clone() };
-    let asked = Http::open_at(Box::new(Plain::bare(&url)), &once, &Start::default()).await;
+    let origin = Box::new(Plain::bare(&url));
+    let asked = Http::open_at(origin, &once, &Start::default()).await;
     let kind = asked.err().map(|error| error.kind());
-    Ok(!matches!(kind, Some(ErrorKind::Tls | ErrorKind::Connect | ErrorKind::Broken)))
+    !matches!(kind, Some(ErrorKind::Tls | ErrorKind::Connect | ErrorKind::Broken))
 }
 
 /// The client that asks for tokens.
@@ -223,12 +230,15 @@ fn client(scheme: &str, options: &Options) -> Result<Client, Error> {
         encoding: CertificateEncoding::Pem,
         data: part.as_bytes().to_vec(),
     };
+    let proxy = |proxy: &Option<SafeUrl>| proxy.as_ref().map(|url| url.expose().to_string());
     let config = ClientConfig {
         protocol: if scheme == "http" { ClientProtocol::Http } else { ClientProtocol::Https },
-        accept_invalid_certificates: options.image.insecure,
+        accept_invalid_certificates: options.insecure_skip_verify,
         extra_root_certificates: certificates.map(certificate).collect(),
         read_timeout: Some(options.stall_timeout),
         connect_timeout: Some(options.connect_timeout),
+        http_proxy: proxy(&options.proxy.http),
+        https_proxy: proxy(&options.proxy.https),
         user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")),
         ..ClientConfig::default()
     };
