@@ -31,6 +31,7 @@ fn over_http_every_image_becomes_the_disk_that_it_was() {
         images.convert(name, options);
         name
     });
+    let mut fingerprints = std::collections::BTreeSet::new();
     for (index, name) in names.into_iter().chain(["disk.raw"]).enumerate() {
         let checksum = format!("sha256:{}", sha256_file(images.path(name)));
         let (url, volume) = (nginx.url(name), format!("v{index}"));
@@ -41,10 +42,12 @@ fn over_http_every_image_becomes_the_disk_that_it_was() {
         let report: serde_json::Value = serde_json::from_str(report).expect("a line of JSON");
         assert_eq!(report["spilled_bytes"], 0, "{name}");
         assert_eq!(report["checked"], checksum, "{name}");
+        fingerprints.insert(report["fingerprint"].as_str().expect("a fingerprint").to_owned());
         let volume = cli.store().join(format!("volumes/{volume}/disk.raw"));
         assert_eq!(sha256_file(&volume), digest, "{name}");
         assert!(stored(volume) <= data + (1 << 20), "{name} lost its holes");
     }
+    assert_eq!(fingerprints.len(), 1, "what is stored is the same disk");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Imports that are killed: the same command goes on, nothing half-made is ever visible, and little
 //! is fetched twice.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -55,7 +56,7 @@ fn kill_and_repeat(name: &str, kills: u32) -> u32 {
     let expected = sha256_file(folder.path().join("disk.raw"));
     let checksum = format!("sha256:{}", sha256_file(folder.path().join(name)));
     let (cli, url) = (Cli::from_env(), nginx.url(name));
-    let mut killed = 0;
+    let (mut killed, mut fingerprints) = (0, BTreeSet::new());
     for round in 0.. {
         if killed >= kills {
             break;
@@ -84,9 +85,11 @@ fn kill_and_repeat(name: &str, kills: u32) -> u32 {
         let fetched = nginx.bytes_sent() - before;
         let most = len + here * IN_HAND;
         assert!(fetched <= most, "{name}: {fetched} bytes for {len} with {here} kills");
-        let resumed = report(&output.stdout)["resumed_bytes"].as_u64().expect("a number");
-        assert!(resumed <= len);
+        let report = report(&output.stdout);
+        assert!(report["resumed_bytes"].as_u64().is_some_and(|resumed| resumed <= len));
+        fingerprints.insert(report["fingerprint"].as_str().expect("a fingerprint").to_owned());
     }
+    assert_eq!(fingerprints.len(), 1, "{fingerprints:?}");
     killed
 }
 

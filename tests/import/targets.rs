@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use std::os::unix::fs::MetadataExt;
+
 use bootyard_testkit::{Cli, require_tool, run, sha256_file, skip};
 
 use crate::Images;
@@ -142,4 +144,64 @@ fn a_killed_import_shows_nothing_and_the_next_one_takes_over() {
         .map(|entry| entry.file_name())
         .collect();
     assert_eq!(names, ["disk.raw"]);
+}
+
+#[test]
+fn a_blank_volume_is_zeros_of_the_asked_size() {
+    let cli = Cli::from_env();
+    let output = cli.run(["import", "blank", "--name", "b", "--size", "3Mi", "--json"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let disk = cli.store().join("volumes/b/disk.raw");
+    assert_eq!(fs_err::read(&disk).expect("the volume"), vec![0; 3 << 20]);
+    assert_eq!(fs_err::metadata(&disk).expect("the volume").blocks(), 0);
+    let output = cli.run(["import", "blank", "--name", "p", "--size", "3Mi", "--preallocation"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let disk = cli.store().join("volumes/p/disk.raw");
+    assert_eq!(fs_err::metadata(&disk).expect("the volume").blocks() * 512, 3 << 20);
+    let output = cli.run(["import", "blank", "--name", "n"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(output.stderr.contains("hint: name it: `--size 10Gi`"), "{output}");
+}
+
+#[test]
+fn a_raw_volume_as_source_is_never_taken_for_anything_else() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let images = Images::new();
+    let cli = Cli::from_env();
+    // What the guest wrote into its disk is a qcow2 image.
+    let inner = images.convert("inner.qcow2", &[]);
+    let folder = cli.store().join("volumes/a");
+    fs_err::create_dir_all(&folder).expect("a folder");
+    fs_err::copy(&inner, folder.join("disk.raw")).expect("a volume");
+    let output = cli.run(["import", "volume:a", "--name", "b"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let copy = cli.store().join("volumes/b/disk.raw");
+    assert_eq!(sha256_file(copy), sha256_file(inner));
+    let output = cli.run(["import", "volume:none", "--name", "c"]);
+    assert_eq!(output.code, Some(6), "{output}");
+}
+
+#[test]
+fn the_backup_of_a_partition_table_moves_to_the_end() {
+    if !require_tool("sgdisk") {
+        return;
+    }
+    let cli = Cli::from_env();
+    let disk = cli.work().join("gpt.raw");
+    fs_err::File::create(&disk).expect("a disk").set_len(16 << 20).expect("its size");
+    let sgdisk =
+        |arguments: &[&str], disk: &Path| run(Command::new("sgdisk").args(arguments).arg(disk));
+    sgdisk(&["-n", "1:2048:0"], &disk);
+    let path = disk.display().to_string();
+    for (name, grown) in [("same", "16Mi"), ("grown", "24Mi")] {
+        let arguments =
+            ["import", &path, "--name", name, "--size", grown, "--relocate-gpt", "--json"];
+        let output = cli.run(arguments);
+        assert_eq!(output.code, Some(0), "{output}");
+        let volume = cli.store().join(format!("volumes/{name}/disk.raw"));
+        let said = sgdisk(&["-v"], &volume);
+        assert!(said.contains("No problems found"), "{said}");
+    }
 }

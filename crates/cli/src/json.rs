@@ -114,6 +114,8 @@ pub(crate) struct ReportLine {
     sha256: String,
     /// The digest that was asked for and agreed.
     checked: Option<String>,
+    /// What the volume holds, however it is stored.
+    fingerprint: Option<String>,
     retries: u32,
     seconds: f64,
     /// The container image that the disk came from.
@@ -149,6 +151,7 @@ impl ReportLine {
             spilled_bytes: report.spilled_bytes,
             sha256: report.sha256.hex(),
             checked: report.checked.as_ref().map(ToString::to_string),
+            fingerprint: report.fingerprint.as_ref().map(ToString::to_string),
             retries: report.retries,
             seconds,
             image: report.image.as_ref().map(|image| ImageLine {

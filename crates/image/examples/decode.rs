@@ -65,8 +65,13 @@ fn stream(mut file: File, sink: Arc<Sparse>, workers: NonZeroUsize) -> Result<u6
         }
     }
     let spill = || Ok(Box::new(FileAt::new(tempfile::tempfile()?)?) as Box<dyn Storage>);
-    let options =
-        Options { workers, spill: Box::new(spill), spill_limit: 64 << 30, checkpoints: false };
+    let options = Options {
+        workers,
+        spill: Box::new(spill),
+        spill_limit: 64 << 30,
+        checkpoints: false,
+        is_raw: false,
+    };
     let mut decoder = Decoder::new(head, sink, options)?;
     loop {
         let chunk = next()?;

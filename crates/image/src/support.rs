@@ -76,6 +76,7 @@ pub(crate) fn options(workers: usize) -> Options {
         spill: Box::new(spill),
         spill_limit: SIZE_MAX,
         checkpoints: false,
+        is_raw: false,
     }
 }
 

@@ -98,6 +98,12 @@ pub enum Error {
         /// The largest that can be stored.
         limit: ByteSize,
     },
+    /// A volume of nothing has no size by itself.
+    #[error("a blank volume needs a size")]
+    BlankSize,
+    /// What a qcow2 volume holds is not changed once it is written.
+    #[error("the partition table of a qcow2 volume cannot be changed on the way")]
+    GptInQcow2,
     /// The user stopped it.
     #[error("the import was stopped")]
     Cancelled {
@@ -231,6 +237,8 @@ impl Explain for Error {
             Self::SizeTooSmall { .. }
             | Self::UnknownSize { .. }
             | Self::TooLargeForQcow2 { .. }
+            | Self::GptInQcow2
+            | Self::BlankSize
             | Self::SameFile { .. } => Class::Usage,
             Self::Cancelled { .. } => Class::Interrupted,
             Self::Setup(_) => Class::Other,
@@ -276,6 +284,10 @@ impl Explain for Error {
             }
             Self::TooLargeForQcow2 { .. } => {
                 "name a smaller `--size`, or use `--output-format raw`".to_owned()
+            }
+            Self::BlankSize => "name it: `--size 10Gi`".to_owned(),
+            Self::GptInQcow2 => {
+                "leave `--relocate-gpt` away, or use `--output-format raw`".to_owned()
             }
             Self::UnknownSize { .. } => {
                 "name the size with `--size`, or use `--output-format raw`".to_owned()

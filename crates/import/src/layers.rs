@@ -67,7 +67,7 @@ pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<O
         blobs => {
             let layer = search.choose_blob(blobs, path)?;
             let object = image.open_layer(layer, &Start::default()).await?;
-            Opened::of(object, source).await?
+            Opened::of(object, source, Head::new()).await?
         }
     };
     Ok(opened.with_image(ImageReport::new(&image)))

@@ -41,17 +41,25 @@ impl Begin {
 }
 
 impl Opened {
-    /// Opens `source` and reads what tells its format.
-    pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<Self, Error> {
+    /// Opens `source` and reads what tells its format, unless it is known to be raw.
+    pub(crate) async fn open(
+        source: &Source,
+        options: &source::Options,
+        is_raw: bool,
+    ) -> Result<Self, Error> {
         if layers::is_image(source) {
             return layers::open(source, options).await;
         }
-        Self::of(source::open(source, options).await?, source).await
+        let head = if is_raw { Head::raw() } else { Head::new() };
+        Self::of(source::open(source, options).await?, source, head).await
     }
 
     /// Reads what tells the format of what `source` has led to.
-    pub(crate) async fn of(mut object: Object, source: &Source) -> Result<Self, Error> {
-        let mut head = Head::new();
+    pub(crate) async fn of(
+        mut object: Object,
+        source: &Source,
+        mut head: Head,
+    ) -> Result<Self, Error> {
         let mut seen: Vec<Bytes> = Vec::new();
         let found = loop {
             let found = match object.next().await? {
@@ -93,6 +101,7 @@ impl Opened {
         source: &Source,
         options: &source::Options,
         left: Left,
+        is_raw: bool,
     ) -> Result<Result<Self, String>, Error> {
         let start = Start { at: left.at, validator: left.identity.validator.clone() };
         let object = match source::open_at(source, options, &start).await {
@@ -109,7 +118,7 @@ impl Opened {
         if object.len() != Some(left.identity.len) {
             return Ok(Err(format!("`{source}` has another length than before")));
         }
-        let Some(probe) = head(&left.kept).map(|found| Probe::new(found, &object)) else {
+        let Some(probe) = head(&left.kept, is_raw).map(|found| Probe::new(found, &object)) else {
             return Ok(Err("the journal does not hold the image's head".to_owned()));
         };
         Ok(Ok(Self { object, begin: Begin::Left(left), probe, image: None }))
@@ -117,10 +126,10 @@ impl Opened {
 }
 
 /// What the head of the image tells, which is the first thing that was kept.
-fn head(kept: &[Kept]) -> Option<bootyard_image::stream::Probe> {
+fn head(kept: &[Kept], is_raw: bool) -> Option<bootyard_image::stream::Probe> {
     let first = kept.first().filter(|kept| kept.at == 0)?;
     let KeptBytes::Data(bytes) = &first.bytes else { return None };
-    let mut head = Head::new();
+    let mut head = if is_raw { Head::raw() } else { Head::new() };
     head.push(bytes.clone()).ok()?;
     head.end().ok()
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bootyard_image::fingerprint::Collector;
 use bootyard_image::{Body, Piece, ReadAt, Sink, WriteAt, qcow2};
 use bootyard_spec::OutputFormat;
 use bootyard_volume as volume;
@@ -109,6 +110,8 @@ pub(crate) struct Output {
     cancel: Cancel,
     /// What went wrong with the storage elsewhere.
     fault: Fault,
+    /// Takes the fingerprint of the disk; `None` if a part of it was stored by another process.
+    collector: Option<Collector>,
 }
 
 enum Form {
@@ -124,6 +127,7 @@ impl Output {
         volume_size: u64,
         limit: u64,
         cancel: Cancel,
+        collector: Option<Collector>,
     ) -> io::Result<Self> {
         let fault = staged.fault.clone();
         let qcow2 = |staged, compression| {
@@ -137,7 +141,7 @@ impl Output {
             OutputFormat::Qcow2Zstd => qcow2(staged, qcow2::Compression::Zstd)?,
         };
         let (beyond, written) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { form, limit, beyond, written, cancel, fault })
+        Ok(Self { form, limit, beyond, written, cancel, fault, collector })
     }
 
     /// How many bytes of data have been written so far.
@@ -150,19 +154,25 @@ impl Output {
         self.beyond.load(Ordering::Relaxed)
     }
 
-    /// Ends the disk, which had `virtual_size` bytes, with zeros up to the volume's end.
+    /// Ends the disk, which had `virtual_size` bytes, with zeros up to the volume's end. Gives back
+    /// what has taken the fingerprint.
     pub(crate) fn finish(
         self,
         virtual_size: u64,
         volume_size: u64,
-    ) -> Result<(), bootyard_image::Error> {
+    ) -> Result<Option<Collector>, bootyard_image::Error> {
         match &self.form {
             Form::Raw(target) => self
                 .zero_tail(target, virtual_size, volume_size)
-                .map_err(bootyard_image::Error::write),
+                .map_err(bootyard_image::Error::write)?,
             // What is not stored in a qcow2 file reads as zeros.
-            Form::Qcow2(writer) => writer.finish(),
+            Form::Qcow2(writer) => writer.finish()?,
         }
+        if let Some(collector) = &self.collector {
+            let tail = Body::Zero(volume_size.saturating_sub(virtual_size));
+            collector.put(&Piece { offset: virtual_size, body: tail });
+        }
+        Ok(self.collector)
     }
 
     fn zero_tail(&self, target: &Watched<Staged>, mut offset: u64, end: u64) -> io::Result<()> {
@@ -192,6 +202,9 @@ impl Sink for Output {
         if piece.offset.saturating_add(len) > self.limit {
             self.beyond.store(true, Ordering::Relaxed);
             return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if let Some(collector) = &self.collector {
+            collector.put(&piece);
         }
         match &self.form {
             Form::Raw(target) => target.put(piece),

@@ -42,6 +42,25 @@ pub struct Probe {
     pub settles: bool,
 }
 
+impl Probe {
+    /// Of a source that has no bytes.
+    pub(crate) fn blank() -> Self {
+        Self {
+            chain: vec![Format::Raw],
+            format: Format::Raw,
+            virtual_size: None,
+            source_len: Some(0),
+            capacity: None,
+            versioned: false,
+            ranges: false,
+            connections: 1,
+            late_tables: false,
+            packed: false,
+            settles: false,
+        }
+    }
+}
+
 /// What an import will do. `Display` shows it to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -185,6 +204,9 @@ pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
         (known, None) => known.map(round_up).transpose()?,
     };
     if request.output_format != OutputFormat::Raw {
+        if request.relocate_gpt {
+            return Err(Error::GptInQcow2);
+        }
         let unknown = || Error::UnknownSize { source_name: request.source.to_string() };
         let size = volume_size.ok_or_else(unknown)?;
         if size > QCOW2_SIZE_MAX {

@@ -8,16 +8,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bootyard_image::Format;
+use bootyard_image::fingerprint::{Collector, Fingerprint};
+use bootyard_image::gpt::{self, Moved};
+use bootyard_image::raw::RawDisk;
+use bootyard_image::{ErrorKind, Format};
 use bootyard_source as source;
-use bootyard_spec::{Digest, ImportRequest, Source, Target};
+use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verifier};
 use bootyard_volume::{Staged, Store};
 use tokio::runtime::Runtime;
 
 use crate::error::{BrokenOff, Share};
 use crate::log::{Identity, Left, Log};
 use crate::opened::{Begin, Opened};
-use crate::transfer::{Import, Transferred, unless};
+use crate::output::{Fault, Output, Watched};
+use crate::transfer::{Import, Transferred, unless, workers};
 use crate::trust::refuse_dubious;
 use crate::{Cancel, Error, Event, Events, ImageReport, Phase, Plan, Probe, Resume, plan};
 
@@ -42,6 +46,9 @@ pub struct Report {
     pub sha256: Digest,
     /// The digest that was given and agreed.
     pub checked: Option<Digest>,
+    /// The fingerprint of what the volume holds, however it is stored. `None` for a qcow2 volume of an
+    /// image whose parts came so small and so mixed that they would have to be read again.
+    pub fingerprint: Option<Fingerprint>,
     /// How many bytes of the disk were stored as data, by this process.
     pub data_bytes: u64,
     /// How many bytes had to be set aside on the way.
@@ -68,14 +75,19 @@ pub fn run(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Report, Error> {
+    let (request, is_raw) = &resolve(request, store)?;
     refuse_same(request, store)?;
     let staged = match &request.target {
         Target::Volume(name) => store.stage(name, request.output_format)?,
         Target::Path(path) => Staged::for_path(path)?,
     };
+    let is_raw = *is_raw;
+    if request.source == Source::Blank {
+        return blank(request, staged, events);
+    }
     events.event(Event::Phase(Phase::Connecting));
     let runtime = runtime()?;
-    let opening = Opening { request, options, events, cancel, runtime: &runtime };
+    let opening = Opening { request, options, events, cancel, runtime: &runtime, is_raw };
     let opened = match opening.open(&staged) {
         Ok(opened) => opened,
         Err((error, kept)) => return Err(give_up(staged, error, kept)),
@@ -92,7 +104,7 @@ pub fn run(
         events.event(Event::Resumed(resumed_bytes));
     }
     let log = log.as_ref();
-    let import = Import { request, events, cancel, plan: &plan, runtime: &runtime, log };
+    let import = Import { request, events, cancel, plan: &plan, runtime: &runtime, log, is_raw };
     let staged = Arc::new(staged);
     let image = opened.image.clone();
     let transferred = import.transfer(opened, &staged);
@@ -108,7 +120,9 @@ pub fn run(
         Err(error) => return Err(give_up(staged, error, kept)),
         Ok(transferred) => transferred,
     };
-    let Transferred { summary, verified, volume_size, retries } = transferred;
+    let Transferred { summary, verified, volume_size, retries, collector } = transferred;
+    let collector = relocate_gpt(request, &staged, volume_size, collector)?;
+    let fingerprint = fingerprint(request, &staged, volume_size, collector)?;
     events.event(Event::Phase(Phase::Publishing));
     let published = staged.publish(&verified)?;
     Ok(Report {
@@ -121,6 +135,7 @@ pub fn run(
         resumed_bytes,
         sha256: verified.sha256().clone(),
         checked: verified.checked().cloned(),
+        fingerprint,
         data_bytes: summary.data_bytes,
         spilled_bytes: summary.spilled_bytes,
         path: published.path,
@@ -137,6 +152,7 @@ struct Opening<'a> {
     events: &'a dyn Events,
     cancel: &'a Cancel,
     runtime: &'a Runtime,
+    is_raw: bool,
 }
 
 impl Opening<'_> {
@@ -149,7 +165,7 @@ impl Opening<'_> {
             .filter(|left| left.identity.size == self.request.size);
         if let Some(left) = left {
             let kept = Share { done: left.at, len: left.identity.len };
-            let opening = Opened::go_on(source, self.options, left);
+            let opening = Opened::go_on(source, self.options, left, self.is_raw);
             let opened = self.runtime.block_on(unless(self.cancel, opening));
             match opened.map_err(|error| (error, Some(kept)))? {
                 Ok(Ok(opened)) => return Ok(opened),
@@ -163,7 +179,7 @@ impl Opening<'_> {
 
     fn begin(&self, staged: &Staged) -> Result<Opened, Error> {
         staged.start_over()?;
-        let opening = Opened::open(&self.request.source, self.options);
+        let opening = Opened::open(&self.request.source, self.options, self.is_raw);
         let opened = self.runtime.block_on(unless(self.cancel, opening))??;
         refuse_dubious(self.request, &opened.probe.chain, &opened.object)?;
         Ok(opened)
@@ -204,6 +220,47 @@ fn prepare(
     }
 }
 
+/// Moves the backup of a partition table to the end of the volume, if that is wanted. What has taken
+/// the fingerprint is of no use any more then.
+fn relocate_gpt(
+    request: &ImportRequest,
+    staged: &Staged,
+    volume_size: u64,
+    collector: Option<Collector>,
+) -> Result<Option<Collector>, Error> {
+    if !request.relocate_gpt {
+        return Ok(collector);
+    }
+    let image = |error| Error::image(error, &request.source, None);
+    let moved = match gpt::relocate_backup(staged, volume_size, 512) {
+        // A disk that was made for the other sectors.
+        Ok(Moved::NoTable) => gpt::relocate_backup(staged, volume_size, 4096),
+        Err(error) if error.kind() == ErrorKind::Mismatch => {
+            gpt::relocate_backup(staged, volume_size, 4096)
+        }
+        moved => moved,
+    };
+    Ok(match moved.map_err(image)? {
+        Moved::To { .. } => None,
+        Moved::NoTable | Moved::InPlace => collector,
+    })
+}
+
+/// The fingerprint of the volume: as it was taken on the way, or else by reading what is stored.
+fn fingerprint(
+    request: &ImportRequest,
+    staged: &Staged,
+    volume_size: u64,
+    collector: Option<Collector>,
+) -> Result<Option<Fingerprint>, Error> {
+    let found = match (collector, request.output_format) {
+        (Some(collector), OutputFormat::Raw) => collector.finish(volume_size, Some(staged)),
+        (Some(collector), _) => return Ok(collector.finish(volume_size, None).ok()),
+        (None, _) => Fingerprint::of(&RawDisk::read_only(staged), workers()),
+    };
+    found.map(Some).map_err(|error| Error::image(error, &request.source, None))
+}
+
 /// Ends an import that failed. Where the same command may well succeed later, what is done stays
 /// for it, and the error says so.
 fn give_up(staged: Staged, error: Error, kept: Option<Share>) -> Error {
@@ -235,9 +292,69 @@ fn refuse_same(request: &ImportRequest, store: &Store) -> Result<(), Error> {
     }
 }
 
-/// Reads as much of a source as tells what it is, for [`plan`] without an import.
-pub fn probe(source: &Source, options: &source::Options) -> Result<Probe, Error> {
-    Ok(runtime()?.block_on(Opened::open(source, options))?.probe)
+/// Reads as much of a request's source as tells what it is, for [`plan`] without an import.
+pub fn probe(
+    request: &ImportRequest,
+    store: &Store,
+    options: &source::Options,
+) -> Result<Probe, Error> {
+    let (request, is_raw) = resolve(request, store)?;
+    if request.source == Source::Blank {
+        return Ok(Probe::blank());
+    }
+    Ok(runtime()?.block_on(Opened::open(&request.source, options, is_raw))?.probe)
+}
+
+/// The request with the file behind a volume that is its source, and whether that is known to be
+/// raw: the store knows, and a guest could have written anything into it.
+fn resolve(request: &ImportRequest, store: &Store) -> Result<(ImportRequest, bool), Error> {
+    let Source::Volume(name) = &request.source else { return Ok((request.clone(), false)) };
+    let volume = store.get(name)?;
+    let is_raw = volume.format == OutputFormat::Raw;
+    Ok((ImportRequest { source: Source::File(volume.path), ..request.clone() }, is_raw))
+}
+
+/// Makes a volume of nothing but zeros, of the size that was asked for.
+fn blank(request: &ImportRequest, staged: Staged, events: &dyn Events) -> Result<Report, Error> {
+    let probe = Probe { capacity: staged.capacity(), ..Probe::blank() };
+    let plan = plan(request, &probe)?;
+    events.event(Event::Planned(&plan));
+    staged.start_over()?;
+    let size = plan.volume_size.filter(|size| *size > 0).ok_or(Error::BlankSize)?;
+    staged.reserve(plan.file_len())?;
+    if request.preallocation && plan.file_len() > 0 {
+        staged.preallocate(plan.file_len())?;
+    }
+    let staged = Arc::new(staged);
+    let target = Watched::new(Arc::clone(&staged), Fault::default());
+    let (collector, never) = (Some(Collector::new()), Cancel::new());
+    let write = |error| Error::image(bootyard_image::Error::write(error), &request.source, None);
+    let output = Output::new(request.output_format, target, size, size, never, collector);
+    let finished = output.map_err(write)?.finish(0, size);
+    let collector = finished.map_err(|error| Error::image(error, &request.source, None))?;
+    let staged = Arc::into_inner(staged).expect("the output has ended");
+    let fingerprint = fingerprint(request, &staged, size, collector)?;
+    events.event(Event::Phase(Phase::Publishing));
+    let verified = Verifier::new(Vec::new()).finish().expect("nothing was expected");
+    let published = staged.publish(&verified)?;
+    Ok(Report {
+        source: request.source.to_string(),
+        chain: plan.chain,
+        format: plan.format,
+        virtual_size: size,
+        volume_size: size,
+        image: None,
+        source_bytes: 0,
+        resumed_bytes: 0,
+        sha256: verified.sha256().clone(),
+        checked: None,
+        fingerprint,
+        data_bytes: 0,
+        spilled_bytes: 0,
+        path: published.path,
+        allocated_bytes: published.allocated_bytes,
+        retries: 0,
+    })
 }
 
 /// One thread is enough for the network; everything else has its own.

@@ -23,6 +23,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
 use bootyard_image::Format;
+use bootyard_image::fingerprint::Collector;
 use bootyard_image::stream::{self, Decoder, Storage, Summary};
 use bootyard_source::Object;
 use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, Verified, Verifier};
@@ -57,6 +58,8 @@ pub(crate) struct Import<'a> {
     pub(crate) runtime: &'a Runtime,
     /// Where it is noted how far the import has come, if it can be gone on with.
     pub(crate) log: Option<&'a Log>,
+    /// Whether the source is known to be a raw disk.
+    pub(crate) is_raw: bool,
 }
 
 /// A disk that is complete in the staged target.
@@ -65,6 +68,8 @@ pub(crate) struct Transferred {
     pub(crate) verified: Verified,
     pub(crate) volume_size: u64,
     pub(crate) retries: u32,
+    /// What has taken the fingerprint; `None` if a part of the disk was stored before.
+    pub(crate) collector: Option<Collector>,
 }
 
 /// The sending ends of the two queues.
@@ -82,7 +87,8 @@ impl Import<'_> {
         let Opened { mut object, begin, .. } = opened;
         let fetched = begin.fetched();
         let fault = Fault::default();
-        let output = self.output(staged, &fault)?;
+        let is_new = matches!(begin, Begin::Head { .. });
+        let output = self.output(staged, &fault, is_new.then(Collector::new))?;
         self.events.event(Event::Phase(Phase::Transferring));
         let (pumped, decoded, verifier) = thread::scope(|scope| {
             let (digest, hashed) = mpsc::channel(CHUNKS_QUEUED);
@@ -109,14 +115,20 @@ impl Import<'_> {
             error,
         })?;
         let summary = decoder.finish().map_err(failed)?;
-        let volume_size = self.end(output, &summary, staged, &fault)?;
-        Ok(Transferred { summary, verified, volume_size, retries: object.retries() })
+        let (volume_size, collector) = self.end(output, &summary, staged, &fault)?;
+        Ok(Transferred { summary, verified, volume_size, retries: object.retries(), collector })
     }
 
-    fn output(&self, staged: &Arc<Staged>, fault: &Fault) -> Result<Arc<Output>, Error> {
+    fn output(
+        &self,
+        staged: &Arc<Staged>,
+        fault: &Fault,
+        collector: Option<Collector>,
+    ) -> Result<Arc<Output>, Error> {
         let target = Watched::new(Arc::clone(staged), fault.clone());
         let (format, size) = (self.plan.output_format, self.plan.volume_size.unwrap_or(0));
-        match Output::new(format, target, size, self.plan.limit, self.cancel.clone()) {
+        let cancel = self.cancel.clone();
+        match Output::new(format, target, size, self.plan.limit, cancel, collector) {
             Ok(output) => Ok(Arc::new(output)),
             Err(error) => Err(self.not_stored(bootyard_image::Error::write(error), fault)),
         }
@@ -134,13 +146,13 @@ impl Import<'_> {
                 Err(io::ErrorKind::Other.into())
             }
         };
-        let workers = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let workers = workers.min(WORKERS_MAX);
+        let workers = workers();
         stream::Options {
             workers,
             spill: Box::new(spill),
             spill_limit: SPILL_MAX,
             checkpoints: self.log.is_some(),
+            is_raw: self.is_raw,
         }
     }
 
@@ -175,14 +187,15 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Ends the disk, now that its size is known for certain. Returns the volume's.
+    /// Ends the disk, now that its size is known for certain. Returns the volume's, and what has
+    /// taken the fingerprint.
     fn end(
         &self,
         output: Arc<Output>,
         summary: &Summary,
         staged: &Staged,
         fault: &Fault,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, Option<Collector>), Error> {
         fits(self.request, summary.virtual_size)?;
         let volume_size = match self.plan.volume_size {
             Some(size) if !self.is_shorter(summary, staged) => size,
@@ -193,10 +206,10 @@ impl Import<'_> {
             }
         };
         let output = Arc::into_inner(output).expect("the decoder has been dropped");
-        output
+        let collector = output
             .finish(summary.virtual_size, volume_size)
             .map_err(|error| self.not_stored(error, fault))?;
-        Ok(volume_size)
+        Ok((volume_size, collector))
     }
 
     /// Whether the volume was to be as long as a raw disk that turned out to be a fixed VHD, which
@@ -227,6 +240,11 @@ impl Import<'_> {
             Error::image(error, &self.request.source, self.plan.chain.first().copied())
         })
     }
+}
+
+/// How many threads decompress, hash or store.
+pub(crate) fn workers() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(WORKERS_MAX)
 }
 
 /// What the two threads begin with.

@@ -156,7 +156,7 @@ fn stream(file: &[u8], disk_max: u64) -> Option<(u64, Data)> {
         workers: NonZeroUsize::MIN,
         spill: Box::new(spill),
         spill_limit: DATA_MAX,
-        checkpoints: false,
+        checkpoints: false, is_raw: false,
     };
     let mut chunks = chunks(file);
     let mut head = Head::new();

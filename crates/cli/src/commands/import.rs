@@ -31,8 +31,9 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
     let request = request(args)?;
+    let store = Store::open(&settings::store_home()?);
     if dry_run {
-        let probe = bootyard_import::probe(&request.source, &options)?;
+        let probe = bootyard_import::probe(&request, &store, &options)?;
         let plan = bootyard_import::plan(&request, &probe)?;
         match EventLine::of(&Event::Planned(&plan)).filter(|_| json) {
             Some(line) => output::json_line(&line)?,
@@ -40,7 +41,6 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let store = Store::open(&settings::store_home()?);
     let display = Display::new(json);
     let cancel = cancel_on_signal()?;
     let report = bootyard_import::run(&request, &store, &options, &display, &cancel)?;
@@ -85,10 +85,18 @@ fn summary(report: &Report, took: Duration) -> String {
         Some(digest) => format!("{digest} (as expected)"),
         None => format!("{} (nothing to compare with)", report.sha256),
     };
+    let resumed = match report.resumed_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of them by an earlier attempt", HumanBytes(bytes)),
+    };
+    let content = match &report.fingerprint {
+        Some(fingerprint) => format!("  content  {fingerprint}\n"),
+        None => String::new(),
+    };
     let stored = report.allocated_bytes.unwrap_or(report.data_bytes);
     let image = report.image.as_ref().map(image).unwrap_or_default();
     format!(
-        "imported {}\n  source   {}, {} in {:.1} s\n{image}  digest   {checked}\n  \
+        "imported {}\n  source   {}, {}{resumed} in {:.1} s\n{image}  digest   {checked}\n{content}  \
          volume   {}, {} stored\n  path     {}\n",
         report.source,
         chain_name(&report.chain),

@@ -71,6 +71,19 @@ pub struct Probe {
     pub settles: bool,
 }
 
+impl Probe {
+    fn raw() -> Self {
+        Self {
+            chain: vec![Format::Raw],
+            format: Format::Raw,
+            virtual_size: None,
+            late_tables: false,
+            packed: false,
+            settles: true,
+        }
+    }
+}
+
 /// The first bytes of a stream, collected until they tell what it is.
 #[derive(Debug, Default)]
 pub struct Head {
@@ -83,6 +96,8 @@ pub struct Head {
     probe: Option<Probe>,
     /// It is a layer of a container image.
     rules: Option<LayerRules>,
+    /// It is raw, whatever it seems to be.
+    is_raw: bool,
 }
 
 impl Head {
@@ -96,6 +111,12 @@ impl Head {
     pub fn of_layer(probe: Probe, rules: LayerRules, chunks: Vec<Bytes>) -> Self {
         let len = chunks.iter().map(Bytes::len).sum();
         Self { chunks, len, probe: Some(probe), rules: Some(rules), ..Self::default() }
+    }
+
+    /// Starts a disk that is known to be raw, whatever its first bytes show: a guest may have written
+    /// the header of another format there.
+    pub fn raw() -> Self {
+        Self { is_raw: true, ..Self::default() }
     }
 
     /// Takes the next chunk. Answers once enough is known, and from then on. Of a container as much
@@ -125,6 +146,9 @@ impl Head {
     }
 
     fn decide(&mut self, ended: bool) -> Result<Option<Probe>, Error> {
+        if self.is_raw {
+            return Ok(Some(Probe::raw()));
+        }
         if !sniff(&self.bytes).is_container() {
             return probe(&self.bytes).map(Some);
         }
@@ -214,6 +238,8 @@ pub struct Options {
     pub spill_limit: u64,
     /// Whether [`Decoder::checkpoint`] will be asked.
     pub checkpoints: bool,
+    /// Whether the disk is known to be raw, as for [`Head::raw`].
+    pub is_raw: bool,
 }
 
 impl fmt::Debug for Options {
@@ -297,7 +323,7 @@ impl Decoder {
         let work = match &head.end()?.chain[..] {
             [_] => Work::Direct(Direct::new(&head.bytes, sink, options, 0)?),
             _ => {
-                let options = Options { checkpoints: false, ..options };
+                let options = Options { checkpoints: false, is_raw: false, ..options };
                 Work::Unpack(unpack::Thread::start(head.rules, sink, options)?)
             }
         };
@@ -397,7 +423,7 @@ impl Direct {
     /// Starts the worker threads. `head` is as much as [`head_len`] asks for. The stream will be
     /// given from `at` on, after a replay if that is not its beginning.
     fn new(head: &[u8], sink: Arc<dyn Sink>, options: Options, at: u64) -> Result<Self, Error> {
-        let format = probe(head)?.format;
+        let format = if options.is_raw { Format::Raw } else { probe(head)?.format };
         let checkpoints = options.checkpoints;
         let hold = Hold::new(options.spill, options.spill_limit);
         let start = Start { hold, workers: options.workers, sink, checkpoints, at };
@@ -416,7 +442,7 @@ impl Direct {
             Format::Parallels => start.routed(parallels::layout(head)?)?,
             Format::Qcow1 => start.routed(qcow1::layout(head)?)?,
             Format::Qed => start.routed(qed::layout(head)?)?,
-            _ => (Box::new(raw::Raw::at(at)), start.pool(0)?),
+            _ => (Box::new(raw::Raw::at(at, options.is_raw)), start.pool(0)?),
         };
         let head = checkpoints.then(|| Bytes::copy_from_slice(head));
         Ok(Self { format, input, pool, head, settling: VecDeque::new(), checkpoints })

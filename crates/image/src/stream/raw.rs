@@ -16,12 +16,14 @@ pub(super) struct Raw {
     pos: u64,
     /// The last bytes, which may be a footer.
     tail: Bytes,
+    /// They are not.
+    is_raw: bool,
 }
 
 impl Raw {
-    /// Goes on at `pos`.
-    pub(super) fn at(pos: u64) -> Self {
-        Self { pos, tail: Bytes::new() }
+    /// Goes on at `pos`; a disk that is known to be raw has no footer.
+    pub(super) fn at(pos: u64, is_raw: bool) -> Self {
+        Self { pos, tail: Bytes::new(), is_raw }
     }
 
     fn put(&mut self, bytes: Bytes, pool: &mut Pool) -> Result<(), Error> {
@@ -57,10 +59,12 @@ impl Push for Raw {
         let mut format = None;
         let mut tail = std::mem::take(&mut self.tail);
         let len = self.pos + tail.len() as u64;
-        refuse_tail(&tail, len)?;
-        if let Some(footer) = FixedFooter::parse(&tail, len)? {
-            tail.truncate((footer.virtual_size - self.pos) as usize);
-            format = Some(Format::Vhd);
+        if !self.is_raw {
+            refuse_tail(&tail, len)?;
+            if let Some(footer) = FixedFooter::parse(&tail, len)? {
+                tail.truncate((footer.virtual_size - self.pos) as usize);
+                format = Some(Format::Vhd);
+            }
         }
         self.put(tail, pool)?;
         let size = round_up(self.pos);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bootyard_image::Format;
-use bootyard_import::{Cancel, Error, inspect, probe};
+use bootyard_import::{Cancel, Error, inspect};
 use bootyard_source::Options;
 use bootyard_spec::{Class, Explain};
 use bootyard_testkit::{Nginx, qemu_img, require_tool, run, sha256_file, sparse_image};
@@ -59,7 +59,7 @@ fn a_disk_lands_out_of_every_container() {
         let sum = sha256_file(dir.path().join(name));
         assert_eq!(report.sha256.hex(), sum, "the digest is that of the file as it is");
 
-        let probed = probe(&request.source, &Options::default()).unwrap();
+        let probed = place.probe(&request).unwrap();
         let info = inspect(&request.source, &Options::default()).unwrap();
         let size = (chain.last() != Some(&Format::Raw)).then_some(SIZE);
         assert_eq!((&probed.chain[..], probed.virtual_size), (*chain, size), "{name}");

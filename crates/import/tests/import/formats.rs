@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bootyard_image::{ErrorKind, Format};
-use bootyard_import::{Cancel, Error, inspect, probe};
+use bootyard_import::{Cancel, Error, inspect};
 use bootyard_source::Options;
 use bootyard_spec::{Explain, ImportRequest, OutputFormat, Target};
 use bootyard_testkit::{
@@ -240,9 +240,9 @@ fn an_image_is_described_from_its_head_also_where_it_would_be_refused() {
     assert_eq!(info("raw").unwrap().virtual_size, Some(SIZE));
 
     let server = FaultServer::serve(fs_err::read(&raw).unwrap(), [Reply::honest().chunked()]);
-    let source = place.request(&server.url("raw")).source;
-    assert_eq!(inspect(&source, &Options::default()).unwrap().virtual_size, None);
-    let probed = probe(&source, &Options::default()).unwrap();
+    let request = place.request(&server.url("raw"));
+    assert_eq!(inspect(&request.source, &Options::default()).unwrap().virtual_size, None);
+    let probed = place.probe(&request).unwrap();
     assert_eq!((probed.format, probed.virtual_size, probed.source_len), (Format::Raw, None, None));
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bootyard_import::{Cancel, Error, Event, Events, Report, run};
+use bootyard_import::{Cancel, Error, Event, Events, Probe, Report, probe, run};
 use bootyard_source::{Options, install_crypto_provider};
 use bootyard_spec::{ImportRequest, OutputFormat, Target};
 use bootyard_volume::Store;
@@ -57,6 +57,10 @@ impl Place {
         let options =
             Options { attempts: 2, retry_delay: Duration::from_millis(1), ..Options::default() };
         run(request, &store, &options, events, cancel)
+    }
+
+    fn probe(&self, request: &ImportRequest) -> Result<Probe, Error> {
+        probe(request, &Store::open(&self.path("home")), &Options::default())
     }
 
     /// Every file of this place.
