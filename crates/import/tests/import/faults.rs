@@ -203,7 +203,7 @@ fn sizes_that_do_not_fit_are_refused() {
     );
     check(
         &disk,
-        Reply::honest().chunked(),
+        Reply::honest().no_ranges().chunked(),
         max_size("512Ki"),
         Class::Image,
         "`http://HOST/debian.qcow2` holds more than the 512Ki that are accepted\n\
@@ -212,7 +212,7 @@ fn sizes_that_do_not_fit_are_refused() {
     );
     check(
         &disk,
-        Reply::honest().chunked(),
+        Reply::honest().no_ranges().chunked(),
         |request| request.output_format = OutputFormat::Qcow2,
         Class::Usage,
         "`http://HOST/debian.qcow2` does not tell its length, which a qcow2 volume needs\n\
