@@ -389,3 +389,88 @@ fn a_registry_with_a_password_and_its_own_authority_is_read() {
     let cli = cli.env("PATH", &path);
     lands(&cli, &source, &["--insecure"], &disks.raw());
 }
+
+#[test]
+fn what_is_pushed_is_pulled_by_others_and_by_us() {
+    if !tools() {
+        return;
+    }
+    let (disks, cli) = (Disks::new(), Cli::from_env());
+    let registry = Registry::start();
+    let disk = disks.raw().display().to_string();
+    let pushed = |target: &str, flags: &[&str]| {
+        let words = [&["push", &disk, target, "--json", "--insecure"], flags].concat();
+        report(&cli.run(words))
+    };
+    for (index, (flags, file)) in [
+        (&[][..], "disk.qcow2"),
+        (&["--format", "raw"], "disk.img"),
+        (&["--format", "raw", "--compression", "zstd"], "disk.img"),
+        (&["--format", "raw", "--compression", "none"], "disk.img"),
+        (&["--format", "qcow2", "--compression", "gzip"], "disk.qcow2"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = registry.image(&format!("x/y:p{index}"));
+        let made = pushed(&source, flags);
+        let report = lands(&cli, &source, &["--insecure"], &disks.raw());
+        assert_eq!(report["image"]["digest"], made["digest"], "{flags:?}");
+        assert_eq!(report["checked"], made["layer"], "{flags:?}");
+        // The same once more is the same, and the layer is there already.
+        let uploads = || registry.log().matches("PATCH /v2/x/y/blobs/uploads/").count();
+        let before = uploads();
+        assert!(before > 0, "{}", registry.log());
+        assert_eq!(pushed(&source, flags)["digest"], made["digest"], "{flags:?}");
+        assert_eq!(uploads(), before, "{flags:?}");
+        if flags.contains(&"zstd") {
+            continue; // This skopeo does not read it.
+        }
+        let copy = disks.path(&format!("copy{index}"));
+        run(Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", &source])
+            .arg(format!("dir:{}", copy.display())));
+        let layer = made["layer"].as_str().expect("a digest").trim_start_matches("sha256:");
+        let out = disks.path(&format!("out{index}"));
+        fs_err::create_dir(&out).expect("a folder");
+        let list =
+            run(Command::new("tar").arg("-tvf").arg(copy.join(layer)).arg("--numeric-owner"));
+        assert!(list.contains("-r--r----- 107/107") && list.contains(file), "{list}");
+        run(Command::new("tar").arg("-xf").arg(copy.join(layer)).arg("-C").arg(&out));
+        let got = out.join("disk").join(file).display().to_string();
+        qemu_img(["compare", "-q", &got, &disk]);
+    }
+}
+
+#[test]
+fn an_image_is_pushed_into_layouts_with_its_words() {
+    if !tools() {
+        return;
+    }
+    let (disks, cli) = (Disks::new(), Cli::from_env());
+    let qcow2 = disks.make("disk.qcow2").display().to_string();
+    let [folder, archive] = ["layout", "a.tar"].map(|name| disks.path(name).display().to_string());
+    let flags = ["--env", "X_KUBEVIRT_IO_Y=v", "--label", "a=b", "--platform", "linux/arm64"];
+    let mut digests = Vec::new();
+    for target in [
+        format!("oci:{folder}:one"),
+        format!("oci:{folder}:two"),
+        format!("oci-archive:{archive}:one"),
+    ] {
+        let words = [&["push", qcow2.as_str(), &target, "--json"], &flags[..]].concat();
+        digests.push(report(&cli.run(words))["digest"].clone());
+        let report = lands(&cli, &target, &["--platform", "arm64"], &disks.raw());
+        assert_eq!(report["image"]["labels"]["x.kubevirt.io/y"], "v", "{target}");
+        let inspected = run(Command::new("skopeo").args(["inspect", "--config", &target]));
+        let config: Value = serde_json::from_str(&inspected).expect("a configuration");
+        assert_eq!(config["config"]["Labels"]["a"], "b", "{target}");
+        assert_eq!(config["architecture"], "arm64", "{target}");
+        assert_eq!(config["created"], "1970-01-01T00:00:00Z", "{target}");
+    }
+    assert_eq!(digests[0], digests[2]);
+    fails(&cli, &format!("oci:{folder}"), &["--platform", "arm64"], 4, &["one, two"]);
+    let output = cli.run(["push", &qcow2, "s3://bucket/key"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    let output = cli.run(["push", &qcow2, "docker://127.0.0.1:1/x:y"]);
+    assert_eq!(output.code, Some(3), "{output}");
+}

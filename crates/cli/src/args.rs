@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bootyard_cloudinit::{Datasource, Hostname, ImageFormat, InstanceId};
+use bootyard_import::LayerCompression;
 use bootyard_spec::{
     ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, Source, VolumeName,
 };
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Show what a disk image is, without importing it
     Inspect(InspectArgs),
+    /// Make a container image (a containerDisk) of a disk
+    Push(PushArgs),
     /// Make cloud-init seeds
     #[command(subcommand)]
     Seed(SeedCommand),
@@ -119,6 +122,66 @@ pub(crate) struct ImageArgs {
     /// Take any certificate of the registry, and plain HTTP if it speaks no TLS
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// The image has one layer with the disk in /disk. The same disk gives the same image on every day:
+/// its time is `$SOURCE_DATE_EPOCH`, or 1970.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw
+    #[arg(value_name = "VOLUME|FILE")]
+    pub(crate) disk: String,
+    /// Where the image goes: docker://HOST/NAME:TAG, oci:FOLDER:TAG or oci-archive:FILE:TAG
+    pub(crate) target: Source,
+    /// How the disk is stored in the image: qcow2, whose clusters are compressed, or raw
+    #[arg(long, value_name = "FORMAT", default_value = "qcow2")]
+    pub(crate) format: PushFormat,
+    /// How the layer is compressed: none, gzip or zstd [default: gzip for raw, none for qcow2]
+    #[arg(long)]
+    pub(crate) compression: Option<LayerCompression>,
+    /// Label of the image, as NAME=VALUE; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Variable of the image, as NAME=VALUE: X_KUBEVIRT_IO_Y becomes a volume's label; may be
+    /// repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Folder in which the layer is made [default: the disk's]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) transfer: SourceArgs,
+}
+
+/// How a disk is stored in an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PushFormat {
+    Raw,
+    Qcow2,
+}
+
+impl FromStr for PushFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(format!("unknown format `{text}`; expected raw or qcow2")),
+        }
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("expected NAME=VALUE, got `{text}`")),
+    }
 }
 
 #[derive(Debug, Args)]

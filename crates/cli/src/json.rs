@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bootyard_image::{Content, Format, Info};
-use bootyard_import::{Event, Progress, Report};
+use bootyard_import::{Event, Progress, Pushed, Report};
 use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
 use serde::Serialize;
 
@@ -159,6 +159,30 @@ impl ReportLine {
                 platform: image.platform.as_ref().map(ToString::to_string),
                 labels: image.labels.clone(),
             }),
+        }
+    }
+}
+
+/// What `push --json` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct PushedLine<'a> {
+    event: &'static str,
+    target: &'a str,
+    digest: String,
+    layer: String,
+    layer_bytes: u64,
+    virtual_size_bytes: u64,
+}
+
+impl<'a> PushedLine<'a> {
+    pub(crate) fn new(target: &'a str, pushed: &Pushed) -> Self {
+        Self {
+            event: "pushed",
+            target,
+            digest: pushed.digest.to_string(),
+            layer: pushed.layer.to_string(),
+            layer_bytes: pushed.layer_bytes,
+            virtual_size_bytes: pushed.virtual_size,
         }
     }
 }

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Import(args) => commands::import::run(args),
         Command::Importer => Ok(commands::importer::run()),
+        Command::Push(args) => commands::push::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),
         Command::Run(args) => commands::run::run(&args),

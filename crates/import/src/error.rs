@@ -121,6 +121,9 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// The layer of an image cannot be made.
+    #[error("cannot make the image's layer")]
+    Pack(#[source] io::Error),
     /// This machine gives no more threads or descriptors.
     #[error("cannot start the import")]
     Setup(#[source] io::Error),
@@ -241,6 +244,7 @@ impl Explain for Error {
             | Self::BlankSize
             | Self::SameFile { .. } => Class::Usage,
             Self::Cancelled { .. } => Class::Interrupted,
+            Self::Pack(_) => Class::Target,
             Self::Setup(_) => Class::Other,
         }
     }
@@ -307,7 +311,7 @@ impl Explain for Error {
                 device.display()
             ),
             Self::SameFile { .. } => "name another target".to_owned(),
-            Self::Setup(_) => return None,
+            Self::Pack(_) | Self::Setup(_) => return None,
         })
     }
 }

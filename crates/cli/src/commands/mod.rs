@@ -5,5 +5,6 @@ pub(crate) mod import;
 pub(crate) mod importer;
 pub(crate) mod inspect;
 pub(crate) mod machine;
+pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod seed;

@@ -78,7 +78,7 @@ fn cpus(asked: NonZeroU32) -> Result<NonZeroU32, Failure> {
 
 /// What has a slash is a path, everything else the name of a volume: what a command does shall not
 /// depend on which files happen to lie in the folder.
-fn resolve(store: &Store, disk: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn resolve(store: &Store, disk: &str) -> Result<PathBuf, Failure> {
     if disk.contains('/') {
         host::check_name(disk.as_ref())?;
         return Ok(disk.into());

@@ -13,6 +13,7 @@ mod config;
 mod docker;
 mod layout;
 mod manifest;
+mod push;
 mod registry;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use archive::Archive;
 use config::Config;
 pub use manifest::Layer;
 use manifest::{Descriptor, Document};
+pub use push::{Content, NewImage, ReadPart, push};
 use registry::Registry;
 
 /// The most bytes of a manifest, an index or a configuration: what registries accept (distribution

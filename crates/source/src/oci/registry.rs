@@ -67,12 +67,7 @@ impl Registry {
         name: &str,
         options: &Options,
     ) -> Result<(Self, (Bytes, Digest)), Error> {
-        let reference: Reference = name.parse().map_err(|error| {
-            let what = format!("`{name}` is no name of an image: {error}");
-            Error::new(ErrorKind::Setup, what)
-                .with_hint("expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]".to_owned())
-        })?;
-        let registry = Self::connect(reference, options).await?;
+        let registry = Self::connect(parse(name)?, options).await?;
         let Inner { reference, .. } = &*registry.0;
         let digest = reference.digest().map(|digest| {
             digest.parse::<Digest>().map_err(|error| Error::image(name, &error.to_string()))
@@ -82,6 +77,42 @@ impl Registry {
         let bytes = registry.manifest(wanted, None).await?;
         let document = verify(name, bytes, digest.as_ref())?;
         Ok((registry, document))
+    }
+
+    /// The registry of an image that will be pushed, to which its credentials have been shown.
+    pub(super) async fn for_push(name: &str, options: &Options) -> Result<Self, Error> {
+        let registry = Self::connect(parse(name)?, options).await?;
+        let Inner { reference, client, auth, .. } = &*registry.0;
+        let asked = client.auth(reference, auth, RegistryOperation::Push).await;
+        asked.map_err(|error| registry.explain(registry.not_authorized(error)))?;
+        Ok(registry)
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(super) fn reference(&self) -> &Reference {
+        &self.0.reference
+    }
+
+    /// The registry did not take a part of an image.
+    pub(super) fn not_pushed(&self, error: OciDistributionError) -> Error {
+        let name = self.name();
+        let (kind, why) = match &error {
+            OciDistributionError::RequestError(_) => return self.not_authorized(error),
+            OciDistributionError::UnauthorizedError { .. } => {
+                (ErrorKind::Denied, "its registry wants other credentials".to_owned())
+            }
+            OciDistributionError::ServerError { code: code @ (401 | 403), .. } => {
+                (ErrorKind::Denied, format!("its registry answered with HTTP status {code}"))
+            }
+            OciDistributionError::ServerError { code, .. } => {
+                (ErrorKind::Status, format!("its registry answered with HTTP status {code}"))
+            }
+            other => (ErrorKind::BadAnswer, other.to_string()),
+        };
+        self.explain(Error::new(kind, format!("cannot push `{name}`: {why}")))
     }
 
     async fn connect(reference: Reference, options: &Options) -> Result<Self, Error> {
@@ -210,6 +241,14 @@ impl Registry {
     fn lock(&self) -> std::sync::MutexGuard<'_, Token> {
         self.0.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn parse(name: &str) -> Result<Reference, Error> {
+    name.parse().map_err(|error| {
+        let what = format!("`{name}` is no name of an image: {error}");
+        Error::new(ErrorKind::Setup, what)
+            .with_hint("expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]".to_owned())
+    })
 }
 
 /// Whether the registry answers by HTTPS, whatever it answers.
