@@ -118,6 +118,27 @@ fn a_pod_with_a_web_identity_gets_its_keys_of_sts() {
 }
 
 #[test]
+fn behind_a_proxy_the_token_service_is_asked_through_it_as_well() {
+    let proxy = temporary("AssumeRoleWithWebIdentity");
+    let cli = Cli::from_env();
+    let token = cli.root().join("token");
+    fs_err::write(&token, "the.pods.token").expect("a token");
+    let cli = cli
+        .env("http_proxy", &proxy.url())
+        .env("AWS_ROLE_ARN", "arn:aws:iam::1:role/importer")
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", &token.display().to_string())
+        .env("AWS_REGION", "eu-north-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_ENDPOINT_URL_STS", "http://sts.invalid")
+        .env("AWS_ENDPOINT_URL_S3", "http://s3.invalid");
+    let output = cli.run(["import", "s3://bucket/disk.raw", "--s3-path-style", "--to", "disk"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let paths: Vec<String> = proxy.questions().into_iter().map(|asked| asked.path).collect();
+    assert_eq!(paths[0], "http://sts.invalid/");
+    assert!(paths[1].starts_with("http://s3.invalid/bucket/disk.raw?"), "{paths:?}");
+}
+
+#[test]
 fn a_profile_may_assume_a_role() {
     let server = temporary("AssumeRole");
     let cli = Cli::from_env()

@@ -9,6 +9,8 @@ use crate::Error;
 use crate::store::object_in;
 
 #[cfg(feature = "s3")]
+mod look_up;
+#[cfg(feature = "s3")]
 mod sign;
 
 #[cfg(feature = "s3")]

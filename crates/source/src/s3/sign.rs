@@ -7,15 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::SharedHttpClient;
 use aws_sdk_s3::config::{Builder, Credentials, ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use bootyard_spec::{ObjectName, SafeUrl};
 use reqwest::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::timeout;
 
+use super::look_up::LookUp;
 use super::{S3Options, is_region};
 use crate::origin::{Locating, Location, Origin, Refusal};
 use crate::store::{Told, inexpressible, is_expressible};
@@ -69,7 +67,7 @@ impl S3 {
     pub(crate) async fn new(object: ObjectName, options: &Options) -> Result<Self, Error> {
         let S3Options { region, endpoint, path_style, profile, anonymous, .. } = &options.s3;
         let mut loader =
-            aws_config::defaults(BehaviorVersion::latest()).http_client(http_client(options)?);
+            aws_config::defaults(BehaviorVersion::latest()).http_client(LookUp::new(options)?);
         if let Some(profile) = profile {
             loader = loader.profile_name(profile);
         }
@@ -250,18 +248,4 @@ fn static_credentials(options: &Options) -> Option<Credentials> {
     let given = options.credentials.as_ref()?;
     let token = options.s3.session_token.as_ref().map(|token| token.expose().to_owned());
     Some(Credentials::new(&given.id, given.secret.expose(), token, None, "given"))
-}
-
-/// The client with which the SDK asks for credentials, never for the object.
-fn http_client(options: &Options) -> Result<SharedHttpClient, Error> {
-    let mut trusted = TrustStore::default();
-    if !options.extra_ca.is_empty() {
-        trusted.add_pem_certificate(options.extra_ca.clone());
-    }
-    let context = TlsContext::builder().with_trust_store(trusted).build();
-    let context = context.map_err(|error| Error::unusable(error.to_string()))?;
-    Ok(aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .tls_context(context)
-        .build_https())
 }
