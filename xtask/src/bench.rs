@@ -4,6 +4,7 @@
 //! means something: absolute times depend on the machine and on what else it does.
 
 mod decode;
+mod images;
 mod import;
 mod measure;
 

@@ -1,20 +1,18 @@
 //! One disk in every format and compression into a sparse raw file, against the tool of each.
 //!
-//! The disk is an ext4 file system of 4 GiB with 1.4 GiB of this machine's own files in it, as an
-//! installed system has them. It is made once, and so are its images. Nothing is dropped from the
-//! page cache; all sides write files that did not exist before.
+//! Nothing is dropped from the page cache; all sides write files that did not exist before.
 //!
 //! Our side is the example `decode` of the crate `image`, which only decodes, as theirs does. Beside
 //! it stands `bootyard import`, which hashes what it reads and waits until the disk has it.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::images;
 use super::measure::{self, Side};
 use crate::setup::{self, Need};
-use crate::{cache, dirs, sh};
+use crate::{dirs, sh};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -25,21 +23,14 @@ pub(crate) struct Args {
     runs: usize,
 }
 
-/// How much of the disk is files, in bytes, and the disk's size.
-const FILES: u64 = 1_400 << 20;
-const DISK: &str = "4G";
-
-/// Peak memory that we allow ourselves, in MiB. xz may use what its blocks ask for.
+/// Peak memory that we allow ourselves, in MiB.
 const RSS_MIB_MAX: f64 = 64.0;
-const RSS_MIB_MAX_XZ: f64 = 288.0;
 
 /// An image of the disk.
 struct Case {
     name: &'static str,
     /// The file's name.
     file: &'static str,
-    /// A command of the shell that makes it from `$RAW` as `$IMAGE`.
-    make: &'static str,
     /// The command that it would be decoded with instead, from `$IMAGE` to `$OUT`.
     theirs: &'static str,
     /// The target: our wall time as a part of theirs.
@@ -49,53 +40,25 @@ struct Case {
 const QEMU: &str = "qemu-img convert -m 16 -W -O raw $IMAGE $OUT";
 
 const CASES: &[Case] = &[
-    qemu("qcow2 zlib", "zlib.qcow2", "qemu-img convert -c -W -m 16 -O qcow2 $RAW $IMAGE", 0.35),
-    qemu(
-        "qcow2 zstd",
-        "zstd.qcow2",
-        "qemu-img convert -c -W -m 16 -O qcow2 -o compression_type=zstd $RAW $IMAGE",
-        0.5,
-    ),
-    qemu("qcow2 plain", "plain.qcow2", "qemu-img convert -O qcow2 $RAW $IMAGE", 0.5),
-    qemu("vmdk sparse", "sparse.vmdk", "qemu-img convert -O vmdk $RAW $IMAGE", 0.5),
-    qemu(
-        "vmdk streamOptimized",
-        "stream.vmdk",
-        "qemu-img convert -O vmdk -o subformat=streamOptimized $RAW $IMAGE",
-        0.35,
-    ),
-    qemu("vdi", "plain.vdi", "qemu-img convert -O vdi $RAW $IMAGE", 0.5),
-    qemu("vhdx", "plain.vhdx", "qemu-img convert -O vhdx $RAW $IMAGE", 0.5),
+    qemu("qcow2 zlib", "zlib.qcow2", 0.35),
+    qemu("qcow2 zstd", "zstd.qcow2", 0.5),
+    qemu("qcow2 plain", "plain.qcow2", 0.5),
+    qemu("vmdk sparse", "sparse.vmdk", 0.5),
+    qemu("vmdk streamOptimized", "stream.vmdk", 0.35),
+    qemu("vdi", "plain.vdi", 0.5),
+    qemu("vhdx", "plain.vhdx", 0.5),
     Case {
         name: "xz, several blocks",
         file: "raw.xz",
-        make: "xz -T2 -c $RAW > $IMAGE",
         theirs: "xz -dc $IMAGE > $OUT",
         wall_ratio_max: 0.6,
     },
-    Case {
-        name: "gzip",
-        file: "raw.gz",
-        make: "pigz -c $RAW > $IMAGE",
-        theirs: "pigz -dc $IMAGE > $OUT",
-        wall_ratio_max: 0.5,
-    },
-    Case {
-        name: "zstd",
-        file: "raw.zst",
-        make: "zstd -q -T2 -c $RAW > $IMAGE",
-        theirs: "zstd -dc $IMAGE > $OUT",
-        wall_ratio_max: 1.0,
-    },
+    Case { name: "gzip", file: "raw.gz", theirs: "pigz -dc $IMAGE > $OUT", wall_ratio_max: 0.5 },
+    Case { name: "zstd", file: "raw.zst", theirs: "zstd -dc $IMAGE > $OUT", wall_ratio_max: 1.0 },
 ];
 
-const fn qemu(
-    name: &'static str,
-    file: &'static str,
-    make: &'static str,
-    wall_ratio_max: f64,
-) -> Case {
-    Case { name, file, make, theirs: QEMU, wall_ratio_max }
+const fn qemu(name: &'static str, file: &'static str, wall_ratio_max: f64) -> Case {
+    Case { name, file, theirs: QEMU, wall_ratio_max }
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -106,7 +69,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     sh::run(sh::cargo().args(build).args(["bootyard-image", "--example", "decode"]))?;
     sh::run(sh::cargo().args(build).arg("bootyard"))?;
     let release = dirs::target().join("release");
-    let images = images()?;
+    let images = images::all()?;
     let mut lines = Vec::new();
     for case in cases {
         let sides = compare(case, &release, &images, args.runs)?;
@@ -163,7 +126,7 @@ fn compare(case: &Case, release: &Path, images: &Path, runs: usize) -> Result<[S
             let command = match index {
                 0 => ours(place.path()),
                 1 => import(place.path()),
-                _ => shell(case.theirs, &raw, &image, &place.path().join("out")),
+                _ => images::shell(case.theirs, &raw, &image, &place.path().join("out")),
             };
             side.runs.push(measure::measure(&command, place.path())?);
         }
@@ -173,67 +136,13 @@ fn compare(case: &Case, release: &Path, images: &Path, runs: usize) -> Result<[S
 
 /// A line per image. A missed target is told, not punished: machines differ.
 fn verdict(case: &Case, [ours, _, theirs]: &[Side; 3]) -> String {
-    let rss_max = if case.file.ends_with(".xz") { RSS_MIB_MAX_XZ } else { RSS_MIB_MAX };
     let (ratio, rss) = (ours.wall_ratio(theirs), ours.peak_rss());
     let word = |reached| if reached { "reached" } else { "MISSED" };
     format!(
-        "{:<22} wall {ratio:>5.2}, target {:>4.2}: {:<8} peak {rss:>5.1} MiB, target {rss_max:>5.1}: {}",
+        "{:<22} wall {ratio:>5.2}, target {:>4.2}: {:<8} peak {rss:>5.1} MiB, target {RSS_MIB_MAX:>5.1}: {}",
         case.name,
         case.wall_ratio_max,
         word(ratio <= case.wall_ratio_max),
-        word(rss <= rss_max),
+        word(rss <= RSS_MIB_MAX),
     )
-}
-
-/// The folder with the disk and all its images.
-fn images() -> Result<PathBuf> {
-    let parent = dirs::target().join("bench/decode");
-    cache::once(&parent, "images", |work| {
-        let made = work.join("made");
-        fs_err::create_dir(&made)?;
-        let raw = made.join("raw");
-        make_disk(work, &raw)?;
-        for case in CASES {
-            let image = made.join(case.file);
-            sh::run(&mut shell(case.make, &raw, &image, Path::new("")))?;
-        }
-        Ok(made)
-    })
-}
-
-/// Fills an ext4 file system with files of this machine.
-fn make_disk(work: &Path, raw: &Path) -> Result<()> {
-    let tree = work.join("tree");
-    let mut total = 0;
-    let list =
-        sh::output(sh::cmd("find").args(["/usr", "-xdev", "-type", "f", "-printf", "%s %p\\n"]))?;
-    let mut files: Vec<(&str, u64)> = list
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .filter_map(|(size, path)| Some((path, size.parse().ok()?)))
-        .collect();
-    // In the order of their paths every folder would be whole; a system's disk has some of each.
-    files.sort_by_key(|(path, _)| path.bytes().rev().collect::<Vec<_>>());
-    for (path, size) in files {
-        if total + size > FILES {
-            continue;
-        }
-        total += size;
-        let copy = tree.join(path.trim_start_matches('/'));
-        fs_err::create_dir_all(copy.parent().context("a file lies in a folder")?)?;
-        fs_err::copy(path, copy)?;
-    }
-    ensure!(total > FILES / 2, "`/usr` holds too little to fill the disk: {total} bytes");
-    let mut mke2fs = sh::cmd("mke2fs");
-    mke2fs.args(["-q", "-t", "ext4", "-d"]).arg(&tree).arg(raw).arg(DISK);
-    sh::run(&mut mke2fs)?;
-    fs_err::remove_dir_all(tree)?;
-    Ok(())
-}
-
-/// A line for the shell, with the names that it uses.
-fn shell(line: &str, raw: &Path, image: &Path, out: &Path) -> Command {
-    let mut command = sh::cmd("sh");
-    command.args(["-c", line]).env("RAW", raw).env("IMAGE", image).env("OUT", out);
-    command
 }
