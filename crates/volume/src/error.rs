@@ -32,6 +32,8 @@ pub enum ErrorKind {
     NotFound,
     /// The user may not write there.
     Permission,
+    /// An archive is damaged, too large, or has members that may not be unpacked.
+    Archive,
     /// Anything else that the operating system reports.
     Io,
 }
@@ -70,6 +72,17 @@ impl Error {
             _ => (ErrorKind::Io, None),
         };
         Self { kind, path: path.to_owned(), what: what.into(), hint, source: Some(source) }
+    }
+
+    /// An archive for `path` that is not unpacked.
+    pub(crate) fn archive(path: &Path, what: String) -> Self {
+        Self::new(ErrorKind::Archive, path, what)
+    }
+
+    /// The failure to read an archive for `path`.
+    pub(crate) fn unreadable(source: io::Error, path: &Path) -> Self {
+        let source = Some(source);
+        Self { source, ..Self::archive(path, "cannot read the archive".to_owned()) }
     }
 
     pub(crate) fn exists(path: &Path) -> Self {
@@ -129,7 +142,10 @@ fn no_space_hint(path: &Path) -> String {
 
 impl Explain for Error {
     fn class(&self) -> Class {
-        Class::Target
+        match self.kind {
+            ErrorKind::Archive => Class::Image,
+            _ => Class::Target,
+        }
     }
 
     fn hint(&self) -> Option<String> {

@@ -16,6 +16,7 @@ mod part;
 mod spill;
 mod staged;
 mod store;
+mod unpack;
 
 pub use attached::AttachedDisk;
 pub use error::{Error, ErrorKind};
@@ -24,3 +25,4 @@ pub use journal::{Journal, Record};
 pub use spill::SpillFile;
 pub use staged::{Published, Staged};
 pub use store::{Store, Volume};
+pub use unpack::{Unpack, UnpackOptions, Unpacked};

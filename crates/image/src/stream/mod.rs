@@ -40,6 +40,7 @@ use gather::Gather;
 pub use pool::QUEUE_BYTES;
 use resume::Recorder;
 pub use resume::{Checkpoint, Kept, KeptBytes};
+pub use unpack::Decompressed;
 pub(crate) use unpack::look;
 pub use unpack::{LayerContents, LayerRules, Scan, Scanned};
 

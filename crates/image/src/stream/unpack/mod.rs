@@ -9,6 +9,7 @@
 
 mod bzip2;
 mod codec;
+mod decompressed;
 mod gzip;
 mod layer;
 mod lz4;
@@ -36,6 +37,7 @@ use crate::sniff::HEAD_LEN;
 use crate::{Error, ErrorKind, Format, chain_name, raw, sniff};
 
 use codec::Unpack;
+pub use decompressed::Decompressed;
 pub use layer::{LayerContents, LayerRules};
 use peek::{Gauge, Peek};
 pub use scan::{Scan, Scanned};
