@@ -474,3 +474,73 @@ fn an_image_is_pushed_into_layouts_with_its_words() {
     let output = cli.run(["push", &qcow2, "docker://127.0.0.1:1/x:y"]);
     assert_eq!(output.code, Some(3), "{output}");
 }
+
+/// Adds a manifest to a layout by hand, as `oras` makes them.
+fn add_artifact(layout: &ImageLayout, tag: &str, files: &[(&str, &Path)]) {
+    let store = |path: &Path| {
+        let (hex, len) = (sha256_file(path), fs_err::metadata(path).expect("a file").len());
+        fs_err::copy(path, layout.path().join("blobs/sha256").join(&hex)).expect("a blob");
+        (format!("sha256:{hex}"), len)
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("text");
+    let store_text = |text: &str| {
+        fs_err::write(&path, text).expect("a file");
+        store(&path)
+    };
+    let (config, config_len) = store_text("{}");
+    let layers: Vec<Value> = files
+        .iter()
+        .map(|(title, path)| {
+            let (digest, size) = store(path);
+            serde_json::json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": digest,
+                "size": size,
+                "annotations": {"org.opencontainers.image.title": title},
+            })
+        })
+        .collect();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": config,
+            "size": config_len,
+        },
+        "layers": layers,
+    });
+    let (digest, size) = store_text(&manifest.to_string());
+    let path = layout.path().join("index.json");
+    let mut index: Value =
+        serde_json::from_slice(&fs_err::read(&path).expect("an index")).expect("JSON");
+    let entry = serde_json::json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest,
+        "size": size,
+        "annotations": {"org.opencontainers.image.ref.name": tag},
+    });
+    match index["manifests"].as_array_mut() {
+        Some(manifests) => manifests.push(entry),
+        None => index["manifests"] = Value::from(vec![entry]),
+    }
+    fs_err::write(&path, index.to_string()).expect("an index");
+}
+
+#[test]
+fn an_artifact_s_file_is_the_disk() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let (raw, packed) = (disks.raw(), disks.make("disk.qcow2"));
+    add_artifact(&layout, "one", &[("disk.qcow2", &packed)]);
+    add_artifact(&layout, "two", &[("a.qcow2", &packed), ("b.raw", &raw)]);
+    let source = |tag: &str| format!("oci:{}:{tag}", layout.path().display());
+    let report = lands(&cli, &source("one"), &[], &raw);
+    assert_eq!(report["chain"], serde_json::json!(["qcow2"]));
+    assert_eq!(report["image"]["platform"], Value::Null);
+    lands(&cli, &source("two"), &["--image-path", "b.raw"], &raw);
+    fails(&cli, &source("two"), &[], 4, &["got `a.qcow2`, `b.raw`", "--image-path"]);
+}

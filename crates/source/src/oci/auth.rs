@@ -60,13 +60,11 @@ fn in_file(path: &Path, reference: &Reference) -> Result<Option<RegistryAuth>, E
         }
         // What a token exchange would need; sent as it is where the registry takes it.
         Ok(DockerCredential::IdentityToken(token)) => Ok(Some(RegistryAuth::Bearer(token))),
-        Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
-        // Its output may hold a secret, and is not shown.
-        Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
-            // Helpers fail for registries that they know nothing of.
-            let _ = helper;
-            Ok(None)
-        }
+        // Helpers also fail for registries that they know nothing of. What they say may hold a secret.
+        Err(
+            CredentialRetrievalError::NoCredentialConfigured
+            | CredentialRetrievalError::HelperFailure { .. },
+        ) => Ok(None),
         Err(error) => Err(bad(&error.to_string())),
     }
 }

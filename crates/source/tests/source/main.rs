@@ -6,6 +6,7 @@ mod errors;
 mod file;
 mod gcs;
 mod http;
+mod oci;
 mod ranged;
 #[cfg(feature = "s3")]
 mod s3;

@@ -1,0 +1,146 @@
+//! A registry that wants tokens, lets them run out and redirects its blobs; and what a registry may
+//! not do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bootyard_source::oci::{Image, ImageOptions, resolve};
+use bootyard_source::{Error, ErrorKind, Options, Start};
+use bootyard_spec::{Credentials, Digest, Secret, Verifier};
+use bootyard_testkit::{FaultServer, Reply, Request, pseudo_random};
+
+use crate::{options, read_all};
+
+fn insecure() -> Options {
+    let image = ImageOptions { insecure: true, ..ImageOptions::default() };
+    let id = "user".to_owned();
+    let credentials = Some(Credentials { id, secret: Secret::new("hunter2".to_owned()) });
+    Options { image, credentials, connections: 1, ..options() }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let mut verifier = Verifier::new(Vec::new());
+    verifier.update(bytes);
+    verifier.finish().unwrap().sha256().clone()
+}
+
+const CONFIG: &str = r#"{"architecture":"","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+
+/// A manifest with one layer.
+fn manifest(layer: &[u8]) -> String {
+    let descriptor = |kind: &str, bytes: &[u8]| {
+        let (digest, size) = (digest(bytes), bytes.len());
+        format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":{size}}}"#)
+    };
+    let config = descriptor("application/vnd.oci.image.config.v1+json", CONFIG.as_bytes());
+    let layer = descriptor("application/vnd.oci.image.layer.v1.tar", layer);
+    format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer}]}}"#)
+}
+
+async fn image(server: &FaultServer, options: &Options) -> Result<Image, Error> {
+    let name = format!("docker://127.0.0.1:{}/x/y:t", server.port());
+    resolve(&name.parse().unwrap(), options).await
+}
+
+/// What the registry answers to a request for a part of the image; `None` if it is for the layer.
+fn part(request: &Request, manifest: &str) -> Option<Reply> {
+    let config = digest(CONFIG.as_bytes()).to_string();
+    match request.path.as_str() {
+        path if path.contains("/manifests/") => Some(Reply::honest().body(manifest)),
+        path if path.ends_with(&config) => Some(Reply::honest().body(CONFIG)),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_in_mid_transfer_and_never_shown_to_another_host() {
+    let body = pseudo_random(300_000, 9);
+    let manifest = manifest(&body);
+    let cuts = [Reply::honest().cut_after(100_000), Reply::honest()];
+    let elsewhere = FaultServer::serve(body.clone(), cuts);
+    let location = elsewhere.url("/bucket/blob?signature=s");
+    let given = Arc::new(AtomicUsize::new(0));
+    let registry = FaultServer::serve_with("", move |request, _| {
+        let own = format!("Bearer t{}", given.load(Ordering::SeqCst));
+        if request.path == "/v2/" {
+            let host = request.header("host").unwrap();
+            let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"s\"");
+            return Reply::status(401).header("WWW-Authenticate", &challenge);
+        }
+        if request.path.starts_with("/token") {
+            let next = given.fetch_add(1, Ordering::SeqCst) + 1;
+            let basic = request.header("authorization") == Some("Basic dXNlcjpodW50ZXIy");
+            let pull = request.path.contains("repository%3Ax%2Fy%3Apull");
+            assert!(basic && pull, "{request:?}");
+            return Reply::honest().body(format!("{{\"token\":\"t{next}\"}}"));
+        }
+        if request.header("authorization") != Some(&own) {
+            return Reply::status(401);
+        }
+        part(request, &manifest).unwrap_or_else(|| {
+            if request.header("range").is_none() {
+                // Good for this one request.
+                let _ = given.fetch_add(1, Ordering::SeqCst);
+            }
+            Reply::redirect(&location)
+        })
+    });
+    let options = insecure();
+    let image = image(&registry, &options).await.unwrap();
+    let layer = &image.layers()[0];
+    let mut object = image.open_layer(layer, &Start::default()).await.unwrap();
+    assert_eq!(object.digest(), Some(&digest(&body)));
+    assert!(read_all(&mut object).await.unwrap() == body);
+    let tokens = registry.requests().iter().filter(|r| r.path.starts_with("/token")).count();
+    assert_eq!(tokens, 2);
+    let foreign = elsewhere.requests();
+    assert_eq!(foreign.len(), 2);
+    assert!(foreign.iter().all(|request| request.header("authorization").is_none()), "{foreign:?}");
+}
+
+#[tokio::test]
+async fn a_registry_is_held_to_what_it_says() {
+    let long = format!("{{\"schemaVersion\":2,\"layers\":[{}", " ".repeat(5 << 20));
+    let both = r#"{"schemaVersion":2,"layers":[],"config":{},"manifests":[]}"#;
+    for (reply, kind, words) in [
+        (Reply::honest().body(long.clone()), ErrorKind::Image, "too large"),
+        (Reply::honest().body(long).chunked(), ErrorKind::Image, "too large"),
+        (Reply::honest().body("{}"), ErrorKind::Image, "expected `schemaVersion` 2"),
+        (Reply::honest().body("<html>"), ErrorKind::Image, "malformed"),
+        (Reply::honest().body(both), ErrorKind::Image, "both an index and an image"),
+        (Reply::status(404), ErrorKind::NotFound, "404"),
+        (Reply::status(403), ErrorKind::Denied, "403"),
+    ] {
+        let server = FaultServer::serve_with("", move |request, _| match request.path.as_str() {
+            "/v2/" => Reply::honest(),
+            _ => reply.clone(),
+        });
+        let error = image(&server, &insecure()).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_layer_has_the_length_that_its_manifest_says() {
+    let body = pseudo_random(100_000, 9);
+    for (more, chunked) in [(true, false), (true, true), (false, false), (false, true)] {
+        let manifest = manifest(&body);
+        let sent = if more { [&body[..], b"x"].concat() } else { body[1..].to_vec() };
+        let server = FaultServer::serve_with("", move |request, _| {
+            part(request, &manifest).unwrap_or_else(|| {
+                let reply = Reply::honest().body(sent.clone()).no_ranges();
+                if chunked { reply.chunked() } else { reply }
+            })
+        });
+        let image = image(&server, &insecure()).await.unwrap();
+        let error = match image.open_layer(&image.layers()[0], &Start::default()).await {
+            Ok(mut object) => read_all(&mut object).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(
+            matches!(error.kind(), ErrorKind::Digest | ErrorKind::BadAnswer | ErrorKind::Broken),
+            "{error}"
+        );
+    }
+}
