@@ -2,6 +2,7 @@
 //! same image, and what fails leaves nothing behind.
 #![expect(clippy::disallowed_methods, reason = "tools and file systems are prepared by programs")]
 
+mod access;
 mod corpus;
 mod faults;
 mod formats;

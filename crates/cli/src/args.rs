@@ -66,7 +66,7 @@ pub(crate) enum Command {
 #[command(group = ArgGroup::new("target").required(true))]
 pub(crate) struct ImportArgs {
     /// Where the image is: http://…, https://…, s3://…, gs://…, docker://…, oci:PATH,
-    /// oci-archive:PATH, docker-archive:PATH, file:PATH or a path
+    /// oci-archive:PATH, docker-archive:PATH, file:PATH, a path, or - for standard input
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
@@ -85,6 +85,9 @@ pub(crate) struct ImportArgs {
     /// Digest of the image file as published: sha256, sha512, sha1 or md5
     #[arg(long, value_name = "ALG:HEX")]
     pub(crate) checksum: Option<Digest>,
+    /// Published list of digests that names the image file, such as …/SHA256SUMS
+    #[arg(long, value_name = "URL|PATH", conflicts_with = "checksum")]
+    pub(crate) checksum_file: Option<Source>,
     /// How the volume is stored: raw, qcow2 or qcow2-zstd
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     pub(crate) output_format: OutputFormat,
@@ -187,7 +190,7 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Where the image is: http://…, https://…, s3://…, gs://…, docker://…, oci:PATH,
-    /// oci-archive:PATH, docker-archive:PATH, file:PATH or a path
+    /// oci-archive:PATH, docker-archive:PATH, file:PATH, a path, or - for standard input
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) image: ImageArgs,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use bootyard_image::{ErrorKind, Format};
 use bootyard_source as source;
+use bootyard_source::checksums::ChecksumsError;
 use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError, shell_word};
 use bootyard_volume as volume;
 
@@ -34,6 +35,21 @@ pub enum Error {
         /// Both digests.
         #[source]
         error: VerifyError,
+    },
+    /// The published checksums do not tell the image's.
+    #[error("`{list_name}` does not tell the image's checksum")]
+    ChecksumFile {
+        /// The file of checksums, without its secrets.
+        list_name: String,
+        /// What it holds instead.
+        #[source]
+        error: Box<ChecksumsError>,
+    },
+    /// What was named as published checksums is something else.
+    #[error("`{list_name}` is too large for a file of checksums: expected at most 16Mi")]
+    ChecksumFileTooLarge {
+        /// The file, without its secrets.
+        list_name: String,
     },
     /// The asked size is smaller than the image's disk.
     #[error("the asked size {size} is too small: the image holds a disk of {virtual_size}")]
@@ -236,7 +252,9 @@ impl Explain for Error {
             | Self::TooLarge { .. }
             | Self::BeyondLimit { .. } => Class::Image,
             Self::Target(error) => error.class(),
-            Self::Checksum { .. } => Class::Checksum,
+            Self::Checksum { .. }
+            | Self::ChecksumFile { .. }
+            | Self::ChecksumFileTooLarge { .. } => Class::Checksum,
             Self::SizeTooSmall { .. }
             | Self::UnknownSize { .. }
             | Self::TooLargeForQcow2 { .. }
@@ -274,6 +292,10 @@ impl Explain for Error {
             Self::BeyondLimit { .. } => "if that is what you want, allow it with larger `--size` \
                  and `--max-size`, or a larger device"
                 .to_owned(),
+            Self::ChecksumFile { .. } | Self::ChecksumFileTooLarge { .. } => {
+                "check that the file is for this image, or give its digest with `--checksum`"
+                    .to_owned()
+            }
             Self::UnsureEnd { .. } => {
                 "give the digest that the publisher shows with `--checksum`".to_owned()
             }

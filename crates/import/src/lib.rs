@@ -8,6 +8,7 @@
 //! [`Report`] go to whoever does.
 
 mod cancel;
+mod checksum;
 mod error;
 mod event;
 mod inspect;
@@ -23,6 +24,7 @@ mod transfer;
 mod trust;
 
 pub use cancel::Cancel;
+pub use checksum::published_checksum;
 pub use error::{BrokenOff, Error, ImageError, Share};
 pub use event::{Event, Events, Moved, Phase};
 pub use inspect::inspect;

@@ -467,7 +467,7 @@ impl Explain for Error {
             (ErrorKind::NoRanges | ErrorKind::BadAnswer, _) => {
                 "download it with another tool and give the file's path"
             }
-            (ErrorKind::NotAFile, _) => "give the path of the image file itself",
+            (ErrorKind::NotAFile, _) => "give the image file itself",
             (ErrorKind::Digest, _) => {
                 "it was changed or damaged in its registry or on its way; have it pushed again"
             }

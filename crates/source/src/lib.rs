@@ -25,6 +25,7 @@ mod retry;
 mod s3;
 mod segments;
 mod server;
+mod stdin;
 mod store;
 mod validator;
 
@@ -131,6 +132,7 @@ pub async fn open(source: &Source, options: &Options) -> Result<Object, Error> {
 pub async fn open_at(source: &Source, options: &Options, start: &Start) -> Result<Object, Error> {
     let origin: Box<dyn Origin> = match source {
         Source::File(path) => return file::File::open_at(path, start).await.map(Object::from),
+        Source::Stdin => return stdin::Stdin::open(start).map(Object::from),
         Source::Http(url) => Box::new(origin::Plain::new(url, options)),
         #[cfg(feature = "s3")]
         Source::S3(object) => Box::new(s3::S3::new(object.clone(), options).await?),

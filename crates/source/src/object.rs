@@ -5,12 +5,13 @@ use bytes::Bytes;
 
 use crate::file::File;
 use crate::http::Http;
+use crate::stdin::{self, Stdin};
 use crate::{Error, Validator};
 
 /// An opened source.
 ///
-/// The stream starts at the first byte, or at [`Start::at`](crate::Start), and goes forward once. Ranged reads are independent of it
-/// and of each other.
+/// The stream starts at the first byte, or at [`Start::at`](crate::Start), and goes forward once.
+/// Ranged reads are independent of it and of each other.
 #[derive(Debug)]
 pub struct Object {
     transport: Transport,
@@ -20,6 +21,7 @@ pub struct Object {
 #[derive(Debug)]
 enum Transport {
     File(File),
+    Stdin(Stdin),
     // Much larger than a file, and there is one of it per import.
     Http(Box<Http>),
 }
@@ -27,6 +29,12 @@ enum Transport {
 impl From<File> for Object {
     fn from(file: File) -> Self {
         Self { transport: Transport::File(file), digest: None }
+    }
+}
+
+impl From<Stdin> for Object {
+    fn from(stdin: Stdin) -> Self {
+        Self { transport: Transport::Stdin(stdin), digest: None }
     }
 }
 
@@ -41,6 +49,7 @@ impl Object {
     pub fn len(&self) -> Option<u64> {
         match &self.transport {
             Transport::File(file) => Some(file.len()),
+            Transport::Stdin(_) => None,
             Transport::Http(http) => http.len(),
         }
     }
@@ -64,6 +73,7 @@ impl Object {
     pub fn validator(&self) -> Option<&Validator> {
         match &self.transport {
             Transport::File(file) => file.validator(),
+            Transport::Stdin(_) => None,
             Transport::Http(http) => http.validator(),
         }
     }
@@ -72,6 +82,7 @@ impl Object {
     pub fn received(&self) -> u64 {
         match &self.transport {
             Transport::File(file) => file.received(),
+            Transport::Stdin(stdin) => stdin.received(),
             Transport::Http(http) => http.received(),
         }
     }
@@ -80,6 +91,7 @@ impl Object {
     pub fn accepts_ranges(&self) -> bool {
         match &self.transport {
             Transport::File(_) => true,
+            Transport::Stdin(_) => false,
             Transport::Http(http) => http.facts().accepts_ranges,
         }
     }
@@ -88,6 +100,7 @@ impl Object {
     pub fn is_ranged(&self) -> bool {
         match &self.transport {
             Transport::File(_) => false,
+            Transport::Stdin(_) => false,
             Transport::Http(http) => http.is_ranged(),
         }
     }
@@ -96,6 +109,7 @@ impl Object {
     pub fn connections(&self) -> usize {
         match &self.transport {
             Transport::File(_) => 0,
+            Transport::Stdin(_) => 0,
             Transport::Http(http) => http.connections(),
         }
     }
@@ -104,6 +118,7 @@ impl Object {
     pub fn content_type(&self) -> Option<&str> {
         match &self.transport {
             Transport::File(_) => None,
+            Transport::Stdin(_) => None,
             Transport::Http(http) => http.facts().content_type.as_deref(),
         }
     }
@@ -113,6 +128,7 @@ impl Object {
     pub fn ends_surely(&self) -> bool {
         match &self.transport {
             Transport::File(_) => true,
+            Transport::Stdin(_) => false,
             Transport::Http(http) => http.facts().ends_surely,
         }
     }
@@ -121,6 +137,7 @@ impl Object {
     pub fn name(&self) -> String {
         match &self.transport {
             Transport::File(file) => file.name().to_owned(),
+            Transport::Stdin(_) => stdin::NAME.to_owned(),
             Transport::Http(http) => http.name().to_owned(),
         }
     }
@@ -129,6 +146,7 @@ impl Object {
     pub fn retries(&self) -> u32 {
         match &self.transport {
             Transport::File(_) => 0,
+            Transport::Stdin(_) => 0,
             Transport::Http(http) => http.retries(),
         }
     }
@@ -144,6 +162,7 @@ impl Object {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         match &mut self.transport {
             Transport::File(file) => file.next().await,
+            Transport::Stdin(stdin) => stdin.next().await,
             Transport::Http(http) => http.next().await,
         }
     }
@@ -161,6 +180,7 @@ impl Object {
         }
         match &self.transport {
             Transport::File(file) => file.read_range(offset..end).await,
+            Transport::Stdin(_) => Err(Error::no_ranges(stdin::NAME)),
             Transport::Http(http) => http.read_range(offset..end).await,
         }
     }

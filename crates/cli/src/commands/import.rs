@@ -30,7 +30,12 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
-    let request = request(args)?;
+    let published = args.checksum_file.clone();
+    let mut request = request(args)?;
+    if let Some(list) = published {
+        let digest = bootyard_import::published_checksum(&list, &request.source, &options)?;
+        request.checksum = Some(digest);
+    }
     let store = Store::open(&settings::store_home()?);
     if dry_run {
         let probe = bootyard_import::probe(&request, &store, &options)?;

@@ -189,7 +189,7 @@ async fn a_local_path_reads_well() {
         (
             "/dev",
             "`/dev` is a directory; expected a file or block device\n\
-             hint: give the path of the image file itself",
+             hint: give the image file itself",
         ),
     ] {
         assert_eq!(shown(path, &options()).await, expected);
