@@ -9,8 +9,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bootyard_testkit::{
-    Cli, FaultServer, Nginx, NginxOptions, Output, Reply, S3Server, pseudo_random, require_tool,
-    sha256_file, skip,
+    Cli, FaultServer, ImageLayout, Nginx, NginxOptions, Output, Registry, Reply, S3Server,
+    pseudo_random, require_tool, sha256_file, skip,
 };
 
 use crate::Images;
@@ -232,6 +232,44 @@ fn an_object_of_s3_is_named_as_cdi_names_it() {
         .env("IMPORTER_SECRET_KEY", S3Server::SECRET);
     pod.succeed();
     assert_grown(&pod, &images);
+}
+
+#[test]
+fn a_container_disk_lands_with_its_labels() {
+    if !["docker-registry", "skopeo", "umoci", "qemu-img"].into_iter().all(require_tool) {
+        return;
+    }
+    let (images, layout, registry) = (Images::new(), ImageLayout::new(), Registry::start());
+    layout.add("t", &[&[("disk/disk.qcow2", &images.convert("disk.qcow2", &["-c"]))]]);
+    let label = "INSTANCETYPE_KUBEVIRT_IO_DEFAULT_INSTANCETYPE=u1.small";
+    layout.configure("t", &["--config.env", label]);
+    let image = registry.image("x/y:v1");
+    layout.copy("t", &image, &[]);
+    let pod = Pod::new("registry", &image)
+        .env("INSECURE_TLS", "true")
+        .env("IMPORTER_IMAGE_SIZE", "64Mi")
+        .env("IMPORTER_REGISTRY_IMAGE_ARCHITECTURE", "amd64");
+    let message = pod.succeed();
+    assert_eq!(message["labels"]["instancetype.kubevirt.io/default-instancetype"], "u1.small");
+    assert_eq!(message["message"], "Import Complete");
+    assert_grown(&pod, &images);
+}
+
+#[test]
+fn a_blank_disk_fills_what_is_usable_of_the_volume() {
+    for (preallocation, blocks) in [("false", 0), ("true", USABLE / 512)] {
+        let pod = Pod::new("none", "")
+            .env("IMPORTER_IMAGE_SIZE", "64Mi")
+            .env("PREALLOCATION", preallocation);
+        let message = pod.succeed();
+        assert_eq!(message["preallocationApplied"].to_string(), preallocation);
+        let found = fs_err::metadata(pod.disk()).expect("the disk");
+        assert_eq!((found.len(), found.permissions().mode() & 0o777), (USABLE, 0o660));
+        assert!(found.blocks() >= blocks, "{} blocks", found.blocks());
+        assert!(preallocation == "true" || found.blocks() < 100, "{} blocks", found.blocks());
+        let disk = fs_err::read(pod.disk()).expect("the disk");
+        assert!(disk.iter().all(|byte| *byte == 0));
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What CDI's controller reads when the pod has ended: an exit code and a termination message.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::process::ExitCode;
 
@@ -35,19 +36,20 @@ pub(super) struct Termination {
     scratch_space_required: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     preallocation_applied: Option<bool>,
-    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    labels: std::collections::BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
     message: String,
 }
 
 impl Answer {
-    /// The disk is there. `report` is what an image of a registry says of itself.
-    pub(super) fn complete(preallocated: bool, _report: Option<&Report>) -> Self {
+    /// The disk is there. The labels are those that a container image has for its volume.
+    pub(super) fn complete(preallocated: bool, report: Option<&Report>) -> Self {
+        let image = report.and_then(|report| report.image.as_ref());
         Self::Complete(Termination {
+            labels: image.map(|image| image.labels.clone()).unwrap_or_default(),
             scratch_space_required: Some(false),
             preallocation_applied: Some(preallocated),
             message: "Import Complete".to_owned(),
-            ..Termination::default()
         })
     }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bootyard_source::{GcsOptions, Header, Options, ParseHeaderError, ProxyOptions, S3Options};
-use bootyard_spec::{ByteSize, Credentials, Digest, ObjectName, Platform, SafeUrl, Secret, Source};
+use bootyard_spec::{
+    ByteSize, Credentials, Digest, ObjectName, Platform, SafeUrl, Secret, Source, StoredImage,
+};
 
 use super::Refused;
 use crate::settings;
@@ -196,7 +198,7 @@ impl Variables {
             "gcs" => Source::Gcs(self.gcs(endpoint()?, options, paths)?),
             // Pulled by the node, the image's files are served by a container of the pod.
             "registry" if self.get("IMPORTER_PULL_METHOD") == Some("node") => Source::Http(url()?),
-            "registry" => self.registry(endpoint()?, options)?,
+            "registry" => self.registry(endpoint()?, options, paths)?,
             "imageio" | "vddk" => {
                 let what = format!("sources of kind `{kind}` are not supported");
                 return Err(Refused::new(what));
@@ -243,7 +245,12 @@ impl Variables {
     }
 
     /// `docker://…`, or an archive in the pod.
-    fn registry(&self, endpoint: &str, options: &mut Options) -> Result<Source, Refused> {
+    fn registry(
+        &self,
+        endpoint: &str,
+        options: &mut Options,
+        paths: &Paths,
+    ) -> Result<Source, Refused> {
         options.image.insecure = options.insecure_skip_verify;
         if let Some(architecture) = self.get("IMPORTER_REGISTRY_IMAGE_ARCHITECTURE") {
             let platform = format!("linux/{architecture}").parse::<Platform>();
@@ -252,7 +259,10 @@ impl Variables {
             options.image.platform = Some(platform);
         }
         match endpoint.parse().map_err(Refused::from_error)? {
-            source @ (Source::Registry(_) | Source::Stored(_)) => Ok(source),
+            Source::Stored(image) => {
+                Ok(Source::Stored(StoredImage { path: paths.at(&image.path), ..image }))
+            }
+            source @ Source::Registry(_) => Ok(source),
             other => Err(Refused::new(format!("`{other}` is no container image"))),
         }
     }

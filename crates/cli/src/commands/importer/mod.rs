@@ -101,6 +101,10 @@ impl Job {
     /// Imports; where the disk is larger than what the file system can surely hold but not larger
     /// than the limit, the volume gets the disk's size and nothing more, as CDI has it.
     fn import(&self, place: &Place, events: &dyn Events) -> Result<Option<Report>, Error> {
+        if self.source.is_none() && !place.is_file && !self.preallocation {
+            // CDI calls a block device blank as it comes from its storage class.
+            return Ok(None);
+        }
         let cancel = crate::commands::import::cancel_on_signal().unwrap_or_default();
         let store = Store::open(Path::new("/nonexistent"));
         let request = |size| ImportRequest {

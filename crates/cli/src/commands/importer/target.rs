@@ -27,7 +27,7 @@ pub(super) struct Place {
     pub(super) limit: Option<ByteSize>,
     /// The size that the disk grows to.
     pub(super) size: Option<ByteSize>,
-    is_file: bool,
+    pub(super) is_file: bool,
 }
 
 impl Place {
