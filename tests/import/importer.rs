@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bootyard_testkit::{
     Cli, FaultServer, ImageLayout, Nginx, NginxOptions, Output, Registry, Reply, S3Server,
-    pseudo_random, require_tool, sha256_file, skip,
+    pseudo_random, require_tool, run, sha256_file, skip,
 };
 
 use crate::Images;
@@ -270,6 +270,43 @@ fn a_blank_disk_fills_what_is_usable_of_the_volume() {
         let disk = fs_err::read(pod.disk()).expect("the disk");
         assert!(disk.iter().all(|byte| *byte == 0));
     }
+}
+
+#[test]
+fn an_archive_becomes_the_files_of_the_volume() {
+    if !require_tool("tar") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    fs_err::create_dir_all(folder.path().join("tree/etc")).expect("a tree");
+    fs_err::write(folder.path().join("tree/etc/motd"), "hello").expect("a file");
+    let data = pseudo_random(3 << 20, 9);
+    fs_err::write(folder.path().join("tree/data"), &data).expect("a file");
+    let archive = folder.path().join("tree.tar.gz");
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(folder.path().join("tree")).arg("-czf").arg(&archive).arg(".");
+    run(&mut tar);
+    let checksum = format!("sha256:{}", sha256_file(&archive));
+    let server = FaultServer::serve(fs_err::read(&archive).expect("the archive"), []);
+    let pod = || {
+        Pod::new("http", &server.url("tree.tar.gz"))
+            .env("IMPORTER_CONTENTTYPE", "archive")
+            .env("IMPORTER_IMAGE_SIZE", "64Mi")
+    };
+    let good = pod().env("IMPORTER_CHECKSUM", &checksum);
+    fs_err::create_dir(good.path("data/lost+found")).expect("what mkfs makes");
+    fs_err::write(good.path("data/old"), "of an attempt before").expect("a left-over");
+    assert_eq!(good.succeed()["message"], "Import Complete");
+    assert_eq!(fs_err::read_to_string(good.path("data/etc/motd")).expect("a file"), "hello");
+    assert!(fs_err::read(good.path("data/data")).expect("a file") == data);
+    assert!(!good.path("data/old").exists());
+    let bad = pod().env("IMPORTER_CHECKSUM", &format!("md5:{}", "0".repeat(32)));
+    let message = bad.succeed();
+    assert!(message["message"].as_str().is_some_and(|text| text.contains("checksum mismatch")));
+    let left: Vec<_> = fs_err::read_dir(bad.path("data")).expect("the volume").collect();
+    assert!(left.is_empty(), "{left:?}");
+    let message = pod().env("IMPORTER_IMAGE_SIZE", "1Mi").fail();
+    assert!(message.contains("more than 1048576 bytes"), "{message}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! The only crate that knows both transports and formats. It shows nothing: [`Events`] and the
 //! [`Report`] go to whoever does.
 
+mod archive;
 mod cancel;
 mod checksum;
 mod error;
@@ -23,6 +24,7 @@ mod run;
 mod transfer;
 mod trust;
 
+pub use archive::{ArchiveReport, ArchiveRequest, unpack};
 pub use cancel::Cancel;
 pub use checksum::published_checksum;
 pub use error::{BrokenOff, Error, ImageError, Share};

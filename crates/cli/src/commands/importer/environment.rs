@@ -65,6 +65,7 @@ pub(crate) struct Variables(BTreeMap<String, String>);
 pub(super) struct Job {
     /// `None` for a blank disk.
     pub(super) source: Option<Source>,
+    pub(super) content: Content,
     pub(super) image_size: Option<ByteSize>,
     /// What the file system takes for itself, as a part of the rest.
     pub(super) overhead: f64,
@@ -79,7 +80,7 @@ pub(super) struct Job {
 
 /// What the source holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     /// A disk.
     Kubevirt,
     /// A tar archive of a file system's files.
@@ -166,13 +167,11 @@ impl Variables {
                     "Unsupported content type archive when importing from registry",
                 ));
             }
-            (Some(_), Content::Archive) => {
-                return Err(Refused::new("the content type `archive` is not supported yet"));
-            }
             _ => {}
         }
         Ok(Job {
             source,
+            content,
             image_size: self.parsed("IMPORTER_IMAGE_SIZE", "a quantity such as `10Gi`")?,
             overhead: self.overhead()?,
             preallocation: self.switch("PREALLOCATION")?,

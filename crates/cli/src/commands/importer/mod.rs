@@ -14,15 +14,15 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
-use bootyard_import::{Error, Event, Events, Report};
+use bootyard_import::{ArchiveRequest, Error, Event, Events, Report};
 use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, SafeUrl, Source, Target};
-use bootyard_volume::Store;
+use bootyard_volume::{Store, UnpackOptions};
 
 use crate::output;
 use crate::progress::Display;
 use crate::settings;
 use answer::Answer;
-use environment::{Job, Paths};
+use environment::{Content, Job, Paths};
 use metrics::Metrics;
 use target::Place;
 
@@ -106,6 +106,21 @@ impl Job {
             return Ok(None);
         }
         let cancel = crate::commands::import::cancel_on_signal().unwrap_or_default();
+        if let (Content::Archive, Some(source)) = (self.content, &self.source) {
+            let request = ArchiveRequest {
+                source: source.clone(),
+                folder: place.path.clone(),
+                checksum: self.checksum.clone(),
+                options: UnpackOptions {
+                    bytes_max: place.limit.map_or(u64::MAX, ByteSize::bytes),
+                    // As CDI's `tar --preserve-permissions`.
+                    special_modes: true,
+                    ..UnpackOptions::default()
+                },
+            };
+            bootyard_import::unpack(&request, &self.options, events, &cancel)?;
+            return Ok(None);
+        }
         let store = Store::open(Path::new("/nonexistent"));
         let request = |size| ImportRequest {
             source: self.source.clone().unwrap_or(Source::Blank),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bootyard_spec::ByteSize;
 
 use super::Refused;
-use super::environment::{Job, Paths};
+use super::environment::{Content, Job, Paths};
 
 /// The file in a volume with a file system.
 pub(super) const DISK: &str = "disk.img";
@@ -21,7 +21,7 @@ const MODE: u32 = 0o660;
 /// A volume of the pod.
 #[derive(Debug)]
 pub(super) struct Place {
-    /// The file or the device.
+    /// The file, the device, or for an archive the folder.
     pub(super) path: PathBuf,
     /// The largest disk that fits; `None` for a block device, which knows by itself.
     pub(super) limit: Option<ByteSize>,
@@ -35,12 +35,18 @@ impl Place {
     /// a part of it that can be gone on with stays.
     pub(super) fn prepare(paths: &Paths, job: &Job) -> Result<Self, Refused> {
         let device = paths.at(DEVICE);
+        let is_archive = job.content == Content::Archive;
+        if is_archive && device.exists() {
+            return Err(Refused::new("an archive needs a volume with a file system"));
+        }
         if fs_err::metadata(&device).is_ok_and(|found| found.file_type().is_block_device()) {
             return Ok(Self { path: device, limit: None, size: None, is_file: false });
         }
         let folder = paths.at(FOLDER);
-        let path = folder.join(DISK);
-        if fs_err::symlink_metadata(&path).is_ok() {
+        let path = if is_archive { folder.clone() } else { folder.join(DISK) };
+        if is_archive {
+            empty(&folder)?;
+        } else if fs_err::symlink_metadata(&path).is_ok() {
             fs_err::remove_file(&path).map_err(Refused::from_error)?;
         }
         let available = available(&folder)?;
@@ -51,7 +57,7 @@ impl Place {
             (None, None) => Some(usable),
             (None, Some(_)) => None,
         };
-        Ok(Self { path, limit: Some(limit), size, is_file: true })
+        Ok(Self { path, limit: Some(limit), size, is_file: !is_archive })
     }
 
     /// Lets QEMU's group at the disk.
@@ -62,6 +68,21 @@ impl Place {
         let mode = std::fs::Permissions::from_mode(MODE);
         fs_err::set_permissions(&self.path, mode).map_err(Refused::from_error)
     }
+}
+
+/// Removes what an attempt before this one has left, but for what `mkfs` has made.
+fn empty(folder: &Path) -> Result<(), Refused> {
+    for entry in fs_err::read_dir(folder).map_err(Refused::from_error)? {
+        let entry = entry.map_err(Refused::from_error)?;
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = match is_folder {
+            true if entry.file_name() == "lost+found" => Ok(()),
+            true => fs_err::remove_dir_all(entry.path()),
+            false => fs_err::remove_file(entry.path()),
+        };
+        removed.map_err(Refused::from_error)?;
+    }
+    Ok(())
 }
 
 /// The space for a disk: what is free, and what an attempt before this one holds of it.
