@@ -305,6 +305,9 @@ fn an_archive_becomes_the_files_of_the_volume() {
     assert!(message["message"].as_str().is_some_and(|text| text.contains("checksum mismatch")));
     let left: Vec<_> = fs_err::read_dir(bad.path("data")).expect("the volume").collect();
     assert!(left.is_empty(), "{left:?}");
+    let gone = FaultServer::serve(Vec::new(), [Reply::status(404)]);
+    let message = pod().env("IMPORTER_ENDPOINT", &gone.url("tree.tar")).fail();
+    assert!(message.ends_with("HTTP status 404"), "{message}");
     let message = pod().env("IMPORTER_IMAGE_SIZE", "1Mi").fail();
     assert!(message.contains("more than 1048576 bytes"), "{message}");
 }

@@ -69,7 +69,9 @@ pub fn unpack(
         let worker = thread::Builder::new().name("unpack".into());
         let work = || unpack_chunks(&mut target, receiver, &request.source);
         let worker = worker.spawn_scoped(scope, work).map_err(Error::Setup)?;
-        let pumped = pump(request, options, events, cancel, sender);
+        let pumped = pump(request, options, events, cancel, &sender);
+        // Without an end before, this tells the other thread that there will be none.
+        drop(sender);
         let unpacked = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, Error>((pumped, unpacked))
     })?;
@@ -90,7 +92,7 @@ fn pump(
     options: &source::Options,
     events: &dyn Events,
     cancel: &Cancel,
-    sender: SyncSender<Option<Bytes>>,
+    sender: &SyncSender<Option<Bytes>>,
 ) -> Result<Verifier, Error> {
     let runtime = runtime()?;
     let mut verifier = Verifier::new(request.checksum.iter().cloned().collect());
