@@ -8,7 +8,6 @@ mod metrics;
 mod target;
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -42,12 +41,6 @@ impl Refused {
 
     fn from_error(error: impl StdError) -> Self {
         Self(chain(&error))
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
