@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tools and file systems are prepared by programs")]
 
 mod access;
+mod cache;
 mod corpus;
 mod faults;
 mod formats;

@@ -91,6 +91,12 @@ pub(crate) struct ImportArgs {
     /// How the volume is stored: raw, qcow2 or qcow2-zstd
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     pub(crate) output_format: OutputFormat,
+    /// Keep what is fetched in this folder, and take it from there the next time
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// How much the cache may hold; what was not used for longest is removed
+    #[arg(long, value_name = "QTY", default_value = "20Gi", requires = "cache")]
+    pub(crate) cache_size: ByteSize,
     /// Take all of the volume's space at once, and keep it
     #[arg(long)]
     pub(crate) preallocation: bool,

@@ -106,6 +106,8 @@ pub(crate) struct ReportLine {
     virtual_size_bytes: u64,
     volume_size_bytes: u64,
     source_bytes: u64,
+    /// Whether these were in the cache.
+    cached: bool,
     /// How many of these an earlier attempt had fetched.
     resumed_bytes: u64,
     data_bytes: u64,
@@ -145,6 +147,7 @@ impl ReportLine {
             virtual_size_bytes: report.virtual_size,
             volume_size_bytes: report.volume_size,
             source_bytes: report.source_bytes,
+            cached: report.cached,
             resumed_bytes: report.resumed_bytes,
             data_bytes: report.data_bytes,
             allocated_bytes: report.allocated_bytes,

@@ -9,6 +9,7 @@ use bootyard_spec::Source;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 
+use crate::opened::Lookup;
 use crate::run::runtime;
 use crate::{Error, Probe, layers};
 
@@ -28,7 +29,7 @@ const HEAD_MAX: usize = 4 << 20;
 /// async code.
 pub fn inspect(source: &Source, options: &source::Options) -> Result<Info, Error> {
     if layers::is_image(source) {
-        let opened = runtime()?.block_on(layers::open(source, options))?;
+        let opened = runtime()?.block_on(layers::open(source, options, &Lookup::default()))?;
         let Probe { chain, virtual_size, .. } = opened.probe;
         let info = Info::of_stream(chain, virtual_size);
         return Ok(info.expect("a probe has a format"));

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 
 use bootyard_image::stream::{Head, LayerRules, Scan, Scanned};
 use bootyard_source::oci::{self, Image, Layer};
-use bootyard_source::{self as source, Start};
+use bootyard_source::{self as source, Object, Start};
 use bootyard_spec::{Digest, Platform, Source, Verifier};
 
 use crate::Error;
-use crate::opened::Opened;
+use crate::opened::{Lookup, Opened};
 
 /// How much of a layer is kept until the disk begins. Makers of containerDisks put it first.
 const KEPT_MAX: usize = 16 << 20;
@@ -57,17 +57,21 @@ pub(crate) const fn is_image(source: &Source) -> bool {
 }
 
 /// Finds the disk in a container image, and opens the layer that holds it.
-pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<Opened, Error> {
+pub(crate) async fn open(
+    source: &Source,
+    options: &source::Options,
+    lookup: &Lookup<'_>,
+) -> Result<Opened, Error> {
     let image = oci::resolve(source, options).await?;
     let path = options.image.path.as_deref();
-    let search = Search { source, image: &image };
+    let search = Search { source, image: &image, options, lookup };
     let blobs: Vec<&Layer> = image.layers().iter().filter(|layer| layer.is_blob()).collect();
     let opened = match &blobs[..] {
         [] => search.in_layers(path).await?,
         blobs => {
             let layer = search.choose_blob(blobs, path)?;
-            let object = image.open_layer(layer, &Start::default()).await?;
-            Opened::of(object, source, Head::new()).await?
+            let (object, cached) = search.open_layer(layer).await?;
+            Opened { cached, ..Opened::of(object, source, Head::new()).await? }
         }
     };
     Ok(opened.with_image(ImageReport::new(&image)))
@@ -76,6 +80,8 @@ pub(crate) async fn open(source: &Source, options: &source::Options) -> Result<O
 struct Search<'a> {
     source: &'a Source,
     image: &'a Image,
+    options: &'a source::Options,
+    lookup: &'a Lookup<'a>,
 }
 
 /// What was found in a layer.
@@ -85,6 +91,14 @@ enum Found {
 }
 
 impl Search<'_> {
+    /// Opens a layer, and tells whether it was in the cache.
+    async fn open_layer(&self, layer: &Layer) -> Result<(Object, bool), Error> {
+        match self.lookup.blob(layer.digest(), self.options).await? {
+            Some(object) => Ok((object.with_digest(layer.digest().cloned()), true)),
+            None => Ok((self.image.open_layer(layer, &Start::default()).await?, false)),
+        }
+    }
+
     /// The file of an artifact that is the disk: the only one, or the one with the title.
     fn choose_blob<'l>(&self, blobs: &[&'l Layer], path: Option<&str>) -> Result<&'l Layer, Error> {
         let title = path.map(|path| path.trim_start_matches('/'));
@@ -119,7 +133,7 @@ impl Search<'_> {
 
     async fn in_layer(&self, layer: &Layer, rules: &LayerRules) -> Result<Found, Error> {
         let bad = |error| Error::image(error, self.source, None);
-        let mut object = self.image.open_layer(layer, &Start::default()).await?;
+        let (mut object, cached) = self.open_layer(layer).await?;
         let mut verifier = Verifier::new(object.digest().into_iter().cloned().collect());
         let mut scan = Scan::new(rules.clone()).map_err(bad)?;
         let (mut kept, mut len) = (Vec::new(), 0);
@@ -148,10 +162,11 @@ impl Search<'_> {
             }
         };
         if len > KEPT_MAX {
-            object = self.image.open_layer(layer, &Start::default()).await?;
+            (object, _) = self.open_layer(layer).await?;
         }
         let head = Head::of_layer(probe.clone(), rules.clone(), kept.clone());
-        Ok(Found::Disk(Box::new(Opened::begin(object, head, kept, probe))))
+        let opened = Opened { cached, ..Opened::begin(object, head, kept, probe) };
+        Ok(Found::Disk(Box::new(opened)))
     }
 
     fn mismatch(&self, error: bootyard_spec::VerifyError) -> Error {

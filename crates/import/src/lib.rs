@@ -8,6 +8,7 @@
 //! [`Report`] go to whoever does.
 
 mod archive;
+mod cache;
 mod cancel;
 mod checksum;
 mod error;

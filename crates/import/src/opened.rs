@@ -3,9 +3,10 @@
 use bootyard_image::stream::{Head, Kept, KeptBytes};
 use bootyard_image::{Format, sniff};
 use bootyard_source::{self as source, Object, Start};
-use bootyard_spec::Source;
+use bootyard_spec::{Digest, Source};
 use bytes::Bytes;
 
+use crate::cache::Cache;
 use crate::log::Left;
 use crate::{Error, ImageReport, Probe, layers};
 
@@ -16,6 +17,31 @@ pub(crate) struct Opened {
     pub(crate) probe: Probe,
     /// The container image, if the source is one.
     pub(crate) image: Option<ImageReport>,
+    /// The bytes come from the cache.
+    pub(crate) cached: bool,
+}
+
+/// What may be there already.
+#[derive(Debug, Default)]
+pub(crate) struct Lookup<'a> {
+    pub(crate) cache: Option<&'a Cache>,
+    /// The digest that the source must have.
+    pub(crate) checksum: Option<&'a Digest>,
+}
+
+impl Lookup<'_> {
+    /// The object with this digest, if it is in the cache.
+    pub(crate) async fn blob(
+        &self,
+        digest: Option<&Digest>,
+        options: &source::Options,
+    ) -> Result<Option<Object>, Error> {
+        let found = self.cache.zip(digest).and_then(|(cache, digest)| cache.blob(digest));
+        match found {
+            Some(path) => Ok(Some(source::open(&Source::File(path), options).await?)),
+            None => Ok(None),
+        }
+    }
 }
 
 /// Where the transfer begins.
@@ -46,12 +72,23 @@ impl Opened {
         source: &Source,
         options: &source::Options,
         is_raw: bool,
+        lookup: &Lookup<'_>,
     ) -> Result<Self, Error> {
         if layers::is_image(source) {
-            return layers::open(source, options).await;
+            return layers::open(source, options, lookup).await;
         }
         let head = if is_raw { Head::raw() } else { Head::new() };
-        Self::of(source::open(source, options).await?, source, head).await
+        if let Some(object) = lookup.blob(lookup.checksum, options).await? {
+            return Ok(Self { cached: true, ..Self::of(object, source, head).await? });
+        }
+        let object = source::open(source, options).await?;
+        let known = lookup.cache.and_then(|cache| cache.version(&object));
+        let cached = known.is_some();
+        let object = match known {
+            Some(path) => source::open(&Source::File(path), options).await?,
+            None => object,
+        };
+        Ok(Self { cached, ..Self::of(object, source, head).await? })
     }
 
     /// Reads what tells the format of what `source` has led to.
@@ -86,7 +123,7 @@ impl Opened {
         found: bootyard_image::stream::Probe,
     ) -> Self {
         let probe = Probe::new(found, &object);
-        Self { object, begin: Begin::Head { head, seen }, probe, image: None }
+        Self { object, begin: Begin::Head { head, seen }, probe, image: None, cached: false }
     }
 
     /// The same, of a part of a container image: that is not found again from a journal.
@@ -121,7 +158,7 @@ impl Opened {
         let Some(probe) = head(&left.kept, is_raw).map(|found| Probe::new(found, &object)) else {
             return Ok(Err("the journal does not hold the image's head".to_owned()));
         };
-        Ok(Ok(Self { object, begin: Begin::Left(left), probe, image: None }))
+        Ok(Ok(Self { object, begin: Begin::Left(left), probe, image: None, cached: false }))
     }
 }
 

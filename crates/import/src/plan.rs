@@ -340,6 +340,7 @@ mod tests {
             checksum: None,
             preallocation: false,
             relocate_gpt: false,
+            cache: None,
             output_format: flag("output").map_or(OutputFormat::Raw, |f| f.parse().unwrap()),
         }
     }

@@ -17,9 +17,10 @@ use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verifie
 use bootyard_volume::{Staged, Store};
 use tokio::runtime::Runtime;
 
+use crate::cache::Cache;
 use crate::error::{BrokenOff, Share};
 use crate::log::{Identity, Left, Log};
-use crate::opened::{Begin, Opened};
+use crate::opened::{Begin, Lookup, Opened};
 use crate::output::{Fault, Output, Watched};
 use crate::transfer::{Import, Transferred, unless, workers};
 use crate::trust::refuse_dubious;
@@ -40,6 +41,8 @@ pub struct Report {
     pub volume_size: u64,
     /// How many bytes the source had.
     pub source_bytes: u64,
+    /// Whether these were in the cache.
+    pub cached: bool,
     /// How many of these another process had fetched, with which this one went on.
     pub resumed_bytes: u64,
     /// The digest of the source's bytes.
@@ -87,7 +90,9 @@ pub fn run(
     }
     events.event(Event::Phase(Phase::Connecting));
     let runtime = runtime()?;
-    let opening = Opening { request, options, events, cancel, runtime: &runtime, is_raw };
+    let cache = request.cache.as_ref().filter(|_| is_remote(&request.source)).map(Cache::new);
+    let cache = cache.as_ref();
+    let opening = Opening { request, options, events, cancel, runtime: &runtime, is_raw, cache };
     let opened = match opening.open(&staged) {
         Ok(opened) => opened,
         Err((error, kept)) => return Err(give_up(staged, error, kept)),
@@ -96,6 +101,7 @@ pub fn run(
     let plan = plan(request, &probe)?;
     let log = prepare(request, &plan, &opened, &staged)?;
     events.event(Event::Planned(&plan));
+    let cached = opened.cached;
     let resumed_bytes = match &opened.begin {
         Begin::Head { .. } => 0,
         Begin::Left(left) => left.at,
@@ -104,7 +110,8 @@ pub fn run(
         events.event(Event::Resumed(resumed_bytes));
     }
     let log = log.as_ref();
-    let import = Import { request, events, cancel, plan: &plan, runtime: &runtime, log, is_raw };
+    let import =
+        Import { request, events, cancel, plan: &plan, runtime: &runtime, log, is_raw, cache };
     let staged = Arc::new(staged);
     let image = opened.image.clone();
     let transferred = import.transfer(opened, &staged);
@@ -132,6 +139,7 @@ pub fn run(
         virtual_size: summary.virtual_size,
         volume_size,
         source_bytes: verified.source_len(),
+        cached,
         resumed_bytes,
         sha256: verified.sha256().clone(),
         checked: verified.checked().cloned(),
@@ -153,6 +161,12 @@ struct Opening<'a> {
     cancel: &'a Cancel,
     runtime: &'a Runtime,
     is_raw: bool,
+    cache: Option<&'a Cache>,
+}
+
+/// Whether a source has a way to go, which a cache saves.
+const fn is_remote(source: &Source) -> bool {
+    matches!(source, Source::Http(_) | Source::S3(_) | Source::Gcs(_) | Source::Registry(_))
 }
 
 impl Opening<'_> {
@@ -163,7 +177,10 @@ impl Opening<'_> {
         let left = Left::find(staged, &source.to_string())
             .filter(|left| left.identity.expected == self.expected())
             .filter(|left| left.identity.size == self.request.size);
-        if let Some(left) = left {
+        // A copy of its own is nearer than the rest of the source.
+        let is_cached = self.cache.zip(self.request.checksum.as_ref());
+        let is_cached = is_cached.is_some_and(|(cache, digest)| cache.blob(digest).is_some());
+        if let Some(left) = left.filter(|_| !is_cached) {
             let kept = Share { done: left.at, len: left.identity.len };
             let opening = Opened::go_on(source, self.options, left, self.is_raw);
             let opened = self.runtime.block_on(unless(self.cancel, opening));
@@ -179,7 +196,8 @@ impl Opening<'_> {
 
     fn begin(&self, staged: &Staged) -> Result<Opened, Error> {
         staged.start_over()?;
-        let opening = Opened::open(&self.request.source, self.options, self.is_raw);
+        let lookup = Lookup { cache: self.cache, checksum: self.request.checksum.as_ref() };
+        let opening = Opened::open(&self.request.source, self.options, self.is_raw, &lookup);
         let opened = self.runtime.block_on(unless(self.cancel, opening))??;
         refuse_dubious(self.request, &opened.probe.chain, &opened.object)?;
         Ok(opened)
@@ -302,7 +320,8 @@ pub fn probe(
     if request.source == Source::Blank {
         return Ok(Probe::blank());
     }
-    Ok(runtime()?.block_on(Opened::open(&request.source, options, is_raw))?.probe)
+    let lookup = Lookup::default();
+    Ok(runtime()?.block_on(Opened::open(&request.source, options, is_raw, &lookup))?.probe)
 }
 
 /// The request with the file behind a volume that is its source, and whether that is known to be
@@ -345,6 +364,7 @@ fn blank(request: &ImportRequest, staged: Staged, events: &dyn Events) -> Result
         volume_size: size,
         image: None,
         source_bytes: 0,
+        cached: false,
         resumed_bytes: 0,
         sha256: verified.sha256().clone(),
         checked: None,

@@ -32,6 +32,7 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+use crate::cache::{Cache, Keeping};
 use crate::log::Log;
 use crate::opened::{Begin, Opened};
 use crate::output::{Fault, Output, Watched};
@@ -60,6 +61,8 @@ pub(crate) struct Import<'a> {
     pub(crate) log: Option<&'a Log>,
     /// Whether the source is known to be a raw disk.
     pub(crate) is_raw: bool,
+    /// Where the source's bytes are kept, if they are.
+    pub(crate) cache: Option<&'a Cache>,
 }
 
 /// A disk that is complete in the staged target.
@@ -84,19 +87,21 @@ impl Import<'_> {
         opened: Opened,
         staged: &Arc<Staged>,
     ) -> Result<Transferred, Error> {
-        let Opened { mut object, begin, .. } = opened;
+        let Opened { mut object, begin, cached, .. } = opened;
         let fetched = begin.fetched();
         let fault = Fault::default();
         let is_new = matches!(begin, Begin::Head { .. });
         let output = self.output(staged, &fault, is_new.then(Collector::new))?;
         self.events.event(Event::Phase(Phase::Transferring));
-        let (pumped, decoded, verifier) = thread::scope(|scope| {
+        let keeping =
+            self.cache.filter(|_| is_new && !cached).and_then(|cache| cache.keep(&object));
+        let (pumped, decoded, (verifier, keeping)) = thread::scope(|scope| {
             let (digest, hashed) = mpsc::channel(CHUNKS_QUEUED);
             let (decode, decoded) = mpsc::channel(CHUNKS_QUEUED);
             let (flush, flushes) = sync_channel(1);
             let (verifier, seen, begin) = split(begin, &object, self.request);
             let log = self.log;
-            let tap = spawn(scope, "digest", move || tap(verifier, seen, hashed, log))?;
+            let tap = spawn(scope, "digest", move || tap(verifier, seen, hashed, log, keeping))?;
             let feed = Feed { log: self.log.cloned(), fault: fault.clone(), flush, since: 0 };
             let (sink, options) = (Arc::clone(&output), self.decoder_options(staged, &fault));
             let decoder = spawn(scope, "decode", move || feed.run(begin, sink, options, decoded))?;
@@ -115,6 +120,9 @@ impl Import<'_> {
             error,
         })?;
         let summary = decoder.finish().map_err(failed)?;
+        if let Some(keeping) = keeping {
+            keeping.publish(verified.sha256());
+        }
         let (volume_size, collector) = self.end(output, &summary, staged, &fault)?;
         Ok(Transferred { summary, verified, volume_size, retries: object.retries(), collector })
     }
@@ -263,15 +271,19 @@ fn split(begin: Begin, object: &Object, request: &ImportRequest) -> (Verifier, V
     }
 }
 
-/// Hashes what comes until the queue ends.
+/// Hashes what comes until the queue ends, and keeps it if that is wanted.
 fn tap(
     mut verifier: Verifier,
     seen: Vec<Bytes>,
     mut chunks: mpsc::Receiver<Bytes>,
     log: Option<&Log>,
-) -> Verifier {
+    mut keeping: Option<Keeping>,
+) -> (Verifier, Option<Keeping>) {
     let mut update = |chunk: &Bytes| {
         verifier.update(chunk);
+        if let Some(keeping) = &mut keeping {
+            keeping.write(chunk);
+        }
         if let Some(log) = log {
             log.note_verifier(&verifier);
         }
@@ -281,7 +293,7 @@ fn tap(
     while let Some(chunk) = chunks.blocking_recv() {
         update(&chunk);
     }
-    verifier
+    (verifier, keeping)
 }
 
 /// The decode thread.

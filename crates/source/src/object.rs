@@ -60,7 +60,9 @@ impl Object {
         self.digest.as_ref()
     }
 
-    pub(crate) fn with_digest(self, digest: Option<Digest>) -> Self {
+    /// The same object, whose bytes must have this digest.
+    #[must_use]
+    pub fn with_digest(self, digest: Option<Digest>) -> Self {
         Self { digest, ..self }
     }
 

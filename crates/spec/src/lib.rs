@@ -23,7 +23,7 @@ pub use explain::{Class, Explain, exit_code};
 pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
 pub use platform::{ParsePlatformError, Platform};
-pub use request::{ImportRequest, OutputFormat, ParseOutputFormatError, Target};
+pub use request::{CacheSpec, ImportRequest, OutputFormat, ParseOutputFormatError, Target};
 pub use secret::{Credentials, Secret};
 pub use size::{ByteSize, FILESYSTEM_OVERHEAD, ParseSizeError};
 pub use source::{ImageLayout, ObjectName, ParseSourceError, Source, StoredImage};

@@ -25,6 +25,17 @@ pub struct ImportRequest {
     pub preallocation: bool,
     /// Whether the backup of a GPT goes to the end of a volume that is larger than the image's disk.
     pub relocate_gpt: bool,
+    /// Where sources are kept as they were sent, if they are.
+    pub cache: Option<CacheSpec>,
+}
+
+/// A cache of sources, shared by imports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// Its folder, which need not exist.
+    pub path: PathBuf,
+    /// How much it may hold. What was not used for longest is removed then.
+    pub limit: ByteSize,
 }
 
 /// Where an imported disk goes.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bootyard_image::chain_name;
 use bootyard_import::{Cancel, Event, ImageReport, Report};
-use bootyard_spec::{ByteSize, Class, ImportRequest, Target};
+use bootyard_spec::{ByteSize, CacheSpec, Class, ImportRequest, Target};
 use bootyard_volume::Store;
 use indicatif::HumanBytes;
 
@@ -74,6 +74,7 @@ fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
         output_format: args.output_format,
         preallocation: args.preallocation,
         relocate_gpt: args.relocate_gpt,
+        cache: args.cache.map(|path| CacheSpec { path, limit: args.cache_size }),
     })
 }
 
@@ -94,6 +95,7 @@ fn summary(report: &Report, took: Duration) -> String {
         0 => String::new(),
         bytes => format!(", {} of them by an earlier attempt", HumanBytes(bytes)),
     };
+    let resumed = if report.cached { ", from the cache".to_owned() } else { resumed };
     let content = match &report.fingerprint {
         Some(fingerprint) => format!("  content  {fingerprint}\n"),
         None => String::new(),

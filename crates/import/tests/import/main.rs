@@ -40,6 +40,7 @@ impl Place {
             output_format: OutputFormat::Raw,
             preallocation: false,
             relocate_gpt: false,
+            cache: None,
         }
     }
 

@@ -124,6 +124,7 @@ impl Job {
             output_format: OutputFormat::Raw,
             preallocation: self.preallocation,
             relocate_gpt: false,
+            cache: None,
         };
         let run = |size: Option<ByteSize>| {
             bootyard_import::run(&request(size), &store, &self.options, events, &cancel)
