@@ -251,6 +251,9 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
             format    qcow2
             strategy  stream: every byte is fetched once and hashed on its way
             fetch     196624
+            write     at most 2Gi
+            space     at most 2Gi
+            resume    goes on where it was stopped
             checksum  none given
             disk      1Gi
             volume    a, raw, 2Gi

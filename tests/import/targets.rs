@@ -5,7 +5,9 @@ use std::process::Command;
 
 use std::os::unix::fs::MetadataExt;
 
-use bootyard_testkit::{Cli, require_tool, run, sha256_file, skip};
+use std::time::Duration;
+
+use bootyard_testkit::{Cli, FaultServer, Reply, require_tool, run, sha256_file, skip};
 
 use crate::Images;
 
@@ -125,14 +127,12 @@ fn a_killed_import_shows_nothing_and_the_next_one_takes_over() {
     let images = Images::new();
     let source = images.convert("zlib.qcow2", &["-c"]);
     let image = fs_err::read(&source).expect("the image");
-    let server = bootyard_testkit::FaultServer::serve(
-        image.clone(),
-        [bootyard_testkit::Reply::honest().stall_after(image.len() as u64 / 2)],
-    );
+    let server =
+        FaultServer::serve(image.clone(), [Reply::honest().stall_after(image.len() as u64 / 2)]);
     let cli = Cli::from_env();
     let mut import = cli.command(["import", &server.url("disk.qcow2"), "--name", "disk"]);
     let mut child = import.stderr(std::process::Stdio::null()).spawn().expect("an import");
-    std::thread::sleep(std::time::Duration::from_millis(800));
+    std::thread::sleep(Duration::from_millis(800));
     child.kill().expect("a child to kill");
     child.wait().expect("its end");
     assert!(!cli.store().join("volumes/disk/disk.raw").exists());
@@ -204,4 +204,27 @@ fn the_backup_of_a_partition_table_moves_to_the_end() {
         let said = sgdisk(&["-v"], &volume);
         assert!(said.contains("No problems found"), "{said}");
     }
+}
+
+#[test]
+fn an_archive_becomes_a_folder_and_time_has_a_limit() {
+    let cli = Cli::from_env();
+    let tree = cli.work().join("tree/deep");
+    fs_err::create_dir_all(&tree).expect("a folder");
+    fs_err::write(tree.join("file"), "content").expect("a file");
+    run(Command::new("tar").current_dir(cli.work()).args(["-czf", "tree.tar.gz", "tree"]));
+    let words = ["import", "tree.tar.gz", "--content-type", "archive"];
+    let output = cli.run([&words[..], &["--to", "out", "--json"]].concat());
+    assert_eq!(output.code, Some(0), "{output}");
+    let copy = fs_err::read_to_string(cli.work().join("out/tree/deep/file")).expect("the file");
+    assert_eq!(copy, "content");
+    let output = cli.run([&words[..], &["--name", "a"]].concat());
+    assert_eq!(output.code, Some(2), "{output}");
+
+    let slow = Reply::honest().drip(1000, Duration::from_millis(100));
+    let server = FaultServer::serve(vec![7; 1 << 20], [slow]);
+    let words = ["import", &server.url("disk"), "--name", "a", "--deadline", "1s"];
+    let output = cli.run(words);
+    assert_eq!(output.code, Some(10), "{output}");
+    assert!(output.stderr.contains("took longer than 1s"), "{output}");
 }

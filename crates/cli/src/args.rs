@@ -12,7 +12,7 @@ use bootyard_spec::{
     ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, Source, VolumeName,
 };
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
@@ -40,11 +40,11 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Bring a disk image into a volume, a file or a block device
-    Import(ImportArgs),
+    Import(Box<ImportArgs>),
     /// Show what a disk image is, without importing it
-    Inspect(InspectArgs),
+    Inspect(Box<InspectArgs>),
     /// Make a container image (a containerDisk) of a disk
-    Push(PushArgs),
+    Push(Box<PushArgs>),
     /// Make cloud-init seeds
     #[command(subcommand)]
     Seed(SeedCommand),
@@ -91,6 +91,13 @@ pub(crate) struct ImportArgs {
     /// How the volume is stored: raw, qcow2 or qcow2-zstd
     #[arg(long, value_name = "FORMAT", default_value = "raw")]
     pub(crate) output_format: OutputFormat,
+    /// What the source holds: kubevirt, which is a disk, or archive, a tar file that becomes the folder
+    /// `--to`
+    #[arg(long, value_name = "TYPE", default_value = "kubevirt")]
+    pub(crate) content_type: ContentType,
+    /// Give up after this time, such as 90s or 2h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) deadline: Option<Duration>,
     /// Keep what is fetched in this folder, and take it from there the next time
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -113,6 +120,13 @@ pub(crate) struct ImportArgs {
     pub(crate) transfer: SourceArgs,
     #[command(flatten)]
     pub(crate) stores: StoreArgs,
+}
+
+/// What a source holds, by CDI's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ContentType {
+    Kubevirt,
+    Archive,
 }
 
 /// Which container image is meant, and how its registry is spoken to.

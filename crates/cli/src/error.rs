@@ -31,6 +31,11 @@ impl Failure {
         self
     }
 
+    /// Whether it is of this class.
+    pub(crate) fn is(&self, class: Class) -> bool {
+        self.class == class
+    }
+
     /// The same failure in another class: here it means something else than where it was found.
     pub(crate) fn with_class(self, class: Class) -> Self {
         Self { class, ..self }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bootyard_image::{Content, Format, Info};
-use bootyard_import::{Event, Progress, Pushed, Report};
+use bootyard_import::{ArchiveReport, Event, Progress, Pushed, Report};
 use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
 use serde::Serialize;
 
@@ -186,6 +186,32 @@ impl<'a> PushedLine<'a> {
             layer: pushed.layer.to_string(),
             layer_bytes: pushed.layer_bytes,
             virtual_size_bytes: pushed.virtual_size,
+        }
+    }
+}
+
+/// The last line of `import --content-type archive --json` when all is well.
+#[derive(Debug, Serialize)]
+pub(crate) struct ArchiveLine {
+    event: &'static str,
+    path: String,
+    source_bytes: u64,
+    sha256: String,
+    members: u64,
+    file_bytes: u64,
+    seconds: f64,
+}
+
+impl ArchiveLine {
+    pub(crate) fn new(report: &ArchiveReport, seconds: f64) -> Self {
+        Self {
+            event: "unpacked",
+            path: report.path.display().to_string(),
+            source_bytes: report.source_bytes,
+            sha256: report.sha256.hex(),
+            members: report.unpacked.members,
+            file_bytes: report.unpacked.bytes,
+            seconds,
         }
     }
 }

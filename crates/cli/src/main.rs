@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     // anything else happens is the rule that prevents it.
     bootyard_source::install_crypto_provider();
     let done = match Cli::parse().command {
-        Command::Import(args) => commands::import::run(args),
+        Command::Import(args) => commands::import::run(*args),
         Command::Importer => Ok(commands::importer::run()),
         Command::Push(args) => commands::push::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),

@@ -92,69 +92,15 @@ pub fn run(
     let runtime = runtime()?;
     let cache = request.cache.as_ref().filter(|_| is_remote(&request.source)).map(Cache::new);
     let cache = cache.as_ref();
-    let opening = Opening { request, options, events, cancel, runtime: &runtime, is_raw, cache };
-    let opened = match opening.open(&staged) {
-        Ok(opened) => opened,
-        Err((error, kept)) => return Err(give_up(staged, error, kept)),
-    };
-    let probe = Probe { capacity: staged.capacity(), ..opened.probe.clone() };
-    let plan = plan(request, &probe)?;
-    let log = prepare(request, &plan, &opened, &staged)?;
-    events.event(Event::Planned(&plan));
-    let cached = opened.cached;
-    let resumed_bytes = match &opened.begin {
-        Begin::Head { .. } => 0,
-        Begin::Left(left) => left.at,
-    };
-    if resumed_bytes > 0 {
-        events.event(Event::Resumed(resumed_bytes));
+    let job = Job { request, options, events, cancel, runtime: &runtime, is_raw, cache };
+    match job.open(&staged) {
+        Ok(opened) => job.import(opened, staged),
+        Err((error, kept)) => Err(give_up(staged, error, kept)),
     }
-    let log = log.as_ref();
-    let import =
-        Import { request, events, cancel, plan: &plan, runtime: &runtime, log, is_raw, cache };
-    let staged = Arc::new(staged);
-    let image = opened.image.clone();
-    let transferred = import.transfer(opened, &staged);
-    let staged = Arc::into_inner(staged).expect("decoder and output have been dropped");
-    let kept = log.map(Log::settled).filter(|done| *done > 0).zip(plan.fetch_bytes);
-    let kept = kept.map(|(done, len)| Share { done, len });
-    let transferred = match transferred {
-        // Whatever else went wrong then is only how the threads ended.
-        _ if cancel.is_cancelled() => {
-            let device = staged.capacity().map(|_| staged.path().to_owned());
-            return Err(give_up(staged, Error::Cancelled { device, kept: None }, kept));
-        }
-        Err(error) => return Err(give_up(staged, error, kept)),
-        Ok(transferred) => transferred,
-    };
-    let Transferred { summary, verified, volume_size, retries, collector } = transferred;
-    let collector = relocate_gpt(request, &staged, volume_size, collector)?;
-    let fingerprint = fingerprint(request, &staged, volume_size, collector)?;
-    events.event(Event::Phase(Phase::Publishing));
-    let published = staged.publish(&verified)?;
-    Ok(Report {
-        source: request.source.to_string(),
-        chain: summary.chain,
-        format: summary.format,
-        virtual_size: summary.virtual_size,
-        volume_size,
-        source_bytes: verified.source_len(),
-        cached,
-        resumed_bytes,
-        sha256: verified.sha256().clone(),
-        checked: verified.checked().cloned(),
-        fingerprint,
-        data_bytes: summary.data_bytes,
-        spilled_bytes: summary.spilled_bytes,
-        path: published.path,
-        allocated_bytes: published.allocated_bytes,
-        retries,
-        image,
-    })
 }
 
-/// What it takes to open a source.
-struct Opening<'a> {
+/// What does not change from the opening of the source to the publishing.
+struct Job<'a> {
     request: &'a ImportRequest,
     options: &'a source::Options,
     events: &'a dyn Events,
@@ -169,7 +115,68 @@ const fn is_remote(source: &Source) -> bool {
     matches!(source, Source::Http(_) | Source::S3(_) | Source::Gcs(_) | Source::Registry(_))
 }
 
-impl Opening<'_> {
+impl Job<'_> {
+    /// Transfers what was opened, and publishes it.
+    fn import(&self, opened: Opened, staged: Staged) -> Result<Report, Error> {
+        let probe = Probe { capacity: staged.capacity(), ..opened.probe.clone() };
+        let plan = plan(self.request, &probe)?;
+        let log = prepare(self.request, &plan, &opened, &staged)?;
+        self.events.event(Event::Planned(&plan));
+        let cached = opened.cached;
+        let resumed_bytes = match &opened.begin {
+            Begin::Head { .. } => 0,
+            Begin::Left(left) => left.at,
+        };
+        if resumed_bytes > 0 {
+            self.events.event(Event::Resumed(resumed_bytes));
+        }
+        let log = log.as_ref();
+        let staged = Arc::new(staged);
+        let image = opened.image.clone();
+        let transferred = self.transfer(&plan, log).transfer(opened, &staged);
+        let staged = Arc::into_inner(staged).expect("decoder and output have been dropped");
+        let kept = log.map(Log::settled).filter(|done| *done > 0).zip(plan.fetch_bytes);
+        let kept = kept.map(|(done, len)| Share { done, len });
+        let transferred = match transferred {
+            // Whatever else went wrong then is only how the threads ended.
+            _ if self.cancel.is_cancelled() => {
+                let device = staged.capacity().map(|_| staged.path().to_owned());
+                return Err(give_up(staged, Error::Cancelled { device, kept: None }, kept));
+            }
+            Err(error) => return Err(give_up(staged, error, kept)),
+            Ok(transferred) => transferred,
+        };
+        let Transferred { summary, verified, volume_size, retries, collector } = transferred;
+        let collector = relocate_gpt(self.request, &staged, volume_size, collector)?;
+        let fingerprint = fingerprint(self.request, &staged, volume_size, collector)?;
+        self.events.event(Event::Phase(Phase::Publishing));
+        let published = staged.publish(&verified)?;
+        Ok(Report {
+            source: self.request.source.to_string(),
+            chain: summary.chain,
+            format: summary.format,
+            virtual_size: summary.virtual_size,
+            volume_size,
+            source_bytes: verified.source_len(),
+            cached,
+            resumed_bytes,
+            sha256: verified.sha256().clone(),
+            checked: verified.checked().cloned(),
+            fingerprint,
+            data_bytes: summary.data_bytes,
+            spilled_bytes: summary.spilled_bytes,
+            path: published.path,
+            allocated_bytes: published.allocated_bytes,
+            retries,
+            image,
+        })
+    }
+
+    fn transfer<'a>(&'a self, plan: &'a Plan, log: Option<&'a Log>) -> Import<'a> {
+        let Self { request, events, cancel, runtime, is_raw, cache, .. } = *self;
+        Import { request, events, cancel, plan, runtime, log, is_raw, cache }
+    }
+
     /// Opens the source where another process stopped, if one did and the source is still the
     /// same, or else at its first byte. A failure comes with what is still done then.
     fn open(&self, staged: &Staged) -> Result<Opened, (Error, Option<Share>)> {

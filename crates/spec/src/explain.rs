@@ -22,7 +22,7 @@ pub enum Class {
     Engine,
     /// The guest crashed (kernel panic, triple fault) instead of powering off.
     GuestCrash,
-    /// The guest did not end within the time limit.
+    /// The guest, or the command, did not end within the time limit.
     GuestTimeout,
     /// The user stopped the command (Ctrl-C or SIGTERM).
     Interrupted,

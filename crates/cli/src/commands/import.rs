@@ -1,17 +1,20 @@
 //! `bootyard import`: from the arguments to a request, from the report to a result.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bootyard_image::chain_name;
-use bootyard_import::{Cancel, Event, ImageReport, Report};
+use bootyard_import::{ArchiveRequest, Cancel, Event, ImageReport, Report};
+use bootyard_source::Options;
 use bootyard_spec::{ByteSize, CacheSpec, Class, ImportRequest, Target};
-use bootyard_volume::Store;
+use bootyard_volume::{Store, UnpackOptions};
 use indicatif::HumanBytes;
 
-use crate::args::ImportArgs;
+use crate::args::{ContentType, ImportArgs};
 use crate::error::Failure;
-use crate::json::{EventLine, FailureLine, ReportLine};
+use crate::json::{ArchiveLine, EventLine, FailureLine, ReportLine};
 use crate::progress::Display;
 use crate::{output, settings};
 
@@ -27,6 +30,7 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 
 fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let (json, dry_run) = (args.json, args.dry_run);
+    let (content_type, deadline) = (args.content_type, args.deadline);
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
@@ -35,6 +39,9 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     if let Some(list) = published {
         let digest = bootyard_import::published_checksum(&list, &request.source, &options)?;
         request.checksum = Some(digest);
+    }
+    if content_type == ContentType::Archive {
+        return archive(request, &options, json, deadline);
     }
     let store = Store::open(&settings::store_home()?);
     if dry_run {
@@ -47,8 +54,9 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let display = Display::new(json);
-    let cancel = cancel_on_signal()?;
-    let report = bootyard_import::run(&request, &store, &options, &display, &cancel)?;
+    let limit = Limit::start(deadline)?;
+    let report = bootyard_import::run(&request, &store, &options, &display, &limit.cancel);
+    let report = report.map_err(|error| limit.explain(error))?;
     let took = display.finish();
     if json {
         output::json_line(&ReportLine::new(&report, took.as_secs_f64()))?;
@@ -76,6 +84,86 @@ fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
         relocate_gpt: args.relocate_gpt,
         cache: args.cache.map(|path| CacheSpec { path, limit: args.cache_size }),
     })
+}
+
+/// Unpacks a tar file into a folder.
+fn archive(
+    request: ImportRequest,
+    options: &Options,
+    json: bool,
+    deadline: Option<Duration>,
+) -> Result<ExitCode, Failure> {
+    let Target::Path(folder) = request.target else {
+        let what = "an archive becomes a folder, not a volume of the store";
+        return Err(Failure::new(Class::Usage, what).with_hint("name the folder with `--to`"));
+    };
+    let limits = UnpackOptions::default();
+    let bytes_max = request.max_size.map_or(limits.bytes_max, ByteSize::bytes);
+    let request = ArchiveRequest {
+        source: request.source,
+        folder,
+        checksum: request.checksum,
+        options: UnpackOptions { bytes_max, ..limits },
+    };
+    let display = Display::new(json);
+    let limit = Limit::start(deadline)?;
+    let report = bootyard_import::unpack(&request, options, &display, &limit.cancel);
+    let report = report.map_err(|error| limit.explain(error))?;
+    let took = display.finish();
+    if json {
+        output::json_line(&ArchiveLine::new(&report, took.as_secs_f64()))?;
+    } else {
+        output::result(&format!(
+            "unpacked {}\n  source   {} in {:.1} s\n  digest   {}\n  members  {}, {} of files\n  \
+             path     {}\n",
+            request.source,
+            HumanBytes(report.source_bytes),
+            took.as_secs_f64(),
+            report.sha256,
+            report.unpacked.members,
+            HumanBytes(report.unpacked.bytes),
+            report.path.display(),
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What stops an import before its end: signals, and the deadline.
+struct Limit {
+    cancel: Cancel,
+    deadline: Option<Duration>,
+    /// The deadline has passed.
+    passed: Arc<AtomicBool>,
+}
+
+impl Limit {
+    fn start(deadline: Option<Duration>) -> Result<Self, Failure> {
+        let cancel = cancel_on_signal()?;
+        let passed = Arc::new(AtomicBool::new(false));
+        if let Some(deadline) = deadline {
+            let (cancel, passed) = (cancel.clone(), Arc::clone(&passed));
+            // The process ends before it where the import does.
+            std::thread::spawn(move || {
+                std::thread::sleep(deadline);
+                passed.store(true, Ordering::Relaxed);
+                cancel.cancel();
+            });
+        }
+        Ok(Self { cancel, deadline, passed })
+    }
+
+    /// Says of an import that was stopped by the deadline that it was.
+    fn explain(&self, error: bootyard_import::Error) -> Failure {
+        let failure = Failure::from(error);
+        match self.deadline.filter(|_| self.passed.load(Ordering::Relaxed)) {
+            Some(deadline) if failure.is(Class::Interrupted) => {
+                let what = format!("the import took longer than {deadline:?}");
+                let hint = failure.hint().unwrap_or("run the same command again").to_owned();
+                Failure::new(Class::GuestTimeout, what).with_hint(hint)
+            }
+            _ => failure,
+        }
+    }
 }
 
 /// Ctrl-C and SIGTERM stop the import cleanly; the second one ends the process as usual.
