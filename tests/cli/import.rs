@@ -262,3 +262,38 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
     );
     assert!(!cli.store().join("volumes").exists());
 }
+
+#[test]
+fn flags_that_would_do_nothing_for_an_archive_are_refused() {
+    let cli = Cli::from_env();
+    fs_err::write(cli.work().join("a.tar"), [0; 1024]).unwrap();
+    for flags in [
+        &["--dry-run"][..],
+        &["--size", "1Gi"],
+        &["--output-format", "qcow2"],
+        &["--preallocation"],
+        &["--relocate-gpt"],
+        &["--cache", "cache"],
+    ] {
+        let archive = ["import", "a.tar", "--content-type", "archive", "--to", "out"];
+        let output = cli.run(archive.iter().chain(flags));
+        let expected = format!("error: `{}` is for disks", flags[0]);
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.starts_with(&expected), "{output}");
+        assert!(!cli.work().join("out").exists() && !cli.work().join("cache").exists());
+    }
+}
+
+#[test]
+fn standard_input_is_read_for_one_thing_only() {
+    let cli = Cli::from_env();
+    for flags in [
+        &["-", "--user", "u", "--password-file", "-"][..],
+        &["-", "--checksum-file", "-"],
+        &["x.img", "--user", "u", "--password-file", "-", "--secret-header-file", "-"],
+    ] {
+        let output = cli.run(["import", "--to", "out"].iter().chain(flags));
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.starts_with("error: standard input can be read once"), "{output}");
+    }
+}

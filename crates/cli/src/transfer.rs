@@ -46,6 +46,12 @@ pub(crate) struct SourceArgs {
 }
 
 impl SourceArgs {
+    /// How many of the files that the flags name are standard input.
+    pub(crate) fn stdin_readers(&self) -> usize {
+        let files = self.secret_header_files.iter().chain(&self.ca_files);
+        files.chain(&self.password_file).filter(|path| *path == Path::new("-")).count()
+    }
+
     /// Reads the files that the flags name.
     pub(crate) fn options(&self) -> Result<Options, Failure> {
         let defaults = Options::default();

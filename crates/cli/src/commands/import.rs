@@ -8,7 +8,7 @@ use std::time::Duration;
 use bootyard_image::chain_name;
 use bootyard_import::{ArchiveRequest, Cancel, Event, ImageReport, Report};
 use bootyard_source::Options;
-use bootyard_spec::{ByteSize, CacheSpec, Class, ImportRequest, Target};
+use bootyard_spec::{ByteSize, CacheSpec, Class, ImportRequest, OutputFormat, Source, Target};
 use bootyard_volume::{Store, UnpackOptions};
 use indicatif::HumanBytes;
 
@@ -31,6 +31,7 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
     let (json, dry_run) = (args.json, args.dry_run);
     let (content_type, deadline) = (args.content_type, args.deadline);
+    check(&args)?;
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
@@ -64,6 +65,32 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
         output::result(&summary(&report, took))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses flags that would have no effect, and files that are not there twice.
+fn check(args: &ImportArgs) -> Result<(), Failure> {
+    let only_disks = [
+        ("--dry-run", args.dry_run),
+        ("--size", args.size.is_some()),
+        ("--output-format", args.output_format != OutputFormat::Raw),
+        ("--preallocation", args.preallocation),
+        ("--relocate-gpt", args.relocate_gpt),
+        ("--cache", args.cache.is_some()),
+    ];
+    let given = only_disks.iter().find(|(_, is_given)| *is_given);
+    if let (ContentType::Archive, Some((flag, _))) = (args.content_type, given) {
+        let what = format!("`{flag}` is for disks and has no meaning for an archive");
+        let hint = format!("leave out `{flag}`, or `--content-type archive`");
+        return Err(Failure::new(Class::Usage, what).with_hint(hint));
+    }
+    let reads_stdin = [args.source == Source::Stdin, args.checksum_file == Some(Source::Stdin)];
+    let readers = reads_stdin.iter().filter(|reads| **reads).count();
+    if readers + args.transfer.stdin_readers() > 1 {
+        let what = "standard input can be read once only";
+        let hint = "give `-` once, and files for the rest";
+        return Err(Failure::new(Class::Usage, what).with_hint(hint));
+    }
+    Ok(())
 }
 
 fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
