@@ -41,7 +41,6 @@ pub(crate) trait Origin: fmt::Debug + Send + Sync {
 /// An answer that is no success.
 #[derive(Debug)]
 pub(crate) struct Refusal<'a> {
-    #[cfg_attr(not(feature = "s3"), expect(dead_code, reason = "only S3 tells something there"))]
     pub(crate) headers: &'a HeaderMap,
     /// The body's start.
     pub(crate) body: &'a [u8],

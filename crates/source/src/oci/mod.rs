@@ -15,6 +15,7 @@ mod layout;
 mod manifest;
 mod push;
 mod registry;
+mod token;
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! A registry (OCI distribution specification 1.1): its manifests and blobs by our HTTP engine, its
-//! tokens by `oci-client`.
+//! A registry (OCI distribution specification 1.1): its manifests, blobs and tokens by our HTTP engine;
+//! what is pushed, by `oci-client`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,8 @@ use oci_client::manifest::{
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
-use tokio::time::timeout;
 
-use super::{DOCUMENT_MAX, auth, read_all, verify};
+use super::{DOCUMENT_MAX, auth, read_all, token, verify};
 use crate::error::ErrorKind;
 use crate::http::Http;
 use crate::origin::{Locating, Location, Origin, Plain};
@@ -37,8 +36,8 @@ pub(super) struct Registry(Arc<Inner>);
 
 struct Inner {
     reference: Reference,
-    /// `https://HOST/v2/NAME`.
-    base: String,
+    /// `https://HOST/v2/`.
+    root: SafeUrl,
     client: Client,
     auth: RegistryAuth,
     token: Mutex<Token>,
@@ -118,23 +117,13 @@ impl Registry {
     async fn connect(reference: Reference, options: &Options) -> Result<Self, Error> {
         let auth = auth::find(&reference, options).await?;
         let insecure_skip_verify = options.insecure_skip_verify || options.image.insecure;
-        let mut options = Options { insecure_skip_verify, ..options.clone() };
+        let options = Options { insecure_skip_verify, ..options.clone() };
         let host = reference.resolve_registry().to_owned();
-        let url: SafeUrl = format!("https://{host}/v2/")
-            .parse()
-            .map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))?;
-        // The client for tokens has no such list of its own.
-        if options.proxy.no_proxy.matches(url.expose()) {
-            (options.proxy.http, options.proxy.https) = (None, None);
-        }
-        let scheme = match options.image.insecure && !speaks_tls(url, &options).await {
-            true => "http",
-            false => "https",
-        };
-        let base = format!("{scheme}://{host}/v2/{}", reference.repository());
-        let client = client(scheme, &options)?;
+        let is_plain = options.image.insecure && !speaks_tls(root(&host, false)?, &options).await;
+        let root = root(&host, is_plain)?;
+        let client = client(&root, &options)?;
         let token = Mutex::new(Token::Unknown);
-        Ok(Self(Arc::new(Inner { reference, base, client, auth, token, options })))
+        Ok(Self(Arc::new(Inner { reference, root, client, auth, token, options })))
     }
 
     /// A manifest or an index, by its tag or digest, as it came.
@@ -159,8 +148,9 @@ impl Registry {
     }
 
     async fn open(&self, path: &str, accept: bool, start: &Start) -> Result<Http, Error> {
-        let url = format!("{}/{path}", self.0.base);
-        let url = url.parse().map_err(|_| Error::image(&self.name(), "its name fits in no URL"))?;
+        let path = format!("{}/{path}", self.0.reference.repository());
+        let url = self.0.root.expose().join(&path);
+        let url = url.map_err(|_| Error::image(&self.name(), "its name fits in no URL"))?.into();
         let part = Part { registry: self.clone(), url, accept };
         let opened = Http::open_at(Box::new(part), &self.0.options, start).await;
         opened.map_err(|error| self.explain(error))
@@ -193,24 +183,9 @@ impl Registry {
         if let Token::Known(header) = self.token() {
             return Ok(header);
         }
-        let Inner { reference, client, auth, options, .. } = &*self.0;
-        let limit = options.connect_timeout + options.stall_timeout;
-        let asked = timeout(limit, client.auth(reference, auth, RegistryOperation::Pull)).await;
-        let token = asked
-            .map_err(|_| Error::no_answer(reference.registry(), limit))?
-            .map_err(|error| self.explain(self.not_authorized(error)))?;
-        let header = match (token, auth) {
-            (Some(token), _) => Some(format!("Bearer {token}")),
-            (None, RegistryAuth::Basic(user, password)) => Some(basic(user, password)),
-            (None, _) => None,
-        };
-        let header = header.map(|text| {
-            let mut value = HeaderValue::from_str(&text)
-                .map_err(|_| Error::image(&self.name(), "its registry's token is malformed"))?;
-            value.set_sensitive(true);
-            Ok::<_, Error>(value)
-        });
-        let header = header.transpose()?;
+        let Inner { reference, root, auth, options, .. } = &*self.0;
+        let header = token::authorization(root, reference, auth, options).await;
+        let header = header.map_err(|error| self.explain(error))?;
         *self.lock() = Token::Known(header.clone());
         Ok(header)
     }
@@ -218,10 +193,9 @@ impl Registry {
     fn not_authorized(&self, error: OciDistributionError) -> Error {
         let host = self.0.reference.registry();
         match error {
-            OciDistributionError::RequestError(error) => match self.0.base.parse() {
-                Ok(url) => Error::request(&url, url.expose(), &error),
-                Err(_) => Error::setup(&error),
-            },
+            OciDistributionError::RequestError(error) => {
+                Error::request(&self.0.root, self.0.root.expose(), &error)
+            }
             // The registry's own words may repeat what was sent.
             OciDistributionError::AuthenticationFailure(_) => {
                 let what = format!("`{host}` gives no token for `{}`", self.name());
@@ -260,8 +234,15 @@ async fn speaks_tls(url: SafeUrl, options: &Options) -> bool {
     !matches!(kind, Some(ErrorKind::Tls | ErrorKind::Connect | ErrorKind::Broken))
 }
 
-/// The client that asks for tokens.
-fn client(scheme: &str, options: &Options) -> Result<Client, Error> {
+/// The address of a registry's API.
+fn root(host: &str, is_plain: bool) -> Result<SafeUrl, Error> {
+    let scheme = if is_plain { "http" } else { "https" };
+    let url = format!("{scheme}://{host}/v2/").parse();
+    url.map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))
+}
+
+/// The client that pushes. It asks for its tokens itself.
+fn client(root: &SafeUrl, options: &Options) -> Result<Client, Error> {
     const END: &str = "-----END CERTIFICATE-----";
     let bundle = String::from_utf8_lossy(&options.extra_ca).into_owned();
     let certificates = bundle.split_inclusive(END).filter(|part| part.contains(END));
@@ -269,9 +250,15 @@ fn client(scheme: &str, options: &Options) -> Result<Client, Error> {
         encoding: CertificateEncoding::Pem,
         data: part.as_bytes().to_vec(),
     };
-    let proxy = |proxy: &Option<SafeUrl>| proxy.as_ref().map(|url| url.expose().to_string());
+    let is_direct = options.proxy.no_proxy.matches(root.expose());
+    let proxy = |proxy: &Option<SafeUrl>| {
+        proxy.as_ref().filter(|_| !is_direct).map(|url| url.expose().to_string())
+    };
     let config = ClientConfig {
-        protocol: if scheme == "http" { ClientProtocol::Http } else { ClientProtocol::Https },
+        protocol: match root.expose().scheme() {
+            "http" => ClientProtocol::Http,
+            _ => ClientProtocol::Https,
+        },
         accept_invalid_certificates: options.insecure_skip_verify,
         extra_root_certificates: certificates.map(certificate).collect(),
         read_timeout: Some(options.stall_timeout),
@@ -285,13 +272,6 @@ fn client(scheme: &str, options: &Options) -> Result<Client, Error> {
         let what = "cannot set up the registry's client".to_owned();
         Error::new(ErrorKind::Setup, what).because(error)
     })
-}
-
-/// Basic credentials (RFC 7617).
-fn basic(user: &str, password: &str) -> String {
-    use base64::Engine as _;
-    let pair = format!("{user}:{password}");
-    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
 }
 
 impl Origin for Part {
@@ -322,6 +302,6 @@ impl Origin for Part {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Registry").field("root", &self.root).finish_non_exhaustive()
     }
 }

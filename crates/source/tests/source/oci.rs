@@ -144,3 +144,37 @@ async fn a_layer_has_the_length_that_its_manifest_says() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_token_server_is_held_to_the_limits_of_any_other() {
+    let endless = "x".repeat(2 << 20);
+    let token = || Reply::honest().body("{\"access_token\":\"t\"}");
+    for (replies, expected) in [
+        (vec![Reply::status(503), Reply::status(429), token()], Ok(3)),
+        (vec![Reply::status(503); 5], Err((ErrorKind::Status, 5))),
+        (vec![Reply::status(401)], Err((ErrorKind::Denied, 1))),
+        (vec![Reply::honest().body(endless).chunked()], Err((ErrorKind::Image, 1))),
+        (vec![Reply::honest().body("{\"token\":7}")], Err((ErrorKind::BadAnswer, 1))),
+        (vec![token().cut_after(3), token()], Ok(2)),
+    ] {
+        let asked = AtomicUsize::new(0);
+        let manifest = manifest(b"layer");
+        let server = FaultServer::serve_with("", move |request, _| {
+            let host = request.header("host").unwrap();
+            if request.path.starts_with("/token") {
+                return replies[asked.fetch_add(1, Ordering::SeqCst)].clone();
+            }
+            let challenge = format!("Bearer realm=\"http://{host}/token\"");
+            match request.header("authorization") {
+                Some("Bearer t") => part(request, &manifest).unwrap(),
+                _ => Reply::status(401).header("WWW-Authenticate", &challenge),
+            }
+        });
+        let found = image(&server, &insecure()).await.map_err(|error| error.kind());
+        let tokens = server.requests().iter().filter(|r| r.path.starts_with("/token")).count();
+        match expected {
+            Ok(count) => assert!(found.is_ok() && tokens == count, "{found:?} {tokens}"),
+            Err(expected) => assert_eq!((found.unwrap_err(), tokens), expected),
+        }
+    }
+}
