@@ -27,9 +27,11 @@ const MARK: u8 = 4;
 const DURABLE: u8 = 5;
 
 /// The version of these notes: others are not gone on with.
-const VERSION: &str = "bootyard-import 1";
+const VERSION: &str = "bootyard-import 2";
 /// How far apart the verifier's states are noted.
 const SNAPSHOT_STEP: u64 = 256 << 10;
+/// How many of them wait at most for the decoder to come so far.
+const SNAPSHOTS_MAX: usize = 4096;
 /// Changes with every start of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -48,16 +50,23 @@ pub(crate) struct Identity {
     pub(crate) size: Option<ByteSize>,
     /// The length of the target in bytes.
     pub(crate) file_len: u64,
+    /// Whether the target has its place for good.
+    pub(crate) preallocation: bool,
+    /// Whether the source was known to be a raw disk.
+    pub(crate) is_raw: bool,
 }
 
 impl Identity {
     fn to_text(&self) -> String {
-        let Self { source, validator, len, expected, size, file_len } = self;
+        let Self { source, validator, len, expected, size, file_len, preallocation, is_raw } = self;
         let size = size.map(|size| size.bytes().to_string()).unwrap_or_default();
         let validator = validator.as_ref().map(ToString::to_string).unwrap_or_default();
         let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
         let expected = expected.join(" ");
-        format!("{VERSION}\n{source:?}\n{validator}\n{len}\n{expected}\n{size}\n{file_len}\n")
+        format!(
+            "{VERSION}\n{source:?}\n{validator}\n{len}\n{expected}\n{size}\n{file_len}\n\
+             {preallocation}\n{is_raw}\n"
+        )
     }
 
     /// The identity that a journal begins with, if it is one of an import of `source`.
@@ -78,7 +87,10 @@ impl Identity {
             size => Some(ByteSize::from_bytes(size.parse().ok()?)),
         };
         let file_len = lines.next()?.parse().ok()?;
-        Some(Self { source: source.to_owned(), validator, len, expected, size, file_len })
+        let preallocation = lines.next()?.parse().ok()?;
+        let is_raw = lines.next()?.parse().ok()?;
+        let source = source.to_owned();
+        Some(Self { source, validator, len, expected, size, file_len, preallocation, is_raw })
     }
 }
 
@@ -204,9 +216,18 @@ impl Log {
     pub(crate) fn note_verifier(&self, verifier: &Verifier) {
         let mut snapshots = lock(&self.0.snapshots);
         let last = snapshots.back().map_or(0, |(seen, _)| *seen);
-        if verifier.seen() >= last + SNAPSHOT_STEP {
-            snapshots.push_back((verifier.seen(), verifier.save()));
+        if verifier.seen() < last + SNAPSHOT_STEP {
+            return;
         }
+        if snapshots.len() >= SNAPSHOTS_MAX {
+            // The decoder does not settle. If it ever does, some part more is fetched again.
+            let mut keep = false;
+            snapshots.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+        snapshots.push_back((verifier.seen(), verifier.save()));
     }
 
     /// Writes down how far the decoder has come.

@@ -120,7 +120,7 @@ impl Job<'_> {
     fn import(&self, opened: Opened, staged: Staged) -> Result<Report, Error> {
         let probe = Probe { capacity: staged.capacity(), ..opened.probe.clone() };
         let plan = plan(self.request, &probe)?;
-        let log = prepare(self.request, &plan, &opened, &staged)?;
+        let log = self.prepare(&plan, &opened, &staged)?;
         self.events.event(Event::Planned(&plan));
         let cached = opened.cached;
         let resumed_bytes = match &opened.begin {
@@ -181,9 +181,8 @@ impl Job<'_> {
     /// same, or else at its first byte. A failure comes with what is still done then.
     fn open(&self, staged: &Staged) -> Result<Opened, (Error, Option<Share>)> {
         let source = &self.request.source;
-        let left = Left::find(staged, &source.to_string())
-            .filter(|left| left.identity.expected == self.expected())
-            .filter(|left| left.identity.size == self.request.size);
+        let left = Left::find(staged, &source.to_string());
+        let left = left.filter(|left| self.is_same(&left.identity));
         // A copy of its own is nearer than the rest of the source.
         let is_cached = self.cache.zip(self.request.checksum.as_ref());
         let is_cached = is_cached.is_some_and(|(cache, digest)| cache.blob(digest).is_some());
@@ -210,38 +209,44 @@ impl Job<'_> {
         Ok(opened)
     }
 
-    fn expected(&self) -> Vec<Digest> {
-        self.request.checksum.clone().into_iter().collect()
+    /// Whether another process was asked for the same volume. Only a raw one has a journal.
+    fn is_same(&self, before: &Identity) -> bool {
+        let Self { request, is_raw, .. } = self;
+        let expected: Vec<Digest> = request.checksum.clone().into_iter().collect();
+        request.output_format == OutputFormat::Raw
+            && before.expected == expected
+            && before.size == request.size
+            && before.preallocation == request.preallocation
+            && before.is_raw == *is_raw
     }
-}
 
-/// Gives the target its size, and begins its journal or goes on with it.
-fn prepare(
-    request: &ImportRequest,
-    plan: &Plan,
-    opened: &Opened,
-    staged: &Staged,
-) -> Result<Option<Log>, Error> {
-    if let Begin::Left(left) = &opened.begin {
-        return Ok(Log::go_on(staged, left)?);
-    }
-    staged.reserve(plan.file_len())?;
-    if request.preallocation && plan.file_len() > 0 {
-        staged.preallocate(plan.file_len())?;
-    }
-    match (plan.resume, plan.fetch_bytes) {
-        (Resume::Anywhere, Some(len)) => {
-            let identity = Identity {
-                source: request.source.to_string(),
-                validator: opened.object.validator().cloned(),
-                len,
-                expected: request.checksum.clone().into_iter().collect(),
-                size: request.size,
-                file_len: plan.file_len(),
-            };
-            Ok(Log::begin(staged, &identity)?)
+    /// Gives the target its size, and begins its journal or goes on with it.
+    fn prepare(&self, plan: &Plan, opened: &Opened, staged: &Staged) -> Result<Option<Log>, Error> {
+        let Self { request, is_raw, .. } = *self;
+        if let Begin::Left(left) = &opened.begin {
+            staged.go_on(left.identity.file_len, request.preallocation);
+            return Ok(Log::go_on(staged, left)?);
         }
-        _ => Ok(None),
+        staged.reserve(plan.file_len())?;
+        if request.preallocation && plan.file_len() > 0 {
+            staged.preallocate(plan.file_len())?;
+        }
+        match (plan.resume, plan.fetch_bytes) {
+            (Resume::Anywhere, Some(len)) => {
+                let identity = Identity {
+                    source: request.source.to_string(),
+                    validator: opened.object.validator().cloned(),
+                    len,
+                    expected: request.checksum.clone().into_iter().collect(),
+                    size: request.size,
+                    file_len: plan.file_len(),
+                    preallocation: request.preallocation,
+                    is_raw,
+                };
+                Ok(Log::begin(staged, &identity)?)
+            }
+            _ => Ok(None),
+        }
     }
 }
 

@@ -124,6 +124,10 @@ impl Import<'_> {
             keeping.publish(verified.sha256());
         }
         let (volume_size, collector) = self.end(output, &summary, staged, &fault)?;
+        // Nothing may have been stored since it failed to become durable, and that is told once.
+        if let Some(error) = fault.take() {
+            return Err(error.into());
+        }
         Ok(Transferred { summary, verified, volume_size, retries: object.retries(), collector })
     }
 

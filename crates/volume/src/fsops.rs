@@ -36,6 +36,15 @@ pub(crate) fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
     write_zeros(file, first, last)
 }
 
+/// Makes `len` bytes at `offset` read as zeros, and leaves them their place.
+pub(crate) fn zero_in_place(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    match fallocate(file, flags, offset, len) {
+        Ok(()) => Ok(()),
+        Err(_) => write_zeros(file, offset, offset + len),
+    }
+}
+
 /// Gives the first `size` bytes of a file, or of a block device, a place for good; they read as
 /// zeros where they were none before.
 pub(crate) fn preallocate(file: &File, size: u64) -> io::Result<()> {

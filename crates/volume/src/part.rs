@@ -202,6 +202,9 @@ impl Part {
         // 512 is the unit of `st_blocks`, whatever the file system's block size is (stat(3type)).
         let allocated = self.file.metadata().map_err(failed)?.blocks() * 512;
         self.names.refuse_taken()?;
+        // Who is killed between the two names leaves a disk that its user may change under the one,
+        // and whoever removes that must not find the other as something to go on with.
+        self.remove_journal();
         self.name()?;
         if let Err(error) = self.folders.iter().try_for_each(fs_err::File::sync_all) {
             remove_own(&self.file, path);
@@ -254,6 +257,8 @@ fn open(part: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = fs_err::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).custom_flags(flags.bits() as i32);
+    // What others may write to is not gone on with ([`is_own`]), whatever the umask.
+    options.mode(0o644);
     Ok(options.open(part)?.into_file())
 }
 

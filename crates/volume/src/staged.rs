@@ -32,6 +32,8 @@ pub struct Staged {
     size: AtomicU64,
     /// All of it reads as zeros where nothing was stored, and has its place.
     preallocated: AtomicBool,
+    /// Another process has stored something, and nobody knows all of where.
+    used: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,8 @@ impl Staged {
     }
 
     const fn new(path: PathBuf, medium: Medium) -> Self {
-        Self { path, medium, size: AtomicU64::new(0), preallocated: AtomicBool::new(false) }
+        let [preallocated, used] = [AtomicBool::new(false), AtomicBool::new(false)];
+        Self { path, medium, size: AtomicU64::new(0), preallocated, used }
     }
 
     /// What the journal says of a disk that another process has begun under this name and not
@@ -92,6 +95,15 @@ impl Staged {
             Medium::File(part) => part.file.metadata().ok().map(|found| found.len()),
             Medium::Device(_) => None,
         }
+    }
+
+    /// Goes on with what another process has left, which has `size` bytes and was preallocated or
+    /// not. That one may have stored more than its journal tells, and of another version of the
+    /// source, so that zeros are stored from now on.
+    pub fn go_on(&self, size: u64, preallocated: bool) {
+        self.size.store(size, Ordering::Relaxed);
+        self.preallocated.store(preallocated, Ordering::Relaxed);
+        self.used.store(true, Ordering::Relaxed);
     }
 
     /// Empties the target of what another process has left.
@@ -211,6 +223,13 @@ impl Staged {
 impl Sink for Staged {
     fn put(&self, piece: Piece<'_>) -> io::Result<()> {
         let (len, result) = match (&self.medium, piece.body) {
+            (Medium::File(part), Body::Zero(len)) if self.used.load(Ordering::Relaxed) => {
+                let zero = match self.preallocated.load(Ordering::Relaxed) {
+                    true => fsops::zero_in_place,
+                    false => fsops::zero,
+                };
+                (0, zero(&part.file, piece.offset, len))
+            }
             (Medium::File(_), Body::Zero(_)) => return Ok(()),
             (_, Body::Zero(_)) if self.preallocated.load(Ordering::Relaxed) => return Ok(()),
             (Medium::File(part), Body::Data(data)) => {

@@ -336,7 +336,8 @@ impl Decoder {
     }
 
     /// A decoder that goes on at the offset `at` of a stream whose earlier bytes one has decoded that
-    /// was settled there or farther on. `kept` is what that one's checkpoints have given, in order.
+    /// was settled there or farther on. `kept` is what that one's checkpoints have given, in order;
+    /// this one's give only what is new.
     ///
     /// Fails where these do not suffice.
     pub fn resume(
@@ -351,6 +352,9 @@ impl Decoder {
         kept.sort_by_key(|kept| kept.at);
         let mut direct = Direct::new(&head, sink, options, at)?;
         direct.input.replay(&kept, &mut direct.pool)?;
+        // What has been kept for this one will do for the next.
+        direct.head = None;
+        direct.input.take_kept();
         Ok(Self { gather: Gather::default(), work: Work::Direct(direct) })
     }
 

@@ -4,6 +4,7 @@
 mod containers;
 mod faults;
 mod formats;
+mod resume;
 mod trust;
 
 use std::path::{Path, PathBuf};

@@ -503,3 +503,49 @@ fn a_read_only_file_system_is_told() {
     let result = Staged::for_path(&mount.path().join("disk.raw"));
     refused(result, ErrorKind::Permission, "cannot create the disk");
 }
+
+#[test]
+fn zeros_are_stored_over_what_another_process_has_left() {
+    for preallocated in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        let staged = Staged::for_path(&path).unwrap();
+        staged.reserve(1 << 20).unwrap();
+        if preallocated {
+            staged.preallocate(1 << 20).unwrap();
+        }
+        staged.journal(&[]).unwrap().unwrap().append(1, b"half").unwrap();
+        staged.put(data(0, &[7; 1 << 20])).unwrap();
+        staged.leave();
+
+        let staged = Staged::for_path(&path).unwrap();
+        assert_eq!(staged.left().len(), 1);
+        staged.go_on(1 << 20, preallocated);
+        assert_eq!(staged.len(), 1 << 20);
+        staged.put(zero(100_000, 500_000)).unwrap();
+        let allocated = staged.publish(&verified()).unwrap().allocated_bytes.unwrap();
+        assert_eq!(allocated < 1 << 20, !preallocated);
+        let mut expected = vec![7; 1 << 20];
+        expected[100_000..600_000].fill(0);
+        assert!(fs_err::read(&path).unwrap() == expected);
+    }
+}
+
+#[test]
+fn a_left_over_is_gone_on_with_whatever_the_umask_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    // The umask is one for all threads, so that another process has to have it.
+    if let Some(path) = std::env::var_os("BOOTYARD_TEST_LEAVE") {
+        let staged = Staged::for_path(Path::new(&path)).unwrap();
+        staged.journal(&[]).unwrap().unwrap().append(1, b"half").unwrap();
+        return staged.leave();
+    }
+    let this = std::env::current_exe().unwrap();
+    let test = "staged::tests::a_left_over_is_gone_on_with_whatever_the_umask_was";
+    let script = "umask 002; exec \"$0\" --exact \"$1\"";
+    let mut other = Command::new("sh");
+    other.args(["-c", script]).arg(this).arg(test).env("BOOTYARD_TEST_LEAVE", &path);
+    run(&mut other);
+    assert_eq!(Staged::for_path(&path).unwrap().left().len(), 1);
+}
