@@ -5,7 +5,7 @@
 //! DIR/blobs/sha256-HEX     the bytes of a source with this digest; its time of change is its last use
 //! DIR/names/HEX            by the SHA-256 of a source's name: the version and length that it had, and
 //!                          the digest of its blob
-//! DIR/blobs/.part-…        a blob that is being written
+//! DIR/blobs/.part-…        a blob that is being written, by whoever has locked it
 //! ```
 //! What is read from here passes the verifier like all else. Nothing that goes wrong here makes an
 //! import fail: then it is as if there were no cache.
@@ -18,6 +18,9 @@ use std::time::SystemTime;
 use bootyard_source::Object;
 use bootyard_spec::{Algorithm, CacheSpec, Digest, Verifier};
 use bytes::Bytes;
+
+/// What the names of blobs begin with that are being written.
+const PART: &str = ".part-";
 
 /// The cache that a request names.
 #[derive(Debug, Clone)]
@@ -46,13 +49,20 @@ impl Cache {
     }
 
     /// The file with the bytes of `object`, if this version of it was imported before.
-    pub(crate) fn version(&self, object: &Object) -> Option<PathBuf> {
+    /// Its bytes must have the digest.
+    pub(crate) fn version(&self, object: &Object) -> Option<(PathBuf, Digest)> {
         let note = fs_err::read_to_string(self.note_of(&object.name())).ok()?;
         let (version, digest) = note.trim_end().rsplit_once('\n')?;
         if version != version_of(object)? {
             return None;
         }
-        self.blob(&digest.parse().ok()?)
+        let digest = digest.parse().ok()?;
+        Some((self.blob(&digest)?, digest))
+    }
+
+    /// Removes the blob that should have this digest. True if there was one.
+    pub(crate) fn forget(&self, digest: &Digest) -> bool {
+        digest.algorithm() == Algorithm::Sha256 && fs_err::remove_file(self.path_of(digest)).is_ok()
     }
 
     /// Begins to keep the bytes of `object`.
@@ -62,9 +72,27 @@ impl Cache {
         }
         fs_err::create_dir_all(&self.blobs).ok()?;
         fs_err::create_dir_all(&self.names).ok()?;
-        let part = tempfile::Builder::new().prefix(".part-").tempfile_in(&self.blobs).ok()?;
+        self.sweep().ok()?;
+        let part = tempfile::Builder::new().prefix(PART).tempfile_in(&self.blobs).ok()?;
+        part.as_file().try_lock().ok()?;
         let note = version_of(object).map(|version| (self.note_of(&object.name()), version));
-        Some(Keeping { cache: self.clone(), part, note, broken: false })
+        Some(Keeping { cache: self.clone(), part, note, len: 0, broken: false })
+    }
+
+    /// Removes the blobs that dead processes were writing: those that nobody has locked.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs_err::read_dir(&self.blobs)? {
+            let entry = entry?;
+            if !entry.file_name().as_encoded_bytes().starts_with(PART.as_bytes()) {
+                continue;
+            }
+            // Another process may have removed it, or own it.
+            let Ok(file) = fs_err::File::open(entry.path()) else { continue };
+            if file.file().try_lock().is_ok() {
+                let _ = fs_err::remove_file(entry.path());
+            }
+        }
+        Ok(())
     }
 
     fn path_of(&self, digest: &Digest) -> PathBuf {
@@ -118,18 +146,27 @@ pub(crate) struct Keeping {
     part: tempfile::NamedTempFile,
     /// Where to note which version of what it is, and that.
     note: Option<(PathBuf, String)>,
+    len: u64,
     broken: bool,
 }
 
 impl Keeping {
     /// Takes the next bytes of the source.
     pub(crate) fn write(&mut self, chunk: &Bytes) {
-        self.broken = self.broken || self.part.write_all(chunk).is_err();
+        if self.broken {
+            return;
+        }
+        self.len += chunk.len() as u64;
+        self.broken = self.len > self.cache.limit || self.part.write_all(chunk).is_err();
+        if self.broken {
+            // The target may need the space.
+            let _ = self.part.as_file().set_len(0);
+        }
     }
 
     /// All bytes have come, and have this digest: they are kept from now on.
     pub(crate) fn publish(self, digest: &Digest) {
-        let Self { cache, part, note, broken } = self;
+        let Self { cache, part, note, broken, .. } = self;
         if broken {
             return;
         }

@@ -11,6 +11,7 @@ use bootyard_source::checksums::ChecksumsError;
 use bootyard_spec::{ByteSize, Class, Explain, Source, VerifyError, shell_word};
 use bootyard_volume as volume;
 
+use crate::cache::Cache;
 use crate::plan::SIZE_MAX;
 
 /// A failed import or inspection. Whatever it is, nothing new stands under the target's
@@ -30,6 +31,15 @@ pub enum Error {
     /// The source's bytes are not the ones that the digest is of.
     #[error("`{source_name}` is not the file that was asked for")]
     Checksum {
+        /// The source, without its secrets.
+        source_name: String,
+        /// Both digests.
+        #[source]
+        error: VerifyError,
+    },
+    /// The copy in the cache was damaged, and has been removed.
+    #[error("the copy of `{source_name}` in the cache was damaged, and is removed now")]
+    CacheDamaged {
         /// The source, without its secrets.
         source_name: String,
         /// Both digests.
@@ -212,6 +222,15 @@ impl StdError for ImageError {
 }
 
 impl Error {
+    /// The bytes of `source` are others; so would be those in the cache, which are forgotten.
+    pub(crate) fn checksum(source: &Source, error: VerifyError, cache: Option<&Cache>) -> Self {
+        let source_name = source.to_string();
+        if cache.is_some_and(|cache| cache.forget(&error.expected)) {
+            return Self::CacheDamaged { source_name, error };
+        }
+        Self::Checksum { source_name, error }
+    }
+
     /// The failure to read `source`, whose first bytes look like `format`.
     pub(crate) fn image(
         error: bootyard_image::Error,
@@ -253,6 +272,7 @@ impl Explain for Error {
             | Self::BeyondLimit { .. } => Class::Image,
             Self::Target(error) => error.class(),
             Self::Checksum { .. }
+            | Self::CacheDamaged { .. }
             | Self::ChecksumFile { .. }
             | Self::ChecksumFileTooLarge { .. } => Class::Checksum,
             Self::SizeTooSmall { .. }
@@ -272,6 +292,7 @@ impl Explain for Error {
             Self::Source(error) => return error.hint(),
             Self::Target(error) => return error.hint(),
             Self::Image(error) => return error.hint(),
+            Self::CacheDamaged { .. } => "run the same command again to fetch it".to_owned(),
             Self::Checksum { .. } => {
                 "compare with the digest that the publisher shows for exactly \
                  this file; if it is right, the file was changed or damaged on its way"

@@ -170,7 +170,7 @@ impl Search<'_> {
     }
 
     fn mismatch(&self, error: bootyard_spec::VerifyError) -> Error {
-        Error::Checksum { source_name: self.source.to_string(), error }
+        Error::checksum(self.source, error, self.lookup.cache)
     }
 
     fn no_disk(&self, names: impl Iterator<Item = String>) -> Error {

@@ -42,6 +42,13 @@ impl Lookup<'_> {
             None => Ok(None),
         }
     }
+
+    /// A blob that cannot be read as a disk may be damaged: the next import fetches it again.
+    pub(crate) fn doubt(&self, digest: Option<&Digest>) {
+        if let Some((cache, digest)) = self.cache.zip(digest) {
+            cache.forget(digest);
+        }
+    }
 }
 
 /// Where the transfer begins.
@@ -79,16 +86,34 @@ impl Opened {
         }
         let head = if is_raw { Head::raw() } else { Head::new() };
         if let Some(object) = lookup.blob(lookup.checksum, options).await? {
-            return Ok(Self { cached: true, ..Self::of(object, source, head).await? });
+            let object = object.with_digest(lookup.checksum.cloned());
+            return Self::of_cached(object, source, head, lookup).await;
         }
         let object = source::open(source, options).await?;
-        let known = lookup.cache.and_then(|cache| cache.version(&object));
-        let cached = known.is_some();
-        let object = match known {
-            Some(path) => source::open(&Source::File(path), options).await?,
-            None => object,
-        };
-        Ok(Self { cached, ..Self::of(object, source, head).await? })
+        match lookup.cache.and_then(|cache| cache.version(&object)) {
+            Some((path, digest)) => {
+                let object = source::open(&Source::File(path), options).await?;
+                Self::of_cached(object.with_digest(Some(digest)), source, head, lookup).await
+            }
+            None => Self::of(object, source, head).await,
+        }
+    }
+
+    /// The same, of a copy in the cache.
+    async fn of_cached(
+        object: Object,
+        source: &Source,
+        head: Head,
+        lookup: &Lookup<'_>,
+    ) -> Result<Self, Error> {
+        let digest = object.digest().cloned();
+        match Self::of(object, source, head).await {
+            Ok(opened) => Ok(Self { cached: true, ..opened }),
+            Err(error) => {
+                lookup.doubt(digest.as_ref());
+                Err(error)
+            }
+        }
     }
 
     /// Reads what tells the format of what `source` has led to.

@@ -123,6 +123,7 @@ impl Job<'_> {
         let log = self.prepare(&plan, &opened, &staged)?;
         self.events.event(Event::Planned(&plan));
         let cached = opened.cached;
+        let blob = opened.object.digest().filter(|_| cached).cloned();
         let resumed_bytes = match &opened.begin {
             Begin::Head { .. } => 0,
             Begin::Left(left) => left.at,
@@ -143,7 +144,12 @@ impl Job<'_> {
                 let device = staged.capacity().map(|_| staged.path().to_owned());
                 return Err(give_up(staged, Error::Cancelled { device, kept: None }, kept));
             }
-            Err(error) => return Err(give_up(staged, error, kept)),
+            Err(error) => {
+                if matches!(error, Error::Image(_)) {
+                    self.lookup().doubt(blob.as_ref());
+                }
+                return Err(give_up(staged, error, kept));
+            }
             Ok(transferred) => transferred,
         };
         let Transferred { summary, verified, volume_size, retries, collector } = transferred;
@@ -202,11 +208,15 @@ impl Job<'_> {
 
     fn begin(&self, staged: &Staged) -> Result<Opened, Error> {
         staged.start_over()?;
-        let lookup = Lookup { cache: self.cache, checksum: self.request.checksum.as_ref() };
+        let lookup = self.lookup();
         let opening = Opened::open(&self.request.source, self.options, self.is_raw, &lookup);
         let opened = self.runtime.block_on(unless(self.cancel, opening))??;
         refuse_dubious(self.request, &opened.probe.chain, &opened.object)?;
         Ok(opened)
+    }
+
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup { cache: self.cache, checksum: self.request.checksum.as_ref() }
     }
 
     /// Whether another process was asked for the same volume. Only a raw one has a journal.

@@ -115,10 +115,9 @@ impl Import<'_> {
         // A decoder that failed has made the pump stop, so its error is the first cause.
         let decoder = decoded.map_err(failed)?;
         pumped?;
-        let verified = verifier.finish().map_err(|error| Error::Checksum {
-            source_name: self.request.source.to_string(),
-            error,
-        })?;
+        let verified = verifier
+            .finish()
+            .map_err(|error| Error::checksum(&self.request.source, error, self.cache))?;
         let summary = decoder.finish().map_err(failed)?;
         if let Some(keeping) = keeping {
             keeping.publish(verified.sha256());

@@ -1,6 +1,7 @@
 //! Whole imports: real images, from real servers and from ones with faults, into real files.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
 
+mod cache;
 mod containers;
 mod faults;
 mod formats;
