@@ -469,6 +469,17 @@ fn an_image_is_pushed_into_layouts_with_its_words() {
     }
     assert_eq!(digests[0], digests[2]);
     fails(&cli, &format!("oci:{folder}"), &["--platform", "arm64"], 4, &["one, two"]);
+    // What is there stays, be it no image at all.
+    let output = cli.run(["push", &qcow2, &format!("oci-archive:{qcow2}:one")]);
+    assert_eq!(output.code, Some(6), "{output}");
+    assert!(output.stderr.contains("exists already"), "{output}");
+    for index in ["[]", "{}", "no JSON"] {
+        fs_err::write(disks.path("layout/index.json"), index).expect("a file");
+        let output = cli.run(["push", &qcow2, &format!("oci:{folder}:one")]);
+        assert_eq!(output.code, Some(3), "{output}");
+        let kept = fs_err::read(disks.path("layout/index.json")).expect("a file");
+        assert_eq!(kept, index.as_bytes());
+    }
     let output = cli.run(["push", &qcow2, "s3://bucket/key"]);
     assert_eq!(output.code, Some(2), "{output}");
     let output = cli.run(["push", &qcow2, "docker://127.0.0.1:1/x:y"]);

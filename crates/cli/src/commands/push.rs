@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bootyard_import::{LayerCompression, PushRequest, Pushed};
-use bootyard_spec::{ByteSize, Class, OutputFormat, Platform, Source};
+use bootyard_spec::{ByteSize, Class, ImageLayout, OutputFormat, Platform, Source, StoredImage};
 use bootyard_volume::Store;
 
 use crate::args::{PushArgs, PushFormat};
@@ -29,6 +29,13 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
         let what = format!("`{}` is no place for an image", args.target);
         let hint = "expected docker://HOST/NAME:TAG, oci:FOLDER:TAG or oci-archive:FILE:TAG";
         return Err(Failure::new(Class::Usage, what).with_hint(hint));
+    }
+    if let Source::Stored(StoredImage { layout: ImageLayout::OciArchive, path, .. }) = &args.target
+        && path.exists()
+    {
+        let what = format!("`{}` exists already", path.display());
+        let hint = "name a file that is not there yet, or a folder, which holds several images";
+        return Err(Failure::new(Class::Target, what).with_hint(hint));
     }
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);

@@ -244,18 +244,21 @@ fn into_folder(
     digest: &Digest,
     name: Option<&str>,
 ) -> io::Result<()> {
-    fs_err::create_dir_all(folder.join("blobs/sha256"))?;
-    let manifest_blob = (digest.clone(), Content::of(manifest.clone()));
-    for (digest, content) in blobs.iter().chain([&manifest_blob]) {
-        replace(&folder.join(place(digest)), content.parts())?;
-    }
-    replace(&folder.join("oci-layout"), [Ok(Bytes::from_static(LAYOUT.as_bytes()))])?;
     let path = folder.join("index.json");
     let index = match fs_err::read(&path) {
         Ok(bytes) => Some(serde_json::from_slice(&bytes)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
+    if index.as_ref().is_some_and(|index: &Value| !index["manifests"].is_array()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "its `index.json` is no index"));
+    }
+    fs_err::create_dir_all(folder.join("blobs/sha256"))?;
+    let manifest_blob = (digest.clone(), Content::of(manifest.clone()));
+    for (digest, content) in blobs.iter().chain([&manifest_blob]) {
+        replace(&folder.join(place(digest)), content.parts())?;
+    }
+    replace(&folder.join("oci-layout"), [Ok(Bytes::from_static(LAYOUT.as_bytes()))])?;
     let index = index_with(index, manifest, digest, name).to_string();
     replace(&path, [Ok(Bytes::from(index))])
 }
