@@ -7,7 +7,7 @@ use bootyard_spec::Digest;
 use serde::Deserialize;
 
 use super::config::Config;
-use super::manifest::Layer;
+use super::manifest::{Layer, strong};
 use super::{Blobs, Finder, Image, verify};
 use crate::{Error, Start};
 
@@ -45,7 +45,9 @@ pub(super) async fn open(
         let file = blobs.file(&name, path, &Start::default()).await?;
         let magic = file.read_range(0..MAGIC_LEN.min(file.len())).await?;
         let digest = match is_compressed(&magic) {
-            false => diff_id.parse().ok(),
+            false => Some(strong(diff_id).ok_or_else(|| {
+                Error::image(&name, "its configuration has a malformed digest of a layer")
+            })?),
             true => path_digest(path),
         };
         layers.push(Layer::stored(path.clone(), file.len(), digest));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use bootyard_spec::{Digest, Platform};
+use bootyard_spec::{Algorithm, Digest, Platform};
 use oci_client::manifest::{
     IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, ImageIndexEntry, OciDescriptor,
     OciImageIndex, OciImageManifest,
@@ -122,9 +122,17 @@ pub(super) fn place(digest: &Digest) -> String {
 
 pub(super) fn descriptor(image: &str, digest: &str, size: i64) -> Result<Descriptor, Error> {
     let bad = |why: &str| Error::image(image, &format!("its manifest is malformed: {why}"));
-    let digest: Digest = digest.parse().map_err(|_| bad("a digest of an unknown kind"))?;
+    let digest = strong(digest).ok_or_else(|| bad("a digest of an unknown kind"))?;
     let size = u64::try_from(size).map_err(|_| bad("a negative size"))?;
     Ok(Descriptor { digest, size })
+}
+
+/// A digest of the kinds that images have (OCI image specification, "Registered Algorithms"): none
+/// that two different contents could be made to share.
+pub(super) fn strong(text: &str) -> Option<Digest> {
+    let is_strong =
+        |digest: &Digest| matches!(digest.algorithm(), Algorithm::Sha256 | Algorithm::Sha512);
+    text.parse().ok().filter(is_strong)
 }
 
 impl Document {
@@ -234,4 +242,21 @@ pub(super) fn annotation<'a>(
     name: &str,
 ) -> Option<&'a str> {
     annotations?.get(name).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_that_can_be_forged_is_none() {
+        for (algorithm, len, expected) in
+            [("sha256", 64, true), ("sha512", 128, true), ("sha1", 40, false), ("md5", 32, false)]
+        {
+            let text = format!("{algorithm}:{}", "0".repeat(len));
+            assert!(text.parse::<Digest>().is_ok());
+            assert_eq!(strong(&text).is_some(), expected, "{text}");
+            assert_eq!(descriptor("x", &text, 1).is_ok(), expected, "{text}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
 
-use super::{DOCUMENT_MAX, auth, read_all, token, verify};
+use super::{DOCUMENT_MAX, auth, manifest, read_all, token, verify};
 use crate::error::ErrorKind;
 use crate::http::Http;
 use crate::origin::{Locating, Location, Origin, Plain};
@@ -69,7 +69,8 @@ impl Registry {
         let registry = Self::connect(parse(name)?, options).await?;
         let Inner { reference, .. } = &*registry.0;
         let digest = reference.digest().map(|digest| {
-            digest.parse::<Digest>().map_err(|error| Error::image(name, &error.to_string()))
+            manifest::strong(digest)
+                .ok_or_else(|| Error::image(name, "its digest is neither SHA-256 nor SHA-512"))
         });
         let digest = digest.transpose()?;
         let wanted = reference.digest().or(reference.tag()).unwrap_or("latest");
