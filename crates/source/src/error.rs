@@ -213,6 +213,16 @@ impl Error {
         Self::new(kind, what).because(innermost(error))
     }
 
+    /// The same failure of a request that went through a proxy, which then is the one to look at.
+    pub(crate) fn through(mut self, proxy: Option<&SafeUrl>) -> Self {
+        if let (Some(proxy), ErrorKind::Connect | ErrorKind::Resolve) = (proxy, self.kind()) {
+            self.0.what += &format!(" through the proxy `{proxy}`");
+            let hint = "check that proxy: `http_proxy`, `https_proxy` and `no_proxy` choose it";
+            self.0.hint = Some(hint.to_owned());
+        }
+        self
+    }
+
     /// Nothing at all came for `limit` after a request.
     pub(crate) fn no_answer(name: &str, limit: Duration) -> Self {
         Self::new(ErrorKind::Stalled, format!("`{name}` gave no answer for {limit:?}"))

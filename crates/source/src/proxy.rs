@@ -43,13 +43,16 @@ impl ProxyOptions {
     /// What the client asks for each request.
     pub(crate) fn proxy(&self) -> Proxy {
         let options = self.clone();
-        Proxy::custom(move |url| {
-            let proxy = match url.scheme() {
-                "https" => &options.https,
-                _ => &options.http,
-            };
-            proxy.as_ref().filter(|_| !options.no_proxy.matches(url)).map(|p| p.expose().clone())
-        })
+        Proxy::custom(move |url| options.of(url).map(|proxy| proxy.expose().clone()))
+    }
+
+    /// The proxy for this URL.
+    pub(crate) fn of(&self, url: &Url) -> Option<&SafeUrl> {
+        let proxy = match url.scheme() {
+            "https" => &self.https,
+            _ => &self.http,
+        };
+        proxy.as_ref().filter(|_| !self.no_proxy.matches(url))
     }
 }
 

@@ -33,6 +33,10 @@ pub(crate) const REDIRECTS_MAX: usize = 10;
 const REFUSAL_MAX: usize = 4 << 10;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 
+/// What helps where credentials would have been wanted by whom they were not meant for.
+const DROPPED: &str = "credentials and headers are not taken along to another server: if they are \
+                       meant for it, give the URL at which the redirects end";
+
 #[derive(Debug)]
 pub(crate) struct Server {
     client: Client,
@@ -64,6 +68,8 @@ pub(crate) struct Version {
 struct Hop {
     url: Url,
     private: HeaderMap,
+    /// A redirect has led elsewhere, and there was something private.
+    has_dropped: bool,
 }
 
 impl Server {
@@ -96,9 +102,11 @@ impl Server {
     pub(crate) async fn ask(&self, wanted: Wanted, known: &Version) -> Result<Response, Error> {
         let mut has_learned = false;
         loop {
-            let (url, answer) = self.follow(wanted, known).await?;
+            let (url, hop, answer) = self.follow(wanted, known).await?;
             let Err(error) = self.check(&url, &answer, wanted, known) else { return Ok(answer) };
             let is_401 = error.http_status() == Some(401);
+            let error =
+                if is_401 && hop.has_dropped { error.with_hint(DROPPED.into()) } else { error };
             let (error, again) = self.explained(error, answer).await;
             if has_learned || !(again || is_401 && self.origin.renew()) {
                 return Err(error);
@@ -108,12 +116,16 @@ impl Server {
     }
 
     /// Makes one request and those that its redirects ask for.
-    async fn follow(&self, wanted: Wanted, known: &Version) -> Result<(SafeUrl, Response), Error> {
+    async fn follow(
+        &self,
+        wanted: Wanted,
+        known: &Version,
+    ) -> Result<(SafeUrl, Hop, Response), Error> {
         let Location { url, headers } = self.origin.locate().await?;
         let mut hop = Hop::first(&url, headers);
         for _ in 0..=REDIRECTS_MAX {
             let answer = self.send(&url, &hop, wanted, known).await?;
-            let Some(location) = redirect(&answer) else { return Ok((url, answer)) };
+            let Some(location) = redirect(&answer) else { return Ok((url, hop, answer)) };
             hop.follow(location).map_err(|why| Error::redirect(&url, why))?;
         }
         Err(Error::redirects(&url))
@@ -136,7 +148,10 @@ impl Server {
         }
         let limit = self.options.connect_timeout + self.options.stall_timeout;
         match timeout(limit, request.send()).await {
-            Ok(sent) => sent.map_err(|error| Error::request(url, &hop.url, &error)),
+            Ok(sent) => sent.map_err(|error| {
+                let proxy = self.options.proxy.of(&hop.url);
+                Error::request(url, &hop.url, &error).through(proxy)
+            }),
             Err(_) => Err(Error::no_answer(&self.name, limit)),
         }
     }
@@ -262,7 +277,7 @@ impl Server {
 
 impl Hop {
     fn first(url: &SafeUrl, private: HeaderMap) -> Self {
-        Self { url: url.expose().clone(), private }
+        Self { url: url.expose().clone(), private, has_dropped: false }
     }
 
     /// Goes on to where a redirect leads, with what is private only within one origin
@@ -280,6 +295,8 @@ impl Hop {
         // Only a URL without a host refuses these.
         let _ = (next.set_username(user), next.set_password(password));
         if !inside {
+            let user = !self.url.username().is_empty() || self.url.password().is_some();
+            self.has_dropped |= user || !self.private.is_empty();
             self.private.clear();
         }
         self.url = next;

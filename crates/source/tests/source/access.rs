@@ -133,3 +133,30 @@ async fn a_proxy_is_asked_unless_the_list_says_no() {
     assert_eq!(fetch(&url, &through("", "127.0.0.0/8")).await.unwrap(), b"disk");
     assert_eq!(proxy.requests().len(), 2);
 }
+
+#[tokio::test]
+async fn who_is_to_blame_is_named() {
+    let away = FaultServer::serve("", [Reply::status(401), Reply::status(401)]);
+    let first = FaultServer::serve("", [Reply::redirect(&away.url("/there"))]);
+    for (url, words) in [
+        (first.url("disk"), "the URL at which the redirects end"),
+        (away.url("disk"), "give `--user NAME"),
+    ] {
+        let error = open_url(&url, &private()).await.unwrap_err();
+        assert_eq!(error.http_status(), Some(401));
+        let hint = error.hint().unwrap();
+        assert!(hint.contains(words), "{hint}");
+    }
+    let http = Some("http://u:hunter2@127.0.0.1:1".parse().unwrap());
+    let https = Some("http://proxy.invalid".parse().unwrap());
+    let proxy = ProxyOptions { http, https, ..ProxyOptions::default() };
+    let given = Options { proxy, attempts: 1, ..options() };
+    for (url, proxy) in [
+        ("http://disks.example/a", "through the proxy `http://u:****@127.0.0.1:1/`"),
+        ("https://disks.example/a", "through the proxy `http://proxy.invalid/`"),
+    ] {
+        let error = open_url(url, &given).await.unwrap_err();
+        assert!(error.to_string().ends_with(proxy), "{error}");
+        assert!(error.hint().unwrap().contains("`no_proxy`"));
+    }
+}
