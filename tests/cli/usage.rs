@@ -57,13 +57,17 @@ fn wrong_values_say_what_was_expected() {
         import("--checksum", "sha256:00"),
         import("--checksum", "d41d8cd98f00b204e9800998ecf8427e"),
         import("--output-format", "vmdk"),
+        import("--connections", "0"),
+        import("--connections", "65"),
     ];
     expect![[r#"
         2: error: invalid value '10GB' for '--size <QTY>': unknown suffix `GB` in `10GB`; expected one of Ki, Mi, Gi, Ti, Pi, Ei, k, M, G, T, P, E
         2: error: invalid value 'many' for '--max-size <QTY>': expected a number with an optional suffix such as `10Gi`, got `many`
         2: error: invalid value 'sha256:00' for '--checksum <ALG:HEX>': expected 64 hexadecimal digits for sha256, got 2
         2: error: invalid value 'd41d8cd98f00b204e9800998ecf8427e' for '--checksum <ALG:HEX>': expected ALGORITHM:HEX such as `sha256:9f86…`, got `d41d8cd98f00b204e9800998ecf8427e`
-        2: error: invalid value 'vmdk' for '--output-format <FORMAT>': unknown output format `vmdk`; expected raw, qcow2 or qcow2-zstd"#]].assert_eq(&lines.join("\n"));
+        2: error: invalid value 'vmdk' for '--output-format <FORMAT>': unknown output format `vmdk`; expected raw, qcow2 or qcow2-zstd
+        2: error: invalid value '0' for '--connections <N>': 0 is not in 1..=64
+        2: error: invalid value '65' for '--connections <N>': 65 is not in 1..=64"#]].assert_eq(&lines.join("\n"));
 }
 
 #[test]

@@ -201,6 +201,14 @@ fn a_failure_says_why_and_lets_kubelet_try_again() {
 }
 
 #[test]
+fn what_is_refused_is_not_called_ignored() {
+    let pod = Pod::new("http", "http://127.0.0.1:9/x").env("IMPORTER_PREVIOUS_CHECKPOINT", "1");
+    let output = pod.run();
+    assert!(output.stderr.contains("imports in several stages"), "{output}");
+    assert!(!output.stderr.contains("ignored"), "{output}");
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     for (source, name, value, expected) in [
         ("imageio", "X", "", "sources of kind `imageio` are not supported"),

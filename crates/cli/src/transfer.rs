@@ -1,12 +1,11 @@
 //! How a source is read over a network: from flags, files and environment to `source::Options`.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bootyard_source::{Header, Options};
 use bootyard_spec::{Class, Credentials, Secret};
-use clap::Args;
+use clap::{Args, value_parser};
 
 use crate::args::parse_duration;
 use crate::error::{Failure, read_input};
@@ -34,9 +33,9 @@ pub(crate) struct SourceArgs {
     /// Believe any server, whatever its certificate: only for tests
     #[arg(long)]
     insecure_skip_verify: bool,
-    /// Requests at once for one source [default: 4]
-    #[arg(long, value_name = "N")]
-    connections: Option<NonZeroUsize>,
+    /// Requests at once for one source, 64 at most; each takes 4 MiB of memory [default: 4]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
+    connections: Option<u16>,
     /// Failed requests in a row that are made again [default: 4]
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
@@ -68,7 +67,7 @@ impl SourceArgs {
             credentials: self.credentials()?,
             extra_ca,
             insecure_skip_verify: self.insecure_skip_verify,
-            connections: self.connections.map_or(defaults.connections, NonZeroUsize::get),
+            connections: self.connections.map_or(defaults.connections, usize::from),
             attempts: self.retries.map_or(defaults.attempts, |retries| retries.saturating_add(1)),
             stall_timeout: self.stall_timeout.unwrap_or(defaults.stall_timeout),
             proxy: settings::proxies()?,

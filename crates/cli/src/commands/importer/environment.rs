@@ -56,6 +56,9 @@ const KNOWN: [&str; 13] = [
     "IMPORTER_REGISTRY_IMAGE_ARCHITECTURE",
 ];
 
+/// The variables of imports in several stages.
+const REFUSED: [&str; 2] = ["IMPORTER_CURRENT_CHECKPOINT", "IMPORTER_PREVIOUS_CHECKPOINT"];
+
 /// All variables of the process, or of a test.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Variables(BTreeMap<String, String>);
@@ -134,7 +137,8 @@ impl Variables {
         let mut lines = Vec::new();
         for name in self.0.keys().filter(|name| self.get(name).is_some()) {
             let reason = WITHOUT_EFFECT.iter().find(|(own, _)| own == name).map(|(_, why)| *why);
-            let is_ours = KNOWN.contains(&name.as_str()) || name.starts_with(HEADER_PREFIX);
+            let mut known = KNOWN.iter().chain(&REFUSED);
+            let is_ours = known.any(|own| own == name) || name.starts_with(HEADER_PREFIX);
             let is_unknown = name.starts_with("IMPORTER_") && !is_ours;
             if let Some(reason) = reason.or(is_unknown.then_some("it is not known")) {
                 lines.push(format!("`{name}` is ignored: {reason}"));
@@ -150,7 +154,7 @@ impl Variables {
             "archive" => Content::Archive,
             other => return Err(Refused::new(format!("unknown content type `{other}`"))),
         };
-        for name in ["IMPORTER_CURRENT_CHECKPOINT", "IMPORTER_PREVIOUS_CHECKPOINT"] {
+        for name in REFUSED {
             if self.get(name).is_some() {
                 return Err(Refused::new("imports in several stages are not supported"));
             }
