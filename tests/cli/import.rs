@@ -290,10 +290,35 @@ fn standard_input_is_read_for_one_thing_only() {
     for flags in [
         &["-", "--user", "u", "--password-file", "-"][..],
         &["-", "--checksum-file", "-"],
-        &["x.img", "--user", "u", "--password-file", "-", "--secret-header-file", "-"],
+        &[
+            "http://127.0.0.1:9/x",
+            "--user",
+            "u",
+            "--password-file",
+            "-",
+            "--secret-header-file",
+            "-",
+        ],
     ] {
         let output = cli.run(["import", "--to", "out"].iter().chain(flags));
         assert_eq!(output.code, Some(2), "{output}");
         assert!(output.stderr.starts_with("error: standard input can be read once"), "{output}");
+    }
+}
+
+#[test]
+fn headers_that_would_not_be_sent_are_refused() {
+    let cli = Cli::from_env();
+    for command in [
+        &["import", "docker://h.example/x", "--to", "out"][..],
+        &["import", "s3://bucket/key", "--to", "out"],
+        &["import", "x.img", "--to", "out"],
+        &["inspect", "x.img"],
+        &["push", "./x.img", "docker://h.example/x:y"],
+    ] {
+        let output = cli.run(command.iter().chain(&["--header", "X-Token: hunter2"]));
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.starts_with("error: headers are for http"), "{output}");
+        assert!(!output.stderr.contains("hunter2"), "{output}");
     }
 }

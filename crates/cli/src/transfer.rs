@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bootyard_source::{Header, Options};
-use bootyard_spec::{Class, Credentials, Secret};
+use bootyard_spec::{Class, Credentials, Secret, Source};
 use clap::{Args, value_parser};
 
 use crate::args::parse_duration;
@@ -45,6 +45,17 @@ pub(crate) struct SourceArgs {
 }
 
 impl SourceArgs {
+    /// Refuses what would not be sent to `source`.
+    pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
+        let has_headers = !self.headers.is_empty() || !self.secret_header_files.is_empty();
+        if has_headers && !matches!(source, Source::Http(_)) {
+            let what = format!("headers are for http:// and https://, and not sent to `{source}`");
+            let hint = "leave out `--header` and `--secret-header-file`";
+            return Err(Failure::new(Class::Usage, what).with_hint(hint));
+        }
+        Ok(())
+    }
+
     /// How many of the files that the flags name are standard input.
     pub(crate) fn stdin_readers(&self) -> usize {
         let files = self.secret_header_files.iter().chain(&self.ca_files);

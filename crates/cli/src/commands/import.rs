@@ -69,6 +69,7 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
 
 /// Refuses flags that would have no effect, and files that are not there twice.
 fn check(args: &ImportArgs) -> Result<(), Failure> {
+    args.transfer.check(&args.source)?;
     let only_disks = [
         ("--dry-run", args.dry_run),
         ("--size", args.size.is_some()),

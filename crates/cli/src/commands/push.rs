@@ -37,6 +37,7 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
         let hint = "name a file that is not there yet, or a folder, which holds several images";
         return Err(Failure::new(Class::Target, what).with_hint(hint));
     }
+    args.transfer.check(&args.target)?;
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     let store = Store::open(&settings::store_home()?);
