@@ -40,7 +40,7 @@ use crate::plan::{fits, round_up};
 use crate::{Cancel, Error, Event, Events, Moved, Phase, Plan};
 
 /// How many chunks wait for the digest, and how many for the decoder.
-const CHUNKS_QUEUED: usize = 8;
+const CHUNKS_QUEUED: usize = 4;
 /// The most threads that decompress and store. More than a disk can follow, and each has a few
 /// clusters in memory.
 const WORKERS_MAX: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");

@@ -53,7 +53,7 @@ pub struct Options {
     pub stall_timeout: Duration,
     /// How many requests for consecutive parts of one stream may be under way at once, where the
     /// server serves ranges. Default 4; with 1 there is one request for the whole stream. The parts
-    /// that wait to be taken are in memory: this many times 4 MiB at most.
+    /// that wait to be taken are in memory: this many times 2 MiB at most.
     pub connections: usize,
     /// How many requests in a row may fail, the first included, for one forward stream or for one
     /// ranged read. A stream that breaks off after it has moved on counts anew. Default 5; with 1

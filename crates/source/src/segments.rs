@@ -4,7 +4,7 @@
 //! given out in the order of the object. A segment is asked for when an earlier one has been given
 //! out, which bounds what waits in memory by the connections times [`SEGMENT`].
 //!
-//! More connections are opened only while who reads has to wait for bytes. Where one connection
+//! More connections are opened only while who reads waits for bytes more than it works. Where one connection
 //! brings them faster than they are used, what others bring besides lies in memory until it has left
 //! the processor's caches: on loopback four connections at once took 1.2 times as long as one. With
 //! 20 MB/s for a connection, four took a seventh of the time.
@@ -27,11 +27,11 @@ use crate::server::{Server, Version};
 
 /// The bytes of one request: long enough that a request's round trip is nothing beside it on a fast
 /// link, and short enough that several of them fit in memory.
-pub(crate) const SEGMENT: u64 = 4 << 20;
+pub(crate) const SEGMENT: u64 = 2 << 20;
 
 /// The wait within one segment that is worth another connection. A link that makes nobody wait so
 /// long brings 200 MB/s, which is more than most images are decoded at.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// When so much is left of the last segment on its way, the next one is asked for, so that its round
 /// trip passes meanwhile.
@@ -61,6 +61,8 @@ pub(crate) struct Segments {
     width: usize,
     /// How long the present segment has been waited for since the last connection was added.
     waited: Duration,
+    /// When that began.
+    began: Instant,
 }
 
 /// A segment that a task reads.
@@ -90,6 +92,7 @@ impl Segments {
             received: start,
             width: 1,
             waited: Duration::ZERO,
+            began: Instant::now(),
         }
     }
 
@@ -117,7 +120,7 @@ impl Segments {
                 Some(Err(error)) => return Err(self.fail(error)),
                 None if self.received == segment.end => {
                     self.under_way.pop_front();
-                    self.waited = Duration::ZERO;
+                    (self.waited, self.began) = (Duration::ZERO, Instant::now());
                 }
                 // The runtime took the task away.
                 None => {
@@ -132,9 +135,11 @@ impl Segments {
     /// Starts as many segments as may be under way.
     fn ask(&mut self) {
         let connections = self.server.connections();
-        if self.waited > PATIENCE && self.width < connections {
+        // Who is busy with the bytes for longer than waiting for them gains nothing by more.
+        let is_slow = self.waited > PATIENCE && self.waited > self.began.elapsed() / 2;
+        if is_slow && self.width < connections {
             self.width += 1;
-            self.waited = Duration::ZERO;
+            (self.waited, self.began) = (Duration::ZERO, Instant::now());
         }
         let ahead = if self.asked - self.received < LEAD { 1 } else { 0 };
         let queued = if self.width == 1 { QUEUED_ALONE } else { QUEUED };

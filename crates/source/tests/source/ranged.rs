@@ -9,7 +9,7 @@ use bootyard_testkit::{
 
 use crate::{open_url, options, read_all};
 
-const SEGMENT: usize = 4 << 20;
+const SEGMENT: usize = 2 << 20;
 const LEN: usize = 6 * SEGMENT + 7;
 
 /// Repeats itself, because random bytes take as long as a test, but never at a segment's length.
