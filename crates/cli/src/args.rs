@@ -66,7 +66,8 @@ pub(crate) enum Command {
 #[command(group = ArgGroup::new("target").required(true))]
 pub(crate) struct ImportArgs {
     /// Where the image is: http://…, https://…, s3://…, gs://…, docker://…, oci:PATH,
-    /// oci-archive:PATH, docker-archive:PATH, file:PATH, a path, or - for standard input
+    /// oci-archive:PATH, docker-archive:PATH, volume:NAME, file:PATH, a path, blank, or - for standard
+    /// input
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
