@@ -5,13 +5,14 @@
 //! before this one has begun is gone on with, if the source is still the same. Whatever fails, the
 //! target is dropped, which removes it; only what can be gone on with stays, hidden.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bootyard_image::fingerprint::{Collector, Fingerprint};
 use bootyard_image::gpt::{self, Moved};
 use bootyard_image::raw::RawDisk;
-use bootyard_image::{ErrorKind, Format};
+use bootyard_image::{Disk, ErrorKind, Extent, Format, ReadAt};
 use bootyard_source as source;
 use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verifier};
 use bootyard_volume::{Staged, Store};
@@ -141,8 +142,7 @@ impl Job<'_> {
         let transferred = match transferred {
             // Whatever else went wrong then is only how the threads ended.
             _ if self.cancel.is_cancelled() => {
-                let device = staged.capacity().map(|_| staged.path().to_owned());
-                return Err(give_up(staged, Error::Cancelled { device, kept: None }, kept));
+                return Err(stopped(staged, kept));
             }
             Err(error) => {
                 if matches!(error, Error::Image(_)) {
@@ -154,7 +154,13 @@ impl Job<'_> {
         };
         let Transferred { summary, verified, volume_size, retries, collector } = transferred;
         let collector = relocate_gpt(self.request, &staged, volume_size, collector)?;
-        let fingerprint = fingerprint(self.request, &staged, volume_size, collector)?;
+        let stored = Stored { staged: &staged, cancel: self.cancel };
+        let fingerprint = match fingerprint(self.request, &stored, volume_size, collector) {
+            Err(_) if self.cancel.is_cancelled() => {
+                return Err(stopped(staged, kept));
+            }
+            fingerprint => fingerprint?,
+        };
         self.events.event(Event::Phase(Phase::Publishing));
         let published = staged.publish(&verified)?;
         Ok(Report {
@@ -286,19 +292,50 @@ fn relocate_gpt(
     })
 }
 
+/// The raw disk in a target, to be read until the user stops that.
+#[derive(Debug)]
+struct Stored<'a> {
+    staged: &'a Staged,
+    cancel: &'a Cancel,
+}
+
+impl Disk for Stored<'_> {
+    fn virtual_size(&self) -> u64 {
+        self.staged.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), bootyard_image::Error> {
+        if self.cancel.is_cancelled() {
+            return Err(bootyard_image::Error::write(io::Error::other("stopped")));
+        }
+        RawDisk::read_only(self.staged).read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, bootyard_image::Error> {
+        let (len, zero) = self.staged.hole_at(offset).map_err(bootyard_image::Error::write)?;
+        Ok(Extent { len, zero })
+    }
+}
+
 /// The fingerprint of the volume: as it was taken on the way, or else by reading what is stored.
 fn fingerprint(
     request: &ImportRequest,
-    staged: &Staged,
+    stored: &Stored<'_>,
     volume_size: u64,
     collector: Option<Collector>,
 ) -> Result<Option<Fingerprint>, Error> {
     let found = match (collector, request.output_format) {
-        (Some(collector), OutputFormat::Raw) => collector.finish(volume_size, Some(staged)),
+        (Some(collector), OutputFormat::Raw) => collector.finish(volume_size, Some(stored.staged)),
         (Some(collector), _) => return Ok(collector.finish(volume_size, None).ok()),
-        (None, _) => Fingerprint::of(&RawDisk::read_only(staged), workers()),
+        (None, _) => Fingerprint::of(stored, workers()),
     };
     found.map(Some).map_err(|error| Error::image(error, &request.source, None))
+}
+
+/// Ends an import that the user stops.
+fn stopped(staged: Staged, kept: Option<Share>) -> Error {
+    let device = staged.capacity().map(|_| staged.path().to_owned());
+    give_up(staged, Error::Cancelled { device, kept: None }, kept)
 }
 
 /// Ends an import that failed. Where the same command may well succeed later, what is done stays
@@ -374,7 +411,8 @@ fn blank(request: &ImportRequest, staged: Staged, events: &dyn Events) -> Result
     let finished = output.map_err(write)?.finish(0, size);
     let collector = finished.map_err(|error| Error::image(error, &request.source, None))?;
     let staged = Arc::into_inner(staged).expect("the output has ended");
-    let fingerprint = fingerprint(request, &staged, size, collector)?;
+    let stored = Stored { staged: &staged, cancel: &Cancel::new() };
+    let fingerprint = fingerprint(request, &stored, size, collector)?;
     events.event(Event::Phase(Phase::Publishing));
     let verified = Verifier::new(Vec::new()).finish().expect("nothing was expected");
     let published = staged.publish(&verified)?;

@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, RenameFlags, fallocate, fstatvfs, linkat, renameat_with,
+    AtFlags, CWD, FallocateFlags, RenameFlags, SeekFrom, fallocate, fstatvfs, linkat,
+    renameat_with, seek,
 };
 
 /// Block devices zero out, and files punch holes, in units of their sectors or pages; whatever the
@@ -34,6 +35,22 @@ pub(crate) fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
         return Ok(());
     }
     write_zeros(file, first, last)
+}
+
+/// How many bytes from `offset` on, before `end`, are alike: in a hole, which reads as zeros, or not.
+/// Moves the file's own offset.
+pub(crate) fn hole_at(file: &File, offset: u64, end: u64) -> io::Result<(u64, bool)> {
+    let data = match seek(file, SeekFrom::Data(offset)) {
+        Ok(data) => data,
+        // No data follows.
+        Err(rustix::io::Errno::NXIO) => end,
+        Err(error) => return Err(error.into()),
+    };
+    if data > offset {
+        return Ok((data.min(end) - offset, true));
+    }
+    let hole = seek(file, SeekFrom::Hole(offset))?;
+    Ok((hole.min(end) - offset, false))
 }
 
 /// Makes `len` bytes at `offset` read as zeros, and leaves them their place.

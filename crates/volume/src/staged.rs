@@ -185,6 +185,16 @@ impl Staged {
         }
     }
 
+    /// How many bytes from `offset` on are alike: in a hole, which reads as zeros, or not. At least
+    /// one, for an offset within what was reserved.
+    pub fn hole_at(&self, offset: u64) -> io::Result<(u64, bool)> {
+        let end = self.size.load(Ordering::Relaxed);
+        match &self.medium {
+            Medium::File(part) => fsops::hole_at(&part.file, offset, end),
+            Medium::Device(_) => Ok((end - offset, false)),
+        }
+    }
+
     /// Makes durable what was stored so far.
     pub fn flush(&self) -> Result<(), Error> {
         self.sync().map_err(|error| {

@@ -403,6 +403,8 @@ impl<L: Layout> Push for Router<L> {
                     let rest = bytes.slice(past as usize..);
                     let len = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
                     self.push(rest.slice(..len), pool)?;
+                    // It counts as kept, and is.
+                    self.recorder.take();
                 }
                 KeptBytes::Zero(len) if past < *len => {
                     let len = (len - past).min(room);

@@ -549,3 +549,20 @@ fn a_left_over_is_gone_on_with_whatever_the_umask_was() {
     run(&mut other);
     assert_eq!(Staged::for_path(&path).unwrap().left().len(), 1);
 }
+
+#[test]
+fn holes_are_found_without_reading_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let staged = Staged::for_path(&folder.path().join("disk.raw")).unwrap();
+    staged.reserve(8 << 20).unwrap();
+    staged.put(data(1 << 20, &[7; 1 << 20])).unwrap();
+    for (offset, expected) in [
+        (0, (1 << 20, true)),
+        (5, ((1 << 20) - 5, true)),
+        (1 << 20, (1 << 20, false)),
+        ((2 << 20) - 1, (1, false)),
+        (2 << 20, (6 << 20, true)),
+    ] {
+        assert_eq!(staged.hole_at(offset).unwrap(), expected, "{offset}");
+    }
+}
