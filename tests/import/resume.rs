@@ -113,7 +113,8 @@ fn a_source_that_has_changed_is_fetched_anew() {
     let options = NginxOptions { bytes_per_second: Some(16 * MIB), ..NginxOptions::default() };
     let nginx = Nginx::serve_with(folder.path(), &options);
     let (cli, url) = (Cli::from_env(), nginx.url("disk.raw"));
-    let mut child = start(&cli, &["import", &url, "--name", "v"]);
+    // One connection, since each request has a burst before its rate is limited.
+    let mut child = start(&cli, &["import", &url, "--name", "v", "--connections", "1"]);
     sleep(Duration::from_millis(700));
     child.kill().expect("SIGKILL");
     child.wait().expect("its end");

@@ -130,7 +130,9 @@ fn a_killed_import_shows_nothing_and_the_next_one_takes_over() {
     let server =
         FaultServer::serve(image.clone(), [Reply::honest().stall_after(image.len() as u64 / 2)]);
     let cli = Cli::from_env();
-    let mut import = cli.command(["import", &server.url("disk.qcow2"), "--name", "disk"]);
+    let url = server.url("disk.qcow2");
+    // In segments no answer would be long enough to stall.
+    let mut import = cli.command(["import", &url, "--name", "disk", "--connections", "1"]);
     let mut child = import.stderr(std::process::Stdio::null()).spawn().expect("an import");
     std::thread::sleep(Duration::from_millis(800));
     child.kill().expect("a child to kill");
