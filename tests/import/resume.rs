@@ -56,32 +56,38 @@ fn kill_and_repeat(name: &str, kills: u32) -> u32 {
     let expected = sha256_file(folder.path().join("disk.raw"));
     let checksum = format!("sha256:{}", sha256_file(folder.path().join(name)));
     let (cli, url) = (Cli::from_env(), nginx.url(name));
-    let (mut killed, mut fingerprints) = (0, BTreeSet::new());
+    let (mut killed, mut started, mut fingerprints) = (0, 0, BTreeSet::new());
     for round in 0.. {
         if killed >= kills {
             break;
         }
         let volume = format!("v{round}");
         let arguments = ["import", &url, "--name", &volume, "--json", "--checksum", &checksum];
+        let disk = cli.store().join(format!("volumes/{volume}/disk.raw"));
         let before = nginx.bytes_sent();
         let mut here = 0;
         let output = loop {
             let mut child = start(&cli, &arguments);
             // Spread over the import, without a pattern in common with its own steps.
-            sleep(Duration::from_millis(40 + u64::from(killed * 37 % 211)));
+            sleep(Duration::from_millis(15 + started * 37 % 161));
+            started += 1;
             if killed >= kills || child.try_wait().expect("its state").is_some() {
-                break child.wait_with_output().expect("its end");
+                break Some(child.wait_with_output().expect("its end"));
             }
             child.kill().expect("SIGKILL");
             child.wait().expect("its end");
             (killed, here) = (killed + 1, here + 1);
+            if disk.exists() {
+                // It had given its verdict, and was killed before it said so.
+                break None;
+            }
             assert_nothing_visible(&cli);
         };
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{name} after {killed} kills: {said}");
-        let disk = cli.store().join(format!("volumes/{volume}/disk.raw"));
         assert_eq!(sha256_file(&disk), expected, "{name} after {killed} kills");
         fs_err::remove_dir_all(disk.parent().expect("a folder")).expect("it is removed");
+        let Some(output) = output else { continue };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} after {killed} kills: {said}");
         let fetched = nginx.bytes_sent() - before;
         let most = len + here * IN_HAND;
         assert!(fetched <= most, "{name}: {fetched} bytes for {len} with {here} kills");
@@ -89,7 +95,7 @@ fn kill_and_repeat(name: &str, kills: u32) -> u32 {
         assert!(report["resumed_bytes"].as_u64().is_some_and(|resumed| resumed <= len));
         fingerprints.insert(report["fingerprint"].as_str().expect("a fingerprint").to_owned());
     }
-    assert_eq!(fingerprints.len(), 1, "{fingerprints:?}");
+    assert!(fingerprints.len() <= 1, "{fingerprints:?}");
     killed
 }
 
