@@ -33,6 +33,10 @@ pub(crate) const SEGMENT: u64 = 2 << 20;
 /// long brings 200 MB/s, which is more than most images are decoded at.
 const PATIENCE: Duration = Duration::from_millis(10);
 
+/// How long it is remembered what part of the time was waiting: a decoder that works in bursts may
+/// wait through whole segments and yet be the slow one.
+const MEMORY: Duration = Duration::from_secs(5);
+
 /// When so much is left of the last segment on its way, the next one is asked for, so that its round
 /// trip passes meanwhile.
 const LEAD: u64 = 1 << 20;
@@ -61,8 +65,15 @@ pub(crate) struct Segments {
     width: usize,
     /// How long the present segment has been waited for since the last connection was added.
     waited: Duration,
-    /// When that began.
-    began: Instant,
+    share: Share,
+}
+
+/// What part of the time is waiting, by and large.
+#[derive(Debug)]
+struct Share {
+    waited: Duration,
+    passed: Duration,
+    since: Instant,
 }
 
 /// A segment that a task reads.
@@ -92,7 +103,7 @@ impl Segments {
             received: start,
             width: 1,
             waited: Duration::ZERO,
-            began: Instant::now(),
+            share: Share::new(),
         }
     }
 
@@ -109,6 +120,7 @@ impl Segments {
                     let since = Instant::now();
                     let chunk = segment.chunks.recv().await;
                     self.waited += since.elapsed();
+                    self.share.waited += since.elapsed();
                     chunk
                 }
             };
@@ -120,7 +132,7 @@ impl Segments {
                 Some(Err(error)) => return Err(self.fail(error)),
                 None if self.received == segment.end => {
                     self.under_way.pop_front();
-                    (self.waited, self.began) = (Duration::ZERO, Instant::now());
+                    self.waited = Duration::ZERO;
                 }
                 // The runtime took the task away.
                 None => {
@@ -136,10 +148,9 @@ impl Segments {
     fn ask(&mut self) {
         let connections = self.server.connections();
         // Who is busy with the bytes for longer than waiting for them gains nothing by more.
-        let is_slow = self.waited > PATIENCE && self.waited > self.began.elapsed() / 2;
-        if is_slow && self.width < connections {
+        if self.waited > PATIENCE && self.width < connections && self.share.is_most() {
             self.width += 1;
-            (self.waited, self.began) = (Duration::ZERO, Instant::now());
+            self.waited = Duration::ZERO;
         }
         let ahead = if self.asked - self.received < LEAD { 1 } else { 0 };
         let queued = if self.width == 1 { QUEUED_ALONE } else { QUEUED };
@@ -158,6 +169,26 @@ impl Segments {
         self.under_way.clear();
         self.asked = self.len;
         error
+    }
+}
+
+impl Share {
+    fn new() -> Self {
+        let [waited, passed] = [Duration::ZERO; 2];
+        Self { waited, passed, since: Instant::now() }
+    }
+
+    /// Whether more than half of the time was waiting. What lies back counts half as much after
+    /// each [`MEMORY`].
+    fn is_most(&mut self) -> bool {
+        self.passed += self.since.elapsed();
+        self.since = Instant::now();
+        let is_most = self.waited > self.passed / 2;
+        if self.passed > MEMORY {
+            self.waited /= 2;
+            self.passed /= 2;
+        }
+        is_most
     }
 }
 
