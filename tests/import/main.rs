@@ -8,6 +8,7 @@ mod corpus;
 mod faults;
 mod formats;
 mod importer;
+mod metrics;
 mod registry;
 mod resume;
 mod s3;

@@ -117,6 +117,10 @@ pub(crate) struct ImportArgs {
     /// Print events and the report as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
+    /// File that shows the progress as CDI's metric, for node_exporter's textfile collector: its name
+    /// has to end in .prom there
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub(crate) metrics_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) transfer: SourceArgs,
     #[command(flatten)]

@@ -7,6 +7,7 @@ mod commands;
 mod error;
 mod host;
 mod json;
+mod metrics;
 mod output;
 mod progress;
 mod settings;

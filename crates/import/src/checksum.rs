@@ -3,8 +3,9 @@
 use bootyard_source::{self as source, checksums, open};
 use bootyard_spec::{Digest, Source};
 
-use crate::Error;
 use crate::run::runtime;
+use crate::transfer::unless;
+use crate::{Cancel, Error};
 
 /// The most bytes of such a file: the largest that distributions publish have a few hundred KiB.
 const LIST_MAX: usize = 16 << 20;
@@ -14,18 +15,19 @@ const LIST_MAX: usize = 16 << 20;
 ///
 /// # Errors
 ///
-/// If the list cannot be read, is too large, or does not name the image.
+/// If the list cannot be read, is too large, or does not name the image, and where `cancel` stops it.
 pub fn published_checksum(
     list: &Source,
     image: &Source,
     options: &source::Options,
+    cancel: &Cancel,
 ) -> Result<Digest, Error> {
     let mut options = options.clone();
     if !is_same_origin(list, image) {
         options.credentials = None;
         options.headers.clear();
     }
-    let text = runtime()?.block_on(read(list, &options))?;
+    let text = runtime()?.block_on(unless(cancel, read(list, &options)))??;
     checksums::find(&text, file_name(image)).map_err(|error| Error::ChecksumFile {
         list_name: list.to_string(),
         error: Box::new(error),

@@ -374,13 +374,15 @@ pub fn probe(
     request: &ImportRequest,
     store: &Store,
     options: &source::Options,
+    cancel: &Cancel,
 ) -> Result<Probe, Error> {
     let (request, is_raw) = resolve(request, store)?;
     if request.source == Source::Blank {
         return Ok(Probe::blank());
     }
     let lookup = Lookup::default();
-    Ok(runtime()?.block_on(Opened::open(&request.source, options, is_raw, &lookup))?.probe)
+    let opening = Opened::open(&request.source, options, is_raw, &lookup);
+    Ok(runtime()?.block_on(unless(cancel, opening))??.probe)
 }
 
 /// The request with the file behind a volume that is its source, and whether that is known to be

@@ -1,12 +1,13 @@
 //! `bootyard import`: from the arguments to a request, from the report to a result.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bootyard_image::chain_name;
-use bootyard_import::{ArchiveRequest, Cancel, Event, ImageReport, Report};
+use bootyard_import::{ArchiveRequest, Cancel, Event, Events, ImageReport, Report};
 use bootyard_source::Options;
 use bootyard_spec::{ByteSize, CacheSpec, Class, ImportRequest, OutputFormat, Source, Target};
 use bootyard_volume::{Store, UnpackOptions};
@@ -15,6 +16,7 @@ use indicatif::HumanBytes;
 use crate::args::{ContentType, ImportArgs};
 use crate::error::Failure;
 use crate::json::{ArchiveLine, EventLine, FailureLine, ReportLine};
+use crate::metrics::MetricsFile;
 use crate::progress::Display;
 use crate::{output, settings};
 
@@ -29,24 +31,28 @@ pub(crate) fn run(args: ImportArgs) -> Result<ExitCode, Failure> {
 }
 
 fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
-    let (json, dry_run) = (args.json, args.dry_run);
-    let (content_type, deadline) = (args.content_type, args.deadline);
     check(&args)?;
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
-    let published = args.checksum_file.clone();
+    let limit = Limit::start(args.deadline)?;
+    let done = within(&limit, args, &options);
+    done.map_err(|failure| limit.explain(failure))
+}
+
+/// What the limit holds for: everything that a server may draw out.
+fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode, Failure> {
+    let (json, dry_run, content_type) = (args.json, args.dry_run, args.content_type);
+    let (published, metrics) = (args.checksum_file.clone(), args.metrics_file.clone());
     let mut request = request(args)?;
     if let Some(list) = published {
-        let digest = bootyard_import::published_checksum(&list, &request.source, &options)?;
+        let source = &request.source;
+        let digest = bootyard_import::published_checksum(&list, source, options, &limit.cancel)?;
         request.checksum = Some(digest);
-    }
-    if content_type == ContentType::Archive {
-        return archive(request, &options, json, deadline);
     }
     let store = Store::open(&settings::store_home()?);
     if dry_run {
-        let probe = bootyard_import::probe(&request, &store, &options)?;
+        let probe = bootyard_import::probe(&request, &store, options, &limit.cancel)?;
         let plan = bootyard_import::plan(&request, &probe)?;
         match EventLine::of(&Event::Planned(&plan)).filter(|_| json) {
             Some(line) => output::json_line(&line)?,
@@ -54,17 +60,54 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let display = Display::new(json);
-    let limit = Limit::start(deadline)?;
-    let report = bootyard_import::run(&request, &store, &options, &display, &limit.cancel);
-    let report = report.map_err(|error| limit.explain(error))?;
-    let took = display.finish();
+    let watch = Watch::new(json, metrics.as_deref(), &request.target)?;
+    if content_type == ContentType::Archive {
+        return archive(request, options, json, &watch, limit);
+    }
+    let report = bootyard_import::run(&request, &store, options, &watch, &limit.cancel);
+    let took = watch.finish(report.is_ok());
+    let report = report?;
     if json {
         output::json_line(&ReportLine::new(&report, took.as_secs_f64()))?;
     } else {
         output::result(&summary(&report, took))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What shows how far an import has come.
+struct Watch {
+    display: Display,
+    metrics: Option<MetricsFile>,
+}
+
+impl Watch {
+    fn new(json: bool, metrics: Option<&Path>, target: &Target) -> Result<Self, Failure> {
+        let owner = match target {
+            Target::Volume(name) => name.to_string(),
+            Target::Path(path) => path.display().to_string(),
+        };
+        let metrics = metrics.map(|path| MetricsFile::create(path, &owner)).transpose()?;
+        Ok(Self { display: Display::new(json), metrics })
+    }
+
+    /// Gives how long it all took.
+    fn finish(&self, is_done: bool) -> Duration {
+        let took = self.display.finish();
+        if let Some(metrics) = &self.metrics {
+            metrics.finish(is_done);
+        }
+        took
+    }
+}
+
+impl Events for Watch {
+    fn event(&self, event: Event<'_>) {
+        self.display.event(event);
+        if let Some(metrics) = &self.metrics {
+            metrics.event(event);
+        }
+    }
 }
 
 /// Refuses flags that would have no effect, and files that are not there twice.
@@ -119,7 +162,8 @@ fn archive(
     request: ImportRequest,
     options: &Options,
     json: bool,
-    deadline: Option<Duration>,
+    watch: &Watch,
+    limit: &Limit,
 ) -> Result<ExitCode, Failure> {
     let Target::Path(folder) = request.target else {
         let what = "an archive becomes a folder, not a volume of the store";
@@ -133,11 +177,9 @@ fn archive(
         checksum: request.checksum,
         options: UnpackOptions { bytes_max, ..limits },
     };
-    let display = Display::new(json);
-    let limit = Limit::start(deadline)?;
-    let report = bootyard_import::unpack(&request, options, &display, &limit.cancel);
-    let report = report.map_err(|error| limit.explain(error))?;
-    let took = display.finish();
+    let report = bootyard_import::unpack(&request, options, watch, &limit.cancel);
+    let took = watch.finish(report.is_ok());
+    let report = report?;
     if json {
         output::json_line(&ArchiveLine::new(&report, took.as_secs_f64()))?;
     } else {
@@ -181,8 +223,7 @@ impl Limit {
     }
 
     /// Says of an import that was stopped by the deadline that it was.
-    fn explain(&self, error: bootyard_import::Error) -> Failure {
-        let failure = Failure::from(error);
+    fn explain(&self, failure: Failure) -> Failure {
         match self.deadline.filter(|_| self.passed.load(Ordering::Relaxed)) {
             Some(deadline) if failure.is(Class::Interrupted) => {
                 let what = format!("the import took longer than {deadline:?}");

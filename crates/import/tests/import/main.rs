@@ -63,7 +63,7 @@ impl Place {
     }
 
     fn probe(&self, request: &ImportRequest) -> Result<Probe, Error> {
-        probe(request, &Store::open(&self.path("home")), &Options::default())
+        probe(request, &Store::open(&self.path("home")), &Options::default(), &Cancel::new())
     }
 
     /// Every file of this place.

@@ -17,12 +17,12 @@ use bootyard_import::{ArchiveRequest, Error, Event, Events, Report};
 use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, SafeUrl, Source, Target};
 use bootyard_volume::{Store, UnpackOptions};
 
+use crate::metrics::Metrics;
 use crate::output;
 use crate::progress::Display;
 use crate::settings;
 use answer::Answer;
 use environment::{Content, Job, Paths};
-use metrics::Metrics;
 use target::Place;
 
 pub(crate) use environment::Variables;
@@ -53,7 +53,8 @@ pub(crate) fn run() -> ExitCode {
     let paths = variables.paths();
     let metrics = Metrics::new(variables.owner_uid());
     // Without them the import is as good, and only its progress is not seen.
-    if let Err(refused) = variables.metrics().and_then(|options| metrics.serve(&options)) {
+    if let Err(refused) = variables.metrics().and_then(|options| metrics::serve(&metrics, &options))
+    {
         log(&refused.0);
     }
     let answer = match variables.job(&paths) {
