@@ -33,6 +33,10 @@ pub(crate) const SEGMENT: u64 = 2 << 20;
 /// long brings 200 MB/s, which is more than most images are decoded at.
 const PATIENCE: Duration = Duration::from_millis(10);
 
+/// How long the source must have been waited for at all. Before that, a decoder that is slow may only
+/// be filling its buffers.
+const FILLING: Duration = Duration::from_millis(100);
+
 /// How long it is remembered what part of the time was waiting: a decoder that works in bursts may
 /// wait through whole segments and yet be the slow one.
 const MEMORY: Duration = Duration::from_secs(5);
@@ -178,12 +182,12 @@ impl Share {
         Self { waited, passed, since: Instant::now() }
     }
 
-    /// Whether more than half of the time was waiting. What lies back counts half as much after
+    /// Whether more than half of the time was waiting, once it counts. What lies back counts half as much after
     /// each [`MEMORY`].
     fn is_most(&mut self) -> bool {
         self.passed += self.since.elapsed();
         self.since = Instant::now();
-        let is_most = self.waited > self.passed / 2;
+        let is_most = self.waited > FILLING.max(self.passed / 2);
         if self.passed > MEMORY {
             self.waited /= 2;
             self.passed /= 2;
