@@ -9,12 +9,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bootyard_testkit::{
-    Cli, FaultServer, ImageLayout, Nginx, NginxOptions, Output, Registry, Reply, S3Server,
-    pseudo_random, require_tool, run, sha256_file, skip,
+    Cli, FaultServer, ImageLayout, LoopDevice, Nginx, NginxOptions, Output, Registry, Reply,
+    S3Server, pseudo_random, require_tool, run, sha256_file, skip,
 };
 
 use crate::Images;
-use crate::targets::Loop;
 
 const MIB: u64 = 1 << 20;
 
@@ -341,10 +340,10 @@ fn a_block_device_takes_the_disk() {
     let images = Images::new();
     let backing = images.path("device");
     fs_err::write(&backing, vec![0xaa; 32 << 20]).expect("a file for the device");
-    let Some(device) = Loop::attach(&backing, 512) else { skip!("no loop device") };
+    let Some(device) = LoopDevice::attach(&backing, 512) else { return };
     let server = FaultServer::serve(fs_err::read(images.path("disk.raw")).expect("an image"), []);
     let pod = Pod::new("http", &server.url("disk.img")).env("IMPORTER_IMAGE_SIZE", "10Mi");
-    fs_err::os::unix::fs::symlink(&device.0, pod.path("dev/cdi-block-volume")).expect("a link");
+    fs_err::os::unix::fs::symlink(device.path(), pod.path("dev/cdi-block-volume")).expect("a link");
     pod.succeed();
     drop(device);
     let written = fs_err::read(&backing).expect("the device's file");

@@ -1,34 +1,16 @@
 //! Targets: block devices, full file systems, races.
 
-use std::path::Path;
 use std::process::Command;
 
 use std::os::unix::fs::MetadataExt;
 
 use std::time::Duration;
 
-use bootyard_testkit::{Cli, FaultServer, Reply, require_tool, run, sha256_file, skip};
+use bootyard_testkit::{
+    Cli, FaultServer, LoopDevice, Mount, Reply, require_tool, run, sha256_file,
+};
 
 use crate::Images;
-
-/// A loop device over a file, detached when dropped.
-pub(crate) struct Loop(pub(crate) String);
-
-impl Loop {
-    pub(crate) fn attach(file: &Path, sector: u32) -> Option<Self> {
-        let sector = sector.to_string();
-        let words = ["--find", "--show", "--sector-size", &sector];
-        let output = Command::new("losetup").args(words).arg(file).output().ok()?;
-        let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success().then_some(Self(name))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        run(Command::new("losetup").args(["--detach", &self.0]));
-    }
-}
 
 #[test]
 fn a_block_device_gets_the_disk_and_zeros_behind_it() {
@@ -40,11 +22,9 @@ fn a_block_device_gets_the_disk_and_zeros_behind_it() {
     for sector in [512, 4096] {
         let backing = images.path("device");
         fs_err::write(&backing, vec![0xaa; 32 << 20]).expect("a file for the device");
-        let Some(device) = Loop::attach(&backing, sector) else {
-            skip!("no loop device with sectors of {sector} bytes");
-        };
+        let Some(device) = LoopDevice::attach(&backing, sector) else { return };
         let cli = Cli::from_env();
-        let output = cli.run(["import", &source, "--to", &device.0]);
+        let output = cli.run(["import", &source, "--to", device.path().to_str().expect("a name")]);
         assert_eq!(output.code, Some(0), "{output}");
         drop(device);
         let written = fs_err::read(&backing).expect("the device's file");
@@ -64,11 +44,9 @@ fn a_device_that_is_too_small_is_left_as_it_was() {
     let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
     let backing = images.path("device");
     fs_err::write(&backing, vec![0xaa; 1 << 20]).expect("a file for the device");
-    let Some(device) = Loop::attach(&backing, 512) else {
-        skip!("no loop device");
-    };
+    let Some(device) = LoopDevice::attach(&backing, 512) else { return };
     let cli = Cli::from_env();
-    let output = cli.run(["import", &source, "--to", &device.0]);
+    let output = cli.run(["import", &source, "--to", device.path().to_str().expect("a name")]);
     assert_eq!(output.code, Some(6), "{output}");
     drop(device);
     let left = fs_err::read(&backing).expect("the device's file");
@@ -77,22 +55,16 @@ fn a_device_that_is_too_small_is_left_as_it_was() {
 
 #[test]
 fn a_full_file_system_is_one_error_and_leaves_nothing() {
-    if !require_tool("qemu-img") || !require_tool("mke2fs") {
+    if !require_tool("qemu-img") {
         return;
     }
     let images = Images::new();
     let source = images.convert("zlib.qcow2", &["-c"]).display().to_string();
-    let (file, mount) = (images.path("small.ext4"), images.path("mount"));
-    fs_err::create_dir(&mount).expect("a folder to mount on");
-    run(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&file).arg("8M"));
-    let mounted = Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&mount).output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        skip!("no loop mount");
-    }
+    let Some(mount) = Mount::new("ext4", 8) else { return };
+    let mount = mount.path();
     let cli = Cli::from_env().env("BOOTYARD_HOME", &mount.display().to_string());
     let output = cli.run(["import", &source, "--name", "disk"]);
     let left = run(Command::new("find").arg(&mount).args(["-name", "*disk*", "-type", "f"]));
-    run(Command::new("umount").arg(&mount));
     assert_eq!(output.code, Some(6), "{output}");
     assert!(output.stderr.contains("No space left") || output.stderr.contains("no space"));
     assert!(output.stderr.contains("hint: "), "{output}");

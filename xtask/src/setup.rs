@@ -51,6 +51,8 @@ const PACKAGES: &[Package] = &[
     package("fdisk", Need::Boot, "sfdisk partitions the guest's disk"),
     package("kmod", Need::Boot, "depmod orders the lab's kernel modules"),
     package("openssh-client", Need::Boot, "ssh-keygen makes the guest's test key"),
+    package("xfsprogs", Need::Test, "file systems that share blocks between clones"),
+    package("btrfs-progs", Need::Test, "the same"),
     package("gdisk", Need::Test, "sgdisk is the oracle for moved partition tables"),
     package("g++", Need::Test, "compiles the fuzzer"),
     package("python3", Need::Test, "makes the hostile images"),

@@ -47,6 +47,25 @@ impl AttachedDisk {
         Ok(Self { file, path: path.to_owned(), len: AtomicU64::new(len) })
     }
 
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How many bytes from `offset` on are alike: in a hole, which reads as zeros, or not. A block
+    /// device has no holes that it tells of.
+    pub(crate) fn hole_at(&self, offset: u64) -> io::Result<(u64, bool)> {
+        let end = self.len();
+        if self.file.metadata()?.file_type().is_block_device() {
+            return Ok((end - offset, false));
+        }
+        fsops::hole_at(&self.file, offset, end).map_err(|error| self.failed(error, "reading"))
+    }
+
     fn failed(&self, error: io::Error, what: &str) -> io::Error {
         let kind = error.kind();
         let what = format!("{what} `{}` failed", self.path.display());

@@ -32,6 +32,8 @@ pub enum ErrorKind {
     NotFound,
     /// The user may not write there.
     Permission,
+    /// The user wanted to stop.
+    Stopped,
     /// An archive is damaged, too large, or has members that may not be unpacked.
     Archive,
     /// Anything else that the operating system reports.
@@ -144,6 +146,7 @@ impl Explain for Error {
     fn class(&self) -> Class {
         match self.kind {
             ErrorKind::Archive => Class::Image,
+            ErrorKind::Stopped => Class::Interrupted,
             _ => Class::Target,
         }
     }

@@ -8,6 +8,7 @@
 //! beyond the name that a file's ending carries.
 
 mod attached;
+mod clone;
 mod device;
 mod error;
 mod fsops;
@@ -19,6 +20,7 @@ mod store;
 mod unpack;
 
 pub use attached::AttachedDisk;
+pub use clone::{CloneMethod, CloneOptions, Cloned};
 pub use error::{Error, ErrorKind};
 pub use fsops::is_same;
 pub use journal::{Journal, Record};

@@ -1,5 +1,6 @@
 //! A disk that is being written and that nobody else sees.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bootyard_image::{Body, Piece, ReadAt, Sink, WriteAt};
 use bootyard_spec::Verified;
 
+use crate::clone::Compared;
 use crate::device::Device;
 use crate::fsops;
 use crate::part::{Names, Part};
@@ -86,6 +88,14 @@ impl Staged {
         match &self.medium {
             Medium::File(part) => &part.left,
             Medium::Device(_) => &[],
+        }
+    }
+
+    /// The file; `None` for a block device.
+    pub(crate) const fn file(&self) -> Option<&File> {
+        match &self.medium {
+            Medium::File(part) => Some(&part.file),
+            Medium::Device(_) => None,
         }
     }
 
@@ -205,6 +215,15 @@ impl Staged {
     /// Makes the disk durable, and then visible under its name in one step. Fails where the name
     /// was taken meanwhile.
     pub fn publish(self, _verified: &Verified) -> Result<Published, Error> {
+        self.make_visible()
+    }
+
+    /// [`Staged::publish`] for a clone.
+    pub(crate) fn publish_compared(self, _compared: &Compared) -> Result<Published, Error> {
+        self.make_visible()
+    }
+
+    fn make_visible(self) -> Result<Published, Error> {
         let allocated_bytes = match self.medium {
             Medium::File(part) => Some(part.publish()?),
             Medium::Device(device) => {

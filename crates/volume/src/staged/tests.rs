@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
 use bootyard_spec::{Explain, OutputFormat, Verifier, VolumeName};
-use bootyard_testkit::{pseudo_random, require_tool, run};
+use bootyard_testkit::{LoopDevice, Mount, pseudo_random, require_tool, run};
 use tempfile::TempDir;
 
 use super::*;
@@ -302,41 +302,9 @@ fn hold_lock(path: &Path) -> Child {
     child
 }
 
-/// A small ext4 file system of its own, unmounted when dropped.
-struct Mount(TempDir);
-
-impl Mount {
-    fn new() -> Option<Self> {
-        if !["mkfs.ext4", "mount", "umount"].into_iter().all(require_tool) {
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let (image, point) = (folder.path().join("image"), folder.path().join("mount"));
-        fs_err::File::create(&image).unwrap().set_len(32 << 20).unwrap();
-        fs_err::create_dir(&point).unwrap();
-        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
-        let status = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point).status();
-        if !status.is_ok_and(|status| status.success()) {
-            bootyard_testkit::announce(format_args!("cannot mount a loop device"));
-            return None;
-        }
-        Some(Self(folder))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("mount")
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        run(Command::new("umount").arg("-l").arg(self.path()));
-    }
-}
-
 #[test]
 fn a_full_file_system_is_told_with_what_is_needed_and_free() {
-    let Some(mount) = Mount::new() else { return };
+    let Some(mount) = Mount::new("ext4", 32) else { return };
     let path = mount.path().join("disk.raw");
     let staged = Staged::for_path(&path).unwrap();
     staged.reserve(1 << 30).unwrap();
@@ -354,7 +322,7 @@ fn a_full_file_system_is_told_with_what_is_needed_and_free() {
 
 #[test]
 fn a_disk_beyond_the_largest_file_is_told_with_its_size() {
-    let Some(mount) = Mount::new() else { return };
+    let Some(mount) = Mount::new("ext4", 32) else { return };
     let path = mount.path().join("disk.raw");
     let staged = Staged::for_path(&path).unwrap();
     let message = "`PATH` cannot have 4Pi: the file system has no files of that size";
@@ -364,33 +332,21 @@ fn a_disk_beyond_the_largest_file_is_told_with_its_size() {
 
 /// A loop device, detached when dropped.
 struct Loop {
-    device: String,
+    device: LoopDevice,
     image: tempfile::NamedTempFile,
 }
 
 impl Loop {
-    fn new(len: u64, sector: &str) -> Option<Self> {
-        if !require_tool("losetup") {
-            return None;
-        }
+    fn new(len: u64, sector: u32) -> Option<Self> {
         let image = tempfile::NamedTempFile::new().unwrap();
         let noise = pseudo_random(len as usize, 9);
         fs_err::write(image.path(), noise).unwrap();
-        let output = Command::new("losetup")
-            .args(["--find", "--show", "--sector-size", sector])
-            .arg(image.path())
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            bootyard_testkit::announce(format_args!("cannot attach a loop device"));
-            return None;
-        }
-        let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let device = LoopDevice::attach(image.path(), sector)?;
         Some(Self { device, image })
     }
 
     fn path(&self) -> &Path {
-        Path::new(&self.device)
+        self.device.path()
     }
 
     /// What a machine would read after a power cut: the bytes below the device.
@@ -399,15 +355,9 @@ impl Loop {
     }
 }
 
-impl Drop for Loop {
-    fn drop(&mut self) {
-        run(Command::new("losetup").arg("--detach").arg(&self.device));
-    }
-}
-
 #[test]
 fn a_block_device_boots_nothing_until_it_is_published() {
-    for sector in ["512", "4096"] {
+    for sector in [512, 4096] {
         let Some(device) = Loop::new(8 << 20, sector) else { return };
         let staged = Staged::for_path(device.path()).unwrap();
         assert_eq!(staged.capacity(), Some(8 << 20));
@@ -438,7 +388,7 @@ fn a_block_device_boots_nothing_until_it_is_published() {
 
 #[test]
 fn an_unpublished_block_device_stays_unbootable() {
-    let Some(device) = Loop::new(2 << 20, "512") else { return };
+    let Some(device) = Loop::new(2 << 20, 512) else { return };
     let staged = Staged::for_path(device.path()).unwrap();
     staged.reserve(2 << 20).unwrap();
     staged.put(data(0, &pseudo_random(2 << 20, 3))).unwrap();
@@ -448,7 +398,7 @@ fn an_unpublished_block_device_stays_unbootable() {
 
 #[test]
 fn a_block_device_in_use_or_too_small_is_refused() {
-    let Some(device) = Loop::new(2 << 20, "512") else { return };
+    let Some(device) = Loop::new(2 << 20, 512) else { return };
     let shown = device.path().display();
     let staged = Staged::for_path(device.path()).unwrap();
     let in_use = format!("block device `{shown}` is in use");
@@ -498,7 +448,7 @@ fn as_a_file_it_is_written_anywhere_and_zeroed() {
 
 #[test]
 fn a_read_only_file_system_is_told() {
-    let Some(mount) = Mount::new() else { return };
+    let Some(mount) = Mount::new("ext4", 32) else { return };
     run(Command::new("mount").args(["-o", "remount,ro"]).arg(mount.path()));
     let result = Staged::for_path(&mount.path().join("disk.raw"));
     refused(result, ErrorKind::Permission, "cannot create the disk");
