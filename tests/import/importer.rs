@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bootyard_testkit::{
     Cli, FaultServer, ImageLayout, LoopDevice, Nginx, NginxOptions, Output, Registry, Reply,
-    S3Server, pseudo_random, require_tool, run, sha256_file, skip,
+    S3Server, pseudo_random, require_tool, run, sha256_file,
 };
 
 use crate::Images;

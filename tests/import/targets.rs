@@ -1,5 +1,6 @@
 //! Targets: block devices, full file systems, races.
 
+use std::path::Path;
 use std::process::Command;
 
 use std::os::unix::fs::MetadataExt;

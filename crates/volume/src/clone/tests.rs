@@ -12,7 +12,7 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-/// 8 MiB: noise, a hole, zeros that are stored.
+/// 8 MiB: noise, a hole, zeros that are stored, and noise.
 fn original(folder: &Path) -> PathBuf {
     let path = folder.join("original");
     let file = fs_err::File::create(&path).unwrap();
