@@ -264,6 +264,32 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
 }
 
 #[test]
+fn a_dry_run_looks_at_the_target_too() {
+    let cli = Cli::from_env();
+    let work = cli.work();
+    fs_err::write(work.join("disk.raw"), vec![7; 4096]).unwrap();
+    fs_err::create_dir_all(cli.store().join("volumes/a")).unwrap();
+    fs_err::write(cli.store().join("volumes/a/disk.raw"), "a").unwrap();
+    for (source, target, code, said) in [
+        ("disk.raw", ["--to", "none/new.raw"], 6, "there is no folder `none`"),
+        ("disk.raw", ["--to", "."], 6, "target `.` is a folder"),
+        ("disk.raw", ["--to", "disk.raw"], 2, "is the source itself"),
+        ("blank", ["--to", "disk.raw"], 6, "disk.raw` exists"),
+        ("disk.raw", ["--name", "a"], 6, "volume `a` exists"),
+        ("disk.raw", ["--name", "c"], 0, ""),
+        ("blank", ["--name", "b"], 2, "a blank volume needs a size"),
+        ("blank", ["--to", "new.raw"], 2, "a blank volume needs a size"),
+    ] {
+        let arguments = [&["import", source], &target[..]].concat();
+        let rehearsed = cli.run([&arguments[..], &["--dry-run"]].concat());
+        assert_eq!(rehearsed.code, Some(code), "{rehearsed}");
+        assert!(rehearsed.stderr.contains(said), "{rehearsed}");
+        let done = cli.run(arguments);
+        assert_eq!((done.code, &done.stderr), (rehearsed.code, &rehearsed.stderr));
+    }
+}
+
+#[test]
 fn flags_that_would_do_nothing_for_an_archive_are_refused() {
     let cli = Cli::from_env();
     fs_err::write(cli.work().join("a.tar"), [0; 1024]).unwrap();

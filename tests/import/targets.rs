@@ -1,15 +1,14 @@
 //! Targets: block devices, full file systems, races.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
-
-use std::os::unix::fs::MetadataExt;
-
 use std::time::Duration;
 
 use bootyard_testkit::{
     Cli, FaultServer, LoopDevice, Mount, Reply, require_tool, run, sha256_file,
 };
+use fs_err::os::unix::fs::OpenOptionsExt;
 
 use crate::Images;
 
@@ -46,10 +45,24 @@ fn a_device_that_is_too_small_is_left_as_it_was() {
     let backing = images.path("device");
     fs_err::write(&backing, vec![0xaa; 1 << 20]).expect("a file for the device");
     let Some(device) = LoopDevice::attach(&backing, 512) else { return };
-    let cli = Cli::from_env();
-    let output = cli.run(["import", &source, "--to", device.path().to_str().expect("a name")]);
-    assert_eq!(output.code, Some(6), "{output}");
-    drop(device);
+    let (cli, path) = (Cli::from_env(), device.path().to_str().expect("a name"));
+    for flags in [&["--dry-run"][..], &[]] {
+        let output = cli.run([&["import", &source, "--to", path], flags].concat());
+        assert_eq!(output.code, Some(6), "{output}");
+        assert!(
+            output.stderr.contains("is too small: expected at least 24Mi, got 1Mi"),
+            "{output}"
+        );
+    }
+    // O_EXCL (asm-generic/fcntl.h): whoever opens a device so is its only user.
+    let mut exclusive = fs_err::OpenOptions::new();
+    let holder = exclusive.read(true).custom_flags(0o200).open(path).expect("the device");
+    for flags in [&["--dry-run"][..], &[]] {
+        let output = cli.run([&["import", &source, "--to", path], flags].concat());
+        assert_eq!(output.code, Some(6), "{output}");
+        assert!(output.stderr.contains("is in use"), "{output}");
+    }
+    drop((holder, device));
     let left = fs_err::read(&backing).expect("the device's file");
     assert!(left.iter().all(|byte| *byte == 0xaa));
 }

@@ -1,6 +1,6 @@
 //! The conductor: brings a disk from a source into a volume in one verified pass.
 //!
-//! [`plan()`] decides what is done, as a pure function; [`run()`] does it: it streams the source
+//! [`plan()`] decides what is done, as a pure function; [`run()`] does it ([`rehearse()`] only looks): it streams the source
 //! through digest and decoder into a staged target, and publishes that once the verdict is good.
 //! [`inspect()`] tells what an image is without importing it.
 //!
@@ -21,6 +21,7 @@ mod output;
 mod plan;
 mod progress;
 mod push;
+mod rehearse;
 mod run;
 mod transfer;
 mod trust;
@@ -35,4 +36,5 @@ pub use layers::ImageReport;
 pub use plan::{Plan, Probe, Resume, Strategy, plan};
 pub use progress::Progress;
 pub use push::{LayerCompression, ParseLayerCompressionError, PushRequest, Pushed, push};
-pub use run::{Report, probe, run};
+pub use rehearse::rehearse;
+pub use run::{Report, run};

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use bootyard_image::raw::SECTOR;
+use bootyard_image::stream::KEPT_MAX;
 use bootyard_image::{Format, chain_name};
 use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, Source, Target};
 
@@ -100,6 +101,9 @@ pub struct Plan {
 pub enum Resume {
     /// From where it stopped.
     Anywhere,
+    /// The same, as long as what waits for the image's late tables is not too much to be kept
+    /// ([`KEPT_MAX`]); stopped after that, it goes on from there.
+    LateTables,
     /// Only from the source's first byte: it is packed, and what its middle means only its beginning
     /// tells.
     Packed,
@@ -118,6 +122,7 @@ impl Resume {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Anywhere => "anywhere",
+            Self::LateTables => "late_tables",
             Self::Packed => "packed",
             Self::Forward => "forward",
             Self::Unversioned => "unversioned",
@@ -130,6 +135,10 @@ impl Resume {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Anywhere => "goes on where it was stopped",
+            Self::LateTables => {
+                "goes on where it was stopped, but not after 24Mi: the image's tables come after its \
+                 data"
+            }
             Self::Packed => "starts over when it was stopped: the image is packed as a whole",
             Self::Forward => "starts over when it was stopped: the source serves no ranges",
             Self::Unversioned => {
@@ -203,6 +212,9 @@ pub fn plan(request: &ImportRequest, probe: &Probe) -> Result<Plan, Error> {
         (known, Some(capacity)) => Some(capacity.max(known.unwrap_or(0))),
         (known, None) => known.map(round_up).transpose()?,
     };
+    if request.source == Source::Blank && volume_size.unwrap_or(0) == 0 {
+        return Err(Error::BlankSize);
+    }
     if request.output_format != OutputFormat::Raw {
         if request.relocate_gpt {
             return Err(Error::GptInQcow2);
@@ -254,6 +266,8 @@ fn resume(request: &ImportRequest, probe: &Probe, volume_size: Option<u64>) -> R
         Resume::Output
     } else if probe.capacity.is_some() {
         Resume::Device
+    } else if probe.late_tables && probe.source_len > Some(KEPT_MAX) {
+        Resume::LateTables
     } else {
         Resume::Anywhere
     }
@@ -475,6 +489,28 @@ mod tests {
     fn the_largest_qcow2_volume_is_the_largest_that_is_written() {
         assert!(qcow2::Writer::new(Nowhere, QCOW2_SIZE_MAX).is_ok());
         assert!(qcow2::Writer::new(Nowhere, QCOW2_SIZE_MAX + SECTOR).is_err());
+    }
+
+    #[test]
+    fn late_tables_limit_how_far_an_import_goes_on() {
+        let resume = |probe| plan(&request(&[]), &probe).unwrap().resume;
+        assert_eq!(resume(Probe { late_tables: true, ..qcow2() }), Resume::LateTables);
+        let small = Probe { late_tables: true, source_len: Some(KEPT_MAX), ..qcow2() };
+        assert_eq!((resume(small), resume(qcow2())), (Resume::Anywhere, Resume::Anywhere));
+        let limit = format!(" after {}: ", ByteSize::from_bytes(KEPT_MAX));
+        assert!(Resume::LateTables.reason().contains(&limit), "{limit}");
+    }
+
+    #[test]
+    fn a_blank_volume_has_a_size() {
+        let blank = |flags| {
+            let request = ImportRequest { source: Source::Blank, ..request(flags) };
+            plan(&request, &Probe::blank())
+        };
+        for flags in [&[][..], &[("size", "0")], &[("output", "qcow2")]] {
+            assert!(matches!(blank(flags), Err(Error::BlankSize)), "{flags:?}");
+        }
+        assert_eq!(blank(&[("size", "1Gi")]).unwrap().volume_size, Some(GIB));
     }
 
     #[test]

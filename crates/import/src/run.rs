@@ -248,7 +248,7 @@ impl Job<'_> {
             staged.preallocate(plan.file_len())?;
         }
         match (plan.resume, plan.fetch_bytes) {
-            (Resume::Anywhere, Some(len)) => {
+            (Resume::Anywhere | Resume::LateTables, Some(len)) => {
                 let identity = Identity {
                     source: request.source.to_string(),
                     validator: opened.object.validator().cloned(),
@@ -355,7 +355,7 @@ fn give_up(staged: Staged, error: Error, kept: Option<Share>) -> Error {
 
 /// Refuses a target that is the source itself, whatever their names are: claiming it would clear
 /// the source.
-fn refuse_same(request: &ImportRequest, store: &Store) -> Result<(), Error> {
+pub(crate) fn refuse_same(request: &ImportRequest, store: &Store) -> Result<(), Error> {
     let Source::File(source) = &request.source else { return Ok(()) };
     let target = match &request.target {
         Target::Volume(name) => store.get(name).ok().map(|volume| volume.path),
@@ -369,25 +369,12 @@ fn refuse_same(request: &ImportRequest, store: &Store) -> Result<(), Error> {
     }
 }
 
-/// Reads as much of a request's source as tells what it is, for [`plan`] without an import.
-pub fn probe(
-    request: &ImportRequest,
-    store: &Store,
-    options: &source::Options,
-    cancel: &Cancel,
-) -> Result<Probe, Error> {
-    let (request, is_raw) = resolve(request, store)?;
-    if request.source == Source::Blank {
-        return Ok(Probe::blank());
-    }
-    let lookup = Lookup::default();
-    let opening = Opened::open(&request.source, options, is_raw, &lookup);
-    Ok(runtime()?.block_on(unless(cancel, opening))??.probe)
-}
-
 /// The request with the file behind a volume that is its source, and whether that is known to be
 /// raw: the store knows, and a guest could have written anything into it.
-fn resolve(request: &ImportRequest, store: &Store) -> Result<(ImportRequest, bool), Error> {
+pub(crate) fn resolve(
+    request: &ImportRequest,
+    store: &Store,
+) -> Result<(ImportRequest, bool), Error> {
     let Source::Volume(name) = &request.source else { return Ok((request.clone(), false)) };
     let volume = store.get(name)?;
     let is_raw = volume.format == OutputFormat::Raw;
@@ -400,7 +387,7 @@ fn blank(request: &ImportRequest, staged: Staged, events: &dyn Events) -> Result
     let plan = plan(request, &probe)?;
     events.event(Event::Planned(&plan));
     staged.start_over()?;
-    let size = plan.volume_size.filter(|size| *size > 0).ok_or(Error::BlankSize)?;
+    let size = plan.volume_size.ok_or(Error::BlankSize)?;
     staged.reserve(plan.file_len())?;
     if request.preallocation && plan.file_len() > 0 {
         staged.preallocate(plan.file_len())?;

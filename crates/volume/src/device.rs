@@ -61,8 +61,8 @@ impl Device {
         self.capacity
     }
 
-    /// Checks that `size` bytes fit, and makes the device unbootable until it is published.
-    pub(crate) fn reserve(&self, size: u64) -> Result<(), Error> {
+    /// Checks that `size` bytes fit.
+    pub(crate) fn fits(&self, size: u64) -> Result<(), Error> {
         if size > self.capacity {
             let what = format!(
                 "block device `{}` is too small: expected at least {}, got {}",
@@ -73,6 +73,12 @@ impl Device {
             return Err(Error::new(ErrorKind::TooSmall, &self.path, what)
                 .with_hint("name a larger device, or import into a file"));
         }
+        Ok(())
+    }
+
+    /// Checks that `size` bytes fit, and makes the device unbootable until it is published.
+    pub(crate) fn reserve(&self, size: u64) -> Result<(), Error> {
+        self.fits(size)?;
         let head_len = self.head().len() as u64;
         fsops::zero(&self.file, 0, head_len)
             .and_then(|()| self.file.sync_data())

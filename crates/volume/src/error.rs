@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bootyard_spec::{ByteSize, Class, Explain, shell_word};
+use bootyard_spec::{ByteSize, Class, Explain, VolumeName, shell_word};
 
 /// A failure to store or to find a disk, with the path that it is about.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +96,20 @@ impl Error {
             _ => "name another target".to_owned(),
         };
         Self::new(ErrorKind::Exists, path, what).with_hint(hint)
+    }
+
+    /// A folder stands where a disk is to be.
+    pub(crate) fn is_folder(path: &Path) -> Self {
+        let what = format!("target `{}` is a folder", path.display());
+        let hint = format!("name a file in it, such as `{}`", path.join("disk.raw").display());
+        Self::new(ErrorKind::Exists, path, what).with_hint(hint)
+    }
+
+    /// There is a volume of this name, with its disk at `path`.
+    pub(crate) fn volume_exists(name: &VolumeName, path: &Path) -> Self {
+        let folder = folder_of(path);
+        let hint = format!("choose another name, or remove it first: `rm -r {folder}`");
+        Self::new(ErrorKind::Exists, path, format!("volume `{name}` exists")).with_hint(hint)
     }
 
     /// Something that no import left stands where the part file `path` is to be.

@@ -95,7 +95,7 @@ impl Names {
         }
     }
 
-    fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
     }
 
@@ -108,7 +108,7 @@ impl Names {
         outwards().take(count).map(Path::to_owned).collect()
     }
 
-    fn refuse_taken(&self) -> Result<(), Error> {
+    pub(crate) fn refuse_taken(&self) -> Result<(), Error> {
         let taken = |path: &&PathBuf| fs_err::symlink_metadata(path).is_ok();
         self.rivals.iter().find(taken).map_or(Ok(()), |path| Err(Error::exists(path)))
     }

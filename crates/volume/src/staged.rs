@@ -13,7 +13,7 @@ use crate::clone::Compared;
 use crate::device::Device;
 use crate::fsops;
 use crate::part::{Names, Part};
-use crate::{Error, ErrorKind, Journal, Record, SpillFile};
+use crate::{Error, Journal, Record, SpillFile};
 
 /// Where large temporary files of a block device go: it has no folder of its own, and `/tmp` is
 /// memory on many systems.
@@ -61,12 +61,7 @@ impl Staged {
                 let device = Device::claim(path)?;
                 Ok(Self::new(path.to_owned(), Medium::Device(device)))
             }
-            Ok(found) if found.is_dir() => {
-                let what = format!("target `{}` is a folder", path.display());
-                let hint =
-                    format!("name a file in it, such as `{}`", path.join("disk.raw").display());
-                Err(Error::new(ErrorKind::Exists, path, what).with_hint(hint))
-            }
+            Ok(found) if found.is_dir() => Err(Error::is_folder(path)),
             _ => Self::claim_file(path.to_owned(), Names::of_file(path)?),
         }
     }

@@ -52,8 +52,7 @@ fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode
     }
     let store = Store::open(&settings::store_home()?);
     if dry_run {
-        let probe = bootyard_import::probe(&request, &store, options, &limit.cancel)?;
-        let plan = bootyard_import::plan(&request, &probe)?;
+        let plan = bootyard_import::rehearse(&request, &store, options, &limit.cancel)?;
         match EventLine::of(&Event::Planned(&plan)).filter(|_| json) {
             Some(line) => output::json_line(&line)?,
             None => output::result(&format!("{plan}\n"))?,

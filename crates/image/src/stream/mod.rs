@@ -39,7 +39,7 @@ use crate::{parallels, qcow1, qcow2, qed, vdi, vhd, vhdx, vmdk};
 use gather::Gather;
 pub use pool::QUEUE_BYTES;
 use resume::Recorder;
-pub use resume::{Checkpoint, Kept, KeptBytes};
+pub use resume::{Checkpoint, KEPT_MAX, Kept, KeptBytes};
 pub use unpack::Decompressed;
 pub(crate) use unpack::look;
 pub use unpack::{LayerContents, LayerRules, Scan, Scanned};

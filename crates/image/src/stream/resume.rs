@@ -19,7 +19,7 @@ use crate::zero;
 /// How many bytes are kept in all. Tables for some 96 GiB of a disk in clusters of 64 KiB, and what a
 /// process that goes on can hold twice in memory; a stream that has set more
 /// aside is not settled any further.
-const KEPT_MAX: u64 = 24 << 20;
+pub const KEPT_MAX: u64 = 24 << 20;
 
 /// A part of the stream that a decoder which goes on in its midst needs again.
 #[derive(Debug, Clone, PartialEq, Eq)]

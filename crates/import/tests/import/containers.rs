@@ -52,6 +52,7 @@ fn a_disk_lands_out_of_every_container() {
         let place = Place::new();
         let request = place.request(&server.url(name));
         let events = Names::default();
+        let planned = place.rehearse(&request).unwrap();
         let report = place.import_with(&request, &events, &Cancel::new()).unwrap();
         assert_eq!(&report.chain, chain, "{name}");
         assert_eq!(sha256_file(&report.path), expected, "{name}");
@@ -59,10 +60,9 @@ fn a_disk_lands_out_of_every_container() {
         let sum = sha256_file(dir.path().join(name));
         assert_eq!(report.sha256.hex(), sum, "the digest is that of the file as it is");
 
-        let probed = place.probe(&request).unwrap();
         let info = inspect(&request.source, &Options::default()).unwrap();
         let size = (chain.last() != Some(&Format::Raw)).then_some(SIZE);
-        assert_eq!((&probed.chain[..], probed.virtual_size), (*chain, size), "{name}");
+        assert_eq!((&planned.chain[..], planned.virtual_size), (*chain, size), "{name}");
         assert_eq!((&info.chain[..], info.virtual_size), (*chain, size), "{name}");
     }
 }

@@ -243,8 +243,11 @@ fn an_image_is_described_from_its_head_also_where_it_would_be_refused() {
         FaultServer::serve(fs_err::read(&raw).unwrap(), [Reply::honest().no_ranges().chunked()]);
     let request = place.request(&server.url("raw"));
     assert_eq!(inspect(&request.source, &Options::default()).unwrap().virtual_size, None);
-    let probed = place.probe(&request).unwrap();
-    assert_eq!((probed.format, probed.virtual_size, probed.source_len), (Format::Raw, None, None));
+    let planned = place.rehearse(&request).unwrap();
+    assert_eq!(
+        (planned.format, planned.virtual_size, planned.fetch_bytes),
+        (Format::Raw, None, None)
+    );
 }
 
 #[test]

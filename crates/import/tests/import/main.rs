@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bootyard_import::{Cancel, Error, Event, Events, Probe, Report, probe, run};
+use bootyard_import::{Cancel, Error, Event, Events, Plan, Report, rehearse, run};
 use bootyard_source::{Options, install_crypto_provider};
 use bootyard_spec::{ImportRequest, OutputFormat, Target};
 use bootyard_volume::Store;
@@ -62,8 +62,8 @@ impl Place {
         run(request, &store, &options, events, cancel)
     }
 
-    fn probe(&self, request: &ImportRequest) -> Result<Probe, Error> {
-        probe(request, &Store::open(&self.path("home")), &Options::default(), &Cancel::new())
+    fn rehearse(&self, request: &ImportRequest) -> Result<Plan, Error> {
+        rehearse(request, &Store::open(&self.path("home")), &Options::default(), &Cancel::new())
     }
 
     /// Every file of this place.

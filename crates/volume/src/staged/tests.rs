@@ -10,7 +10,7 @@ use bootyard_testkit::{LoopDevice, Mount, pseudo_random, require_tool, run};
 use tempfile::TempDir;
 
 use super::*;
-use crate::Store;
+use crate::{ErrorKind, Store};
 
 fn verified() -> Verified {
     Verifier::new(Vec::new()).finish().unwrap()
