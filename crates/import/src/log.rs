@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bootyard_image::stream::{Checkpoint, Kept, KeptBytes};
@@ -19,6 +20,8 @@ use bootyard_source::Validator;
 use bootyard_spec::{ByteSize, Digest, Verifier};
 use bootyard_volume::{self as volume, Journal, Record, Staged};
 use bytes::Bytes;
+
+use crate::error::Share;
 
 const HEAD: u8 = 1;
 const KEPT_DATA: u8 = 2;
@@ -106,6 +109,11 @@ pub(crate) struct Left {
 }
 
 impl Left {
+    /// How much of the source is done with.
+    pub(crate) const fn share(&self) -> Share {
+        Share { done: self.at, len: self.identity.len }
+    }
+
     /// What the journal of `staged` says about an import of `source`, if it can be gone on with.
     pub(crate) fn find(staged: &Staged, source: &str) -> Option<Self> {
         let records = staged.left();
@@ -172,6 +180,8 @@ struct Inner {
     marked: Mutex<Option<Vec<u8>>>,
     /// What it is about.
     settled: Mutex<u64>,
+    /// Something that was stored has not become durable: nobody knows what of it is still there.
+    lost: AtomicBool,
     boot: [u8; 16],
 }
 
@@ -198,7 +208,7 @@ impl Log {
 
     /// How many bytes of the source the next process need not fetch again.
     pub(crate) fn settled(&self) -> u64 {
-        *lock(&self.0.settled)
+        if self.0.lost.load(Ordering::Relaxed) { 0 } else { *lock(&self.0.settled) }
     }
 
     fn open(staged: &Staged, records: &[Record]) -> Result<Option<Self>, volume::Error> {
@@ -208,6 +218,7 @@ impl Log {
             snapshots: Mutex::default(),
             marked: Mutex::default(),
             settled: Mutex::default(),
+            lost: AtomicBool::new(false),
             boot: boot_id().unwrap_or_default(),
         }))))
     }
@@ -256,11 +267,12 @@ impl Log {
         sync: impl FnOnce() -> Result<(), volume::Error>,
     ) -> Result<(), volume::Error> {
         let marked = lock(&self.0.marked).take();
-        sync()?;
+        let lost = |_: &volume::Error| self.0.lost.store(true, Ordering::Relaxed);
+        sync().inspect_err(lost)?;
         let Some(state) = marked else { return Ok(()) };
         let mut journal = lock(&self.0.journal);
         journal.append(DURABLE, &[&self.0.boot[..], &state].concat())?;
-        journal.sync()
+        journal.sync().inspect_err(lost)
     }
 
     /// The last state of the verifier at or before `settled`; the older ones are forgotten.

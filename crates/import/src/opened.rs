@@ -7,6 +7,7 @@ use bootyard_spec::{Digest, Source};
 use bytes::Bytes;
 
 use crate::cache::Cache;
+use crate::error::Share;
 use crate::log::Left;
 use crate::{Error, ImageReport, Probe, layers};
 
@@ -64,6 +65,14 @@ pub(crate) enum Begin {
 }
 
 impl Begin {
+    /// How much of the source another process is done with.
+    pub(crate) fn share(&self) -> Option<Share> {
+        match self {
+            Self::Head { .. } => None,
+            Self::Left(left) => Some(left.share()),
+        }
+    }
+
     /// How many bytes of the source have been fetched, by whomever.
     pub(crate) fn fetched(&self) -> u64 {
         match self {

@@ -120,8 +120,12 @@ impl Job<'_> {
     /// Transfers what was opened, and publishes it.
     fn import(&self, opened: Opened, staged: Staged) -> Result<Report, Error> {
         let probe = Probe { capacity: staged.capacity(), ..opened.probe.clone() };
-        let plan = plan(self.request, &probe)?;
-        let log = self.prepare(&plan, &opened, &staged)?;
+        let begun = plan(self.request, &probe)
+            .and_then(|plan| Ok((self.prepare(&plan, &opened, &staged)?, plan)));
+        let (log, plan) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return Err(give_up(staged, error, opened.begin.share())),
+        };
         self.events.event(Event::Planned(&plan));
         let cached = opened.cached;
         let blob = opened.object.digest().filter(|_| cached).cloned();
@@ -199,7 +203,7 @@ impl Job<'_> {
         let is_cached = self.cache.zip(self.request.checksum.as_ref());
         let is_cached = is_cached.is_some_and(|(cache, digest)| cache.blob(digest).is_some());
         if let Some(left) = left.filter(|_| !is_cached) {
-            let kept = Share { done: left.at, len: left.identity.len };
+            let kept = left.share();
             let opening = Opened::go_on(source, self.options, left, self.is_raw);
             let opened = self.runtime.block_on(unless(self.cancel, opening));
             match opened.map_err(|error| (error, Some(kept)))? {
@@ -208,12 +212,10 @@ impl Job<'_> {
                 Err(error) => return Err((error, Some(kept))),
             }
         }
-        let opened = self.begin(staged);
-        opened.map_err(|error| (error, None))
+        self.begin().map_err(|error| (error, None))
     }
 
-    fn begin(&self, staged: &Staged) -> Result<Opened, Error> {
-        staged.start_over()?;
+    fn begin(&self) -> Result<Opened, Error> {
         let lookup = self.lookup();
         let opening = Opened::open(&self.request.source, self.options, self.is_raw, &lookup);
         let opened = self.runtime.block_on(unless(self.cancel, opening))??;
@@ -240,9 +242,15 @@ impl Job<'_> {
     fn prepare(&self, plan: &Plan, opened: &Opened, staged: &Staged) -> Result<Option<Log>, Error> {
         let Self { request, is_raw, .. } = *self;
         if let Begin::Left(left) = &opened.begin {
+            let log = Log::go_on(staged, left)?;
             staged.go_on(left.identity.file_len, request.preallocation);
-            return Ok(Log::go_on(staged, left)?);
+            return Ok(log);
         }
+        if staged.is_left() {
+            // What cannot have this size is refused before that is given up.
+            staged.reserve(plan.file_len())?;
+        }
+        staged.start_over()?;
         staged.reserve(plan.file_len())?;
         if request.preallocation && plan.file_len() > 0 {
             staged.preallocate(plan.file_len())?;
@@ -339,18 +347,30 @@ fn stopped(staged: Staged, kept: Option<Share>) -> Error {
 }
 
 /// Ends an import that failed. Where the same command may well succeed later, what is done stays
-/// for it, and the error says so.
+/// for it, and the error says so. What another process has left, and this one has not touched, stays
+/// in any case.
 fn give_up(staged: Staged, error: Error, kept: Option<Share>) -> Error {
-    let Some(kept) = kept else { return error };
-    let error = match error {
-        Error::Source(error) if error.kind() != source::ErrorKind::Changed => {
-            Error::BrokenOff(Box::new(BrokenOff { error, kept }))
+    let (error, stays) = match (error, kept) {
+        (Error::Cancelled { device, .. }, Some(_)) => (Error::Cancelled { device, kept }, true),
+        (error, Some(kept)) if may_pass(&error) => {
+            (Error::BrokenOff(Box::new(BrokenOff { error, kept })), true)
         }
-        Error::Cancelled { device, .. } => Error::Cancelled { device, kept: Some(kept) },
-        other => return other,
+        (other, _) => (other, false),
     };
-    staged.leave();
+    if stays || staged.is_left() {
+        staged.leave();
+    }
     error
+}
+
+/// Whether a failure says nothing about the bytes that were stored before it.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Source(error) => error.kind() != source::ErrorKind::Changed,
+        Error::Target(error) => error.kind() == bootyard_volume::ErrorKind::NoSpace,
+        Error::Setup(_) => true,
+        _ => false,
+    }
 }
 
 /// Refuses a target that is the source itself, whatever their names are: claiming it would clear
@@ -384,7 +404,10 @@ pub(crate) fn resolve(
 /// Makes a volume of nothing but zeros, of the size that was asked for.
 fn blank(request: &ImportRequest, staged: Staged, events: &dyn Events) -> Result<Report, Error> {
     let probe = Probe { capacity: staged.capacity(), ..Probe::blank() };
-    let plan = plan(request, &probe)?;
+    let plan = match plan(request, &probe) {
+        Ok(plan) => plan,
+        Err(error) => return Err(give_up(staged, error, None)),
+    };
     events.event(Event::Planned(&plan));
     staged.start_over()?;
     let size = plan.volume_size.ok_or(Error::BlankSize)?;

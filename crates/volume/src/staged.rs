@@ -36,6 +36,8 @@ pub struct Staged {
     preallocated: AtomicBool,
     /// Another process has stored something, and nobody knows all of where.
     used: AtomicBool,
+    /// What another process has left is gone on with, or has been removed.
+    taken: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -71,8 +73,8 @@ impl Staged {
     }
 
     const fn new(path: PathBuf, medium: Medium) -> Self {
-        let [preallocated, used] = [AtomicBool::new(false), AtomicBool::new(false)];
-        Self { path, medium, size: AtomicU64::new(0), preallocated, used }
+        let [preallocated, used, taken] = [const { AtomicBool::new(false) }; 3];
+        Self { path, medium, size: AtomicU64::new(0), preallocated, used, taken }
     }
 
     /// What the journal says of a disk that another process has begun under this name and not
@@ -94,6 +96,11 @@ impl Staged {
         }
     }
 
+    /// Whether another process has left something that is still as it was: [`Staged::leave`] keeps it.
+    pub fn is_left(&self) -> bool {
+        !self.left().is_empty() && !self.taken.load(Ordering::Relaxed)
+    }
+
     /// How many bytes a file has by now; `None` for a block device.
     pub fn file_len(&self) -> Option<u64> {
         match &self.medium {
@@ -109,10 +116,12 @@ impl Staged {
         self.size.store(size, Ordering::Relaxed);
         self.preallocated.store(preallocated, Ordering::Relaxed);
         self.used.store(true, Ordering::Relaxed);
+        self.taken.store(true, Ordering::Relaxed);
     }
 
     /// Empties the target of what another process has left.
     pub fn start_over(&self) -> Result<(), Error> {
+        self.taken.store(true, Ordering::Relaxed);
         match &self.medium {
             Medium::File(part) => part.start_over(),
             Medium::Device(_) => Ok(()),
