@@ -344,7 +344,63 @@ fn headers_that_would_not_be_sent_are_refused() {
     ] {
         let output = cli.run(command.iter().chain(&["--header", "X-Token: hunter2"]));
         assert_eq!(output.code, Some(2), "{output}");
-        assert!(output.stderr.starts_with("error: headers are for http"), "{output}");
+        assert!(output.stderr.contains(" is for http:// and https://, "), "{output}");
         assert!(!output.stderr.contains("hunter2"), "{output}");
     }
+}
+
+#[test]
+fn flags_for_another_kind_of_source_are_refused() {
+    let cli = Cli::from_env();
+    let network = "for http://, https://, s3://, gs:// and docker://, and";
+    for (source, flags, used) in [
+        ("x.img", &["--s3-region", "eu-west-1"][..], "for s3://, and"),
+        ("https://h.example/x", &["--s3-anonymous"], "for s3://, and"),
+        ("s3://b/k", &["--gcs-key", "key.json"], "for gs://, and"),
+        (
+            "gs://b/k",
+            &["--user", "u", "--password-file", "p"],
+            "https://, s3:// and docker://, and",
+        ),
+        ("-", &["--connections", "8"], network),
+        ("x.img", &["--retries", "8"], network),
+        ("oci:folder", &["--stall-timeout", "8s"], network),
+        ("volume:v", &["--ca-file", "ca.pem"], network),
+        ("x.img", &["--insecure-skip-verify"], network),
+        ("https://h.example/x", &["--insecure"], "for docker://, and"),
+        ("oci:folder", &["--registry-auth", "auth.json"], "for docker://, and"),
+        (
+            "x.img",
+            &["--platform", "arm64"],
+            "for docker://, oci:, oci-archive: and docker-archive:",
+        ),
+        ("s3://b/k", &["--image-path", "disk/x"], "for docker://, oci:, "),
+    ] {
+        for command in [&["import", "--to", "out"][..], &["inspect"]] {
+            let output = cli.run(command.iter().chain(&[source]).chain(flags));
+            let begin = format!("error: `{}` is ", flags[0]);
+            assert_eq!(output.code, Some(2), "{output}");
+            assert!(output.stderr.starts_with(&begin) && output.stderr.contains(used), "{output}");
+            assert!(output.stderr.contains(&format!("hint: leave out `{}`", flags[0])), "{output}");
+        }
+    }
+    for (source, flags) in [("x.img", ["--cache", "c"]), ("blank", ["--checksum-file", "x"])] {
+        let output = cli.run([&["import", source, "--to", "out"][..], &flags].concat());
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.starts_with(&format!("error: `{}` is for ", flags[0])), "{output}");
+    }
+    let push = ["push", "./x.img", "docker://h.example/x:y", "--image-path", "x"];
+    assert_eq!(cli.run(push).code, Some(2));
+}
+
+#[test]
+fn a_text_in_a_pipe_is_not_looked_up_in_a_browser() {
+    let cli = Cli::from_env();
+    fs_err::write(cli.work().join("text"), "Permission denied (publickey).\n".repeat(99)).unwrap();
+    let pipe = fs_err::File::open(cli.work().join("text")).unwrap();
+    let mut command = cli.command(["import", "-", "--name", "v"]);
+    let output = command.stdin(pipe.into_file()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("hint: see what comes through the pipe"), "{said}");
 }

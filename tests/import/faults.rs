@@ -114,3 +114,22 @@ fn an_interrupted_import_hides_what_is_done_and_says_how_to_go_on() {
     assert!(said.contains("hint: "), "{said}");
     assert_nothing_visible(&cli);
 }
+
+#[test]
+fn a_deadline_holds_for_the_list_of_checksums_and_for_a_dry_run() {
+    let silent = || FaultServer::serve(vec![7; 4096], [Reply::honest().stall_after(0)]);
+    let (image, list) = (FaultServer::serve(vec![7; 4096], []), silent());
+    let (image, list, slow) = (image.url("disk.raw"), list.url("SHA256SUMS"), silent());
+    let cli = Cli::from_env().limit(Duration::from_secs(20));
+    for arguments in [
+        &[&image, "--checksum-file", &list][..],
+        &[&slow.url("disk.raw"), "--dry-run"],
+        &[&slow.url("disk.raw")],
+    ] {
+        let words = [&["import", "--name", "v", "--deadline", "1s"], arguments].concat();
+        let output = cli.run(words);
+        assert_eq!(output.code, Some(10), "{output}");
+        assert!(output.stderr.contains("took longer than 1s"), "{output}");
+        assert_nothing_left(&cli);
+    }
+}

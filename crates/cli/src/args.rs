@@ -14,6 +14,8 @@ use bootyard_spec::{
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::error::Failure;
+use crate::flags::{For, refuse_others};
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
 
@@ -150,6 +152,19 @@ pub(crate) struct ImageArgs {
     /// Take any certificate of the registry, and plain HTTP if it speaks no TLS
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+impl ImageArgs {
+    /// Refuses flags that would have no effect on `source`.
+    pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
+        let flags = [
+            ("--platform", self.platform.is_some(), For::Image),
+            ("--image-path", self.image_path.is_some(), For::Image),
+            ("--registry-auth", self.registry_auth.is_some(), For::Registry),
+            ("--insecure", self.insecure, For::Registry),
+        ];
+        refuse_others(&flags, &[source])
+    }
 }
 
 /// The image has one layer with the disk in /disk. The same disk gives the same image on every day:

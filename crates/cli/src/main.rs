@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod error;
+mod flags;
 mod host;
 mod json;
 mod metrics;

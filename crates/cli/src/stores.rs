@@ -7,6 +7,7 @@ use bootyard_spec::{Class, SafeUrl, Secret, Source};
 use clap::Args;
 
 use crate::error::Failure;
+use crate::flags::{For, refuse_others};
 use crate::settings;
 
 /// What S3 and GCS need beside the source's name.
@@ -34,9 +35,18 @@ pub(crate) struct StoreArgs {
 }
 
 impl StoreArgs {
-    /// Adds to the options what `source` needs. Who we are is found in the environment too: for S3
+    /// Adds to the options what `source` needs, and refuses flags that are for another one. Who we are is found in the environment too: for S3
     /// the AWS SDK looks there by itself.
     pub(crate) fn apply(&self, source: &Source, options: &mut Options) -> Result<(), Failure> {
+        let flags = [
+            ("--s3-endpoint", self.s3_endpoint.is_some(), For::S3),
+            ("--s3-region", self.s3_region.is_some(), For::S3),
+            ("--s3-profile", self.s3_profile.is_some(), For::S3),
+            ("--s3-path-style", self.s3_path_style, For::S3),
+            ("--s3-anonymous", self.s3_anonymous, For::S3),
+            ("--gcs-key", self.gcs_key.is_some(), For::Gcs),
+        ];
+        refuse_others(&flags, &[source])?;
         match source {
             Source::S3(_) => {
                 options.s3 = S3Options {

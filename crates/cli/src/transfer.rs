@@ -9,6 +9,7 @@ use clap::{Args, value_parser};
 
 use crate::args::parse_duration;
 use crate::error::{Failure, read_input};
+use crate::flags::{For, refuse_others};
 use crate::settings;
 
 /// What a network source needs beside its name.
@@ -45,15 +46,25 @@ pub(crate) struct SourceArgs {
 }
 
 impl SourceArgs {
-    /// Refuses what would not be sent to `source`.
-    pub(crate) fn check(&self, source: &Source) -> Result<(), Failure> {
-        let has_headers = !self.headers.is_empty() || !self.secret_header_files.is_empty();
-        if has_headers && !matches!(source, Source::Http(_)) {
-            let what = format!("headers are for http:// and https://, and not sent to `{source}`");
-            let hint = "leave out `--header` and `--secret-header-file`";
-            return Err(Failure::new(Class::Usage, what).with_hint(hint));
-        }
-        Ok(())
+    /// Refuses flags that would have no effect on `source`, nor on the list of its checksums if that
+    /// comes over a network.
+    pub(crate) fn check(&self, source: &Source, list: Option<&Source>) -> Result<(), Failure> {
+        let sources: Vec<&Source> = [source].into_iter().chain(list).collect();
+        let flags = [
+            ("--header", !self.headers.is_empty(), For::Http),
+            ("--secret-header-file", !self.secret_header_files.is_empty(), For::Http),
+            ("--user", self.user.is_some(), For::Users),
+        ];
+        // These are for the server of the source itself.
+        refuse_others(&flags, &sources[..1])?;
+        let flags = [
+            ("--ca-file", !self.ca_files.is_empty(), For::Network),
+            ("--insecure-skip-verify", self.insecure_skip_verify, For::Network),
+            ("--connections", self.connections.is_some(), For::Network),
+            ("--retries", self.retries.is_some(), For::Network),
+            ("--stall-timeout", self.stall_timeout.is_some(), For::Network),
+        ];
+        refuse_others(&flags, &sources)
     }
 
     /// How many of the files that the flags name are standard input.

@@ -218,7 +218,17 @@ pub struct ImageError {
     source_name: String,
     /// The image's own name, for commands that the user can copy.
     file_name: String,
-    remote: bool,
+    place: Place,
+}
+
+/// Where bytes came from that are no image.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    File,
+    Url,
+    Pipe,
+    /// In a container image, or nowhere.
+    Elsewhere,
 }
 
 impl ImageError {
@@ -256,16 +266,17 @@ impl Error {
         source: &Source,
         format: Option<Format>,
     ) -> Self {
-        let (file_name, remote) = match source {
-            Source::File(path) => (path.display().to_string(), false),
-            Source::Http(url) => (url.file_name().unwrap_or("IMAGE").to_owned(), true),
+        let (file_name, place) = match source {
+            Source::File(path) => (path.display().to_string(), Place::File),
+            Source::Http(url) => (url.file_name().unwrap_or("IMAGE").to_owned(), Place::Url),
             Source::S3(name) | Source::Gcs(name) => {
-                (name.key.rsplit('/').next().unwrap_or("IMAGE").to_owned(), true)
+                (name.key.rsplit('/').next().unwrap_or("IMAGE").to_owned(), Place::Url)
             }
-            _ => ("IMAGE".to_owned(), true),
+            Source::Stdin => ("IMAGE".to_owned(), Place::Pipe),
+            _ => ("IMAGE".to_owned(), Place::Elsewhere),
         };
         let source_name = source.to_string();
-        Self::Image(Box::new(ImageError { error, format, source_name, file_name, remote }))
+        Self::Image(Box::new(ImageError { error, format, source_name, file_name, place }))
     }
 }
 
@@ -379,14 +390,20 @@ impl ImageError {
         let name = shell_word(&self.file_name);
         let container = self.format.and_then(tools);
         Some(match (self.kind(), container) {
-            (ErrorKind::NotAnImage, _) if self.remote => {
-                "open the URL in a browser: it may lead to a web page instead of the file; \
-                 use the direct download link"
-                    .to_owned()
-            }
-            (ErrorKind::NotAnImage, _) => {
-                format!("see what it is: `file {name}`")
-            }
+            (ErrorKind::NotAnImage, _) => match self.place {
+                Place::Url => {
+                    "open the URL in a browser: it may lead to a web page instead of the \
+                     file; use the direct download link"
+                        .to_owned()
+                }
+                Place::File => format!("see what it is: `file {name}`"),
+                Place::Pipe => {
+                    "see what comes through the pipe: end it in `| head -c 512` instead; \
+                     the program before it may have printed a message"
+                        .to_owned()
+                }
+                Place::Elsewhere => return None,
+            },
             (ErrorKind::Unsupported | ErrorKind::NeedsOtherFile, Some((unpack, _))) => {
                 format!("unpack it first: `{unpack} {name}`")
             }

@@ -15,6 +15,7 @@ use indicatif::HumanBytes;
 
 use crate::args::{ContentType, ImportArgs};
 use crate::error::Failure;
+use crate::flags::{For, refuse_others};
 use crate::json::{ArchiveLine, EventLine, FailureLine, ReportLine};
 use crate::metrics::MetricsFile;
 use crate::progress::Display;
@@ -111,7 +112,6 @@ impl Events for Watch {
 
 /// Refuses flags that would have no effect, and files that are not there twice.
 fn check(args: &ImportArgs) -> Result<(), Failure> {
-    args.transfer.check(&args.source)?;
     let only_disks = [
         ("--dry-run", args.dry_run),
         ("--size", args.size.is_some()),
@@ -133,7 +133,14 @@ fn check(args: &ImportArgs) -> Result<(), Failure> {
         let hint = "give `-` once, and files for the rest";
         return Err(Failure::new(Class::Usage, what).with_hint(hint));
     }
-    Ok(())
+    args.transfer.check(&args.source, args.checksum_file.as_ref())?;
+    args.image.check(&args.source)?;
+    let flags = [
+        ("--cache", args.cache.is_some(), For::Network),
+        ("--checksum", args.checksum.is_some(), For::Bytes),
+        ("--checksum-file", args.checksum_file.is_some(), For::Bytes),
+    ];
+    refuse_others(&flags, &[&args.source])
 }
 
 fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {

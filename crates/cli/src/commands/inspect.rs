@@ -12,7 +12,8 @@ use crate::json::{FailureLine, InfoLine, content_name, filesystem_volume};
 use crate::{output, settings};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
-    args.transfer.check(&args.source)?;
+    args.transfer.check(&args.source, None)?;
+    args.image.check(&args.source)?;
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;

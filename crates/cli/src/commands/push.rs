@@ -37,7 +37,12 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
         let hint = "name a file that is not there yet, or a folder, which holds several images";
         return Err(Failure::new(Class::Target, what).with_hint(hint));
     }
-    args.transfer.check(&args.target)?;
+    args.transfer.check(&args.target, None)?;
+    args.image.check(&args.target)?;
+    if args.image.image_path.is_some() {
+        let what = "`--image-path` is for reading an image, and `push` stores the disk in `/disk`";
+        return Err(Failure::new(Class::Usage, what).with_hint("leave out `--image-path`"));
+    }
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     let store = Store::open(&settings::store_home()?);
