@@ -1,6 +1,7 @@
 //! The command line as clap types: parsing only. Nothing here opens a file or asks the host; the
 //! commands do. The doc comments are the help text.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Inspect(Box<InspectArgs>),
     /// Make a container image (a containerDisk) of a disk
     Push(Box<PushArgs>),
+    /// Take one upload of a disk image, as CDI's upload server does
+    UploadServer(Box<UploadServerArgs>),
     /// Make cloud-init seeds
     #[command(subcommand)]
     Seed(SeedCommand),
@@ -241,6 +244,70 @@ pub(crate) struct InspectArgs {
     pub(crate) transfer: SourceArgs,
     #[command(flatten)]
     pub(crate) stores: StoreArgs,
+}
+
+/// Clients are CDI's (`virtctl image-upload`), `bootyard upload`, curl, or any of tus 1.0. CDI's
+/// variables (LISTEN_ADDRESS, TLS_KEY_FILE, …) are taken where a flag is absent. The server ends when
+/// the upload is complete.
+#[derive(Debug, Args)]
+pub(crate) struct UploadServerArgs {
+    /// Name of the new volume in the store
+    #[arg(long)]
+    pub(crate) name: Option<VolumeName>,
+    /// New file, or block device, to write to instead of the store; for an archive a folder
+    #[arg(long, value_name = "FILE|BLOCKDEV", conflicts_with = "name")]
+    pub(crate) to: Option<PathBuf>,
+    /// Address to listen on; port 0 is any free one [default: 127.0.0.1:8443]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Certificate of the server (PEM), with those up to its authority
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of the certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Take only clients with a certificate of these authorities (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_ca: Option<PathBuf>,
+    /// Common or alternative name that a client's certificate must have
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client_name: Option<String>,
+    /// Take only requests with the token in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "token_key")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Take only requests with a token that CDI's API server signed; this is its public key (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_key: Option<PathBuf>,
+    /// Claim that such a token must name [default: the volume's name, in any namespace]
+    #[arg(long, value_name = "[NAMESPACE/]NAME", requires = "token_key")]
+    pub(crate) token_subject: Option<String>,
+    /// Let anyone in who reaches an address that is not only this machine's
+    #[arg(long)]
+    pub(crate) anonymous: bool,
+    /// Size of the volume, such as 10Gi; a larger disk is refused [default: the disk's]
+    #[arg(long, value_name = "QTY")]
+    pub(crate) size: Option<ByteSize>,
+    /// Refuse images whose virtual size is larger, and archives that hold more
+    #[arg(long, value_name = "QTY")]
+    pub(crate) max_size: Option<ByteSize>,
+    /// How the volume is stored: raw, qcow2 or qcow2-zstd
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    pub(crate) output_format: OutputFormat,
+    /// Take all of the volume's space at once, and keep it
+    #[arg(long)]
+    pub(crate) preallocation: bool,
+    /// Give up after this time, such as 90s or 2h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) deadline: Option<Duration>,
+    /// How long a client may send nothing, such as 30s [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) stall_timeout: Option<Duration>,
+    /// Go on answering after the upload is complete
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print events and the report as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -94,6 +94,39 @@ impl<'a> EventLine<'a> {
     }
 }
 
+/// A line of `upload-server --json` about the server itself.
+#[derive(Debug, Serialize)]
+pub(crate) struct ListeningLine<'a> {
+    event: &'static str,
+    /// What clients append the endpoints' paths to.
+    url: &'a str,
+}
+
+impl<'a> ListeningLine<'a> {
+    pub(crate) const fn new(url: &'a str) -> Self {
+        Self { event: "listening", url }
+    }
+}
+
+/// A line of `upload-server --json` about an upload: one has begun, or failed.
+#[derive(Debug, Serialize)]
+pub(crate) struct UploadLine<'a> {
+    event: &'static str,
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+impl<'a> UploadLine<'a> {
+    pub(crate) const fn begun(name: &'a str) -> Self {
+        Self { event: "upload", name, error: None }
+    }
+
+    pub(crate) const fn failed(name: &'a str, error: &'a str) -> Self {
+        Self { event: "upload_failed", name, error: Some(error) }
+    }
+}
+
 /// The last line of `import --json` when all is well.
 #[derive(Debug, Serialize)]
 pub(crate) struct ReportLine {

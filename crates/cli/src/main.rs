@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Import(args) => commands::import::run(*args),
         Command::Importer => Ok(commands::importer::run()),
         Command::Push(args) => commands::push::run(&args),
+        Command::UploadServer(args) => commands::upload_server::run(*args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),
         Command::Run(args) => commands::run::run(&args),

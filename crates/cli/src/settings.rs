@@ -11,6 +11,7 @@ use bootyard_spec::{Class, SafeUrl};
 
 use crate::args::ImageArgs;
 use crate::commands::importer::Variables;
+use crate::commands::upload_server::UploadVariables;
 use crate::error::Failure;
 
 /// Moves the store.
@@ -104,6 +105,11 @@ pub(crate) fn proxies() -> Result<ProxyOptions, Failure> {
 pub(crate) fn variables() -> Variables {
     let text = |text: std::ffi::OsString| text.into_string().ok();
     env::vars_os().filter_map(|(name, value)| text(name).zip(text(value))).collect()
+}
+
+/// CDI's variables for its upload server.
+pub(crate) fn upload_variables() -> Result<UploadVariables, Failure> {
+    UploadVariables::parse(|name| env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
 /// How container images are found: the flags, and where credentials are by default, as

@@ -109,6 +109,7 @@ fn pump(
             events.event(Event::Moved(Moved { fetched, total, written: 0 }));
         }
         if sender.send(chunk).is_err() || is_last {
+            object.late_digest().into_iter().for_each(|digest| verifier.expect(digest.clone()));
             return Ok(verifier);
         }
     }

@@ -34,7 +34,7 @@ impl Cancel {
     }
 
     /// Waits until the switch is on.
-    pub(crate) async fn cancelled(&self) {
+    pub async fn cancelled(&self) {
         // Registered before the flag is read, so that a call in between is not missed.
         let wake = self.0.wake.notified();
         if !self.is_cancelled() {

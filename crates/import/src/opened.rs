@@ -217,7 +217,7 @@ impl Probe {
             source_len,
             capacity: None,
             versioned: object.validator().is_some(),
-            ranges: object.accepts_ranges(),
+            ranges: object.reopens(),
             connections: object.connections(),
             late_tables: found.late_tables,
             packed: found.packed,

@@ -115,6 +115,8 @@ impl Import<'_> {
         // A decoder that failed has made the pump stop, so its error is the first cause.
         let decoder = decoded.map_err(failed)?;
         pumped?;
+        let mut verifier = verifier;
+        object.late_digest().into_iter().for_each(|digest| verifier.expect(digest.clone()));
         let verified = verifier
             .finish()
             .map_err(|error| Error::checksum(&self.request.source, error, self.cache))?;

@@ -15,6 +15,7 @@ mod file;
 mod gcs;
 mod header;
 mod http;
+mod inlet;
 mod object;
 pub mod oci;
 mod origin;
@@ -38,6 +39,7 @@ use crate::origin::Origin;
 pub use error::{Error, ErrorKind};
 pub use gcs::GcsOptions;
 pub use header::{Header, ParseHeaderError};
+pub use inlet::{Feed, Inlet, Openings};
 pub use object::Object;
 pub use proxy::{NoProxy, ProxyOptions};
 pub use s3::S3Options;
@@ -79,6 +81,8 @@ pub struct Options {
     pub s3: S3Options,
     /// How Google's object store is spoken to.
     pub gcs: GcsOptions,
+    /// Where the bytes of a [`Source::Upload`] come in. Default nowhere.
+    pub inlet: Option<Inlet>,
 }
 
 /// Where a stream begins, and in which version of the object. The default is the first byte of
@@ -109,6 +113,7 @@ impl Default for Options {
             image: oci::ImageOptions::default(),
             s3: S3Options::default(),
             gcs: GcsOptions::default(),
+            inlet: None,
         }
     }
 }
@@ -137,6 +142,10 @@ pub async fn open_at(source: &Source, options: &Options, start: &Start) -> Resul
         #[cfg(feature = "s3")]
         Source::S3(object) => Box::new(s3::S3::new(object.clone(), options).await?),
         Source::Gcs(object) => Box::new(gcs::Gcs::new(object.clone(), options)?),
+        Source::Upload(name) => {
+            let inlet = options.inlet.as_ref().ok_or_else(|| Error::unsupported(source))?;
+            return inlet.open(name, start).map(Object::from);
+        }
         other => return Err(Error::unsupported(other)),
     };
     http::Http::open_at(origin, options, start).await.map(Object::from)

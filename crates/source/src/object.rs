@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use crate::file::File;
 use crate::http::Http;
+use crate::inlet::Body;
 use crate::stdin::{self, Stdin};
 use crate::{Error, Validator};
 
@@ -24,6 +25,7 @@ enum Transport {
     Stdin(Stdin),
     // Much larger than a file, and there is one of it per import.
     Http(Box<Http>),
+    Body(Body),
 }
 
 impl From<File> for Object {
@@ -35,6 +37,12 @@ impl From<File> for Object {
 impl From<Stdin> for Object {
     fn from(stdin: Stdin) -> Self {
         Self { transport: Transport::Stdin(stdin), digest: None }
+    }
+}
+
+impl From<Body> for Object {
+    fn from(body: Body) -> Self {
+        Self { transport: Transport::Body(body), digest: None }
     }
 }
 
@@ -51,6 +59,7 @@ impl Object {
             Transport::File(file) => Some(file.len()),
             Transport::Stdin(_) => None,
             Transport::Http(http) => http.len(),
+            Transport::Body(body) => body.len(),
         }
     }
 
@@ -77,6 +86,7 @@ impl Object {
             Transport::File(file) => file.validator(),
             Transport::Stdin(_) => None,
             Transport::Http(http) => http.validator(),
+            Transport::Body(body) => body.validator(),
         }
     }
 
@@ -86,6 +96,7 @@ impl Object {
             Transport::File(file) => file.received(),
             Transport::Stdin(stdin) => stdin.received(),
             Transport::Http(http) => http.received(),
+            Transport::Body(body) => body.received(),
         }
     }
 
@@ -95,6 +106,24 @@ impl Object {
             Transport::File(_) => true,
             Transport::Stdin(_) => false,
             Transport::Http(http) => http.facts().accepts_ranges,
+            Transport::Body(_) => false,
+        }
+    }
+
+    /// Whether [`open_at`](crate::open_at) can begin the stream at any offset: a body that arrives can
+    /// be sent on from there, though no part of it be had again.
+    pub fn reopens(&self) -> bool {
+        match &self.transport {
+            Transport::Body(body) => body.validator().is_some(),
+            _ => self.accepts_ranges(),
+        }
+    }
+
+    /// The digest that came behind the bytes, once they have ended: it is to be compared as well.
+    pub fn late_digest(&self) -> Option<&Digest> {
+        match &self.transport {
+            Transport::Body(body) => body.late_digest(),
+            _ => None,
         }
     }
 
@@ -104,6 +133,7 @@ impl Object {
             Transport::File(_) => false,
             Transport::Stdin(_) => false,
             Transport::Http(http) => http.is_ranged(),
+            Transport::Body(_) => false,
         }
     }
 
@@ -113,6 +143,7 @@ impl Object {
             Transport::File(_) => 0,
             Transport::Stdin(_) => 0,
             Transport::Http(http) => http.connections(),
+            Transport::Body(_) => 0,
         }
     }
 
@@ -122,6 +153,7 @@ impl Object {
             Transport::File(_) => None,
             Transport::Stdin(_) => None,
             Transport::Http(http) => http.facts().content_type.as_deref(),
+            Transport::Body(_) => None,
         }
     }
 
@@ -132,6 +164,7 @@ impl Object {
             Transport::File(_) => true,
             Transport::Stdin(_) => false,
             Transport::Http(http) => http.facts().ends_surely,
+            Transport::Body(_) => true,
         }
     }
 
@@ -141,6 +174,7 @@ impl Object {
             Transport::File(file) => file.name().to_owned(),
             Transport::Stdin(_) => stdin::NAME.to_owned(),
             Transport::Http(http) => http.name().to_owned(),
+            Transport::Body(body) => body.name().to_owned(),
         }
     }
 
@@ -150,6 +184,7 @@ impl Object {
             Transport::File(_) => 0,
             Transport::Stdin(_) => 0,
             Transport::Http(http) => http.retries(),
+            Transport::Body(_) => 0,
         }
     }
 
@@ -166,6 +201,7 @@ impl Object {
             Transport::File(file) => file.next().await,
             Transport::Stdin(stdin) => stdin.next().await,
             Transport::Http(http) => http.next().await,
+            Transport::Body(body) => body.next().await,
         }
     }
 
@@ -184,6 +220,7 @@ impl Object {
             Transport::File(file) => file.read_range(offset..end).await,
             Transport::Stdin(_) => Err(Error::no_ranges(stdin::NAME)),
             Transport::Http(http) => http.read_range(offset..end).await,
+            Transport::Body(body) => Err(Error::no_ranges(body.name())),
         }
     }
 }

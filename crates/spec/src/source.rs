@@ -27,6 +27,8 @@ pub enum Source {
     Volume(VolumeName),
     /// Nothing but zeros: `blank`.
     Blank,
+    /// What a client sends, in the words for messages: `upload from 10.0.0.7`. No text is parsed to it.
+    Upload(String),
 }
 
 /// An object in a bucket.
@@ -196,6 +198,7 @@ impl fmt::Display for Source {
             Self::Stdin => f.write_str("standard input"),
             Self::Volume(name) => write!(f, "volume:{name}"),
             Self::Blank => f.write_str("blank"),
+            Self::Upload(name) => f.write_str(name),
         }
     }
 }

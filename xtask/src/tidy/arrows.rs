@@ -29,7 +29,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "bootyard-serve",
-        &["bootyard-import", "bootyard-supervise", "bootyard-manifest", "bootyard-spec"],
+        &[
+            "bootyard-import",
+            "bootyard-supervise",
+            "bootyard-manifest",
+            "bootyard-source",
+            "bootyard-volume",
+            "bootyard-spec",
+        ],
     ),
     (TEST_ONLY, &[]),
     ("bootyard-tests", &[]),

@@ -205,15 +205,15 @@ fn archive(
 }
 
 /// What stops an import before its end: signals, and the deadline.
-struct Limit {
-    cancel: Cancel,
+pub(crate) struct Limit {
+    pub(crate) cancel: Cancel,
     deadline: Option<Duration>,
     /// The deadline has passed.
     passed: Arc<AtomicBool>,
 }
 
 impl Limit {
-    fn start(deadline: Option<Duration>) -> Result<Self, Failure> {
+    pub(crate) fn start(deadline: Option<Duration>) -> Result<Self, Failure> {
         let cancel = cancel_on_signal()?;
         let passed = Arc::new(AtomicBool::new(false));
         if let Some(deadline) = deadline {
@@ -229,7 +229,7 @@ impl Limit {
     }
 
     /// Says of an import that was stopped by the deadline that it was.
-    fn explain(&self, failure: Failure) -> Failure {
+    pub(crate) fn explain(&self, failure: Failure) -> Failure {
         match self.deadline.filter(|_| self.passed.load(Ordering::Relaxed)) {
             Some(deadline) if failure.is(Class::Interrupted) => {
                 let what = format!("the import took longer than {deadline:?}");
@@ -249,7 +249,7 @@ pub(crate) fn cancel_on_signal() -> Result<Cancel, Failure> {
     Ok(cancel)
 }
 
-fn summary(report: &Report, took: Duration) -> String {
+pub(crate) fn summary(report: &Report, took: Duration) -> String {
     let checked = match &report.checked {
         Some(digest) => format!("{digest} (as expected)"),
         None => format!("{} (nothing to compare with)", report.sha256),

@@ -8,3 +8,4 @@ pub(crate) mod machine;
 pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod seed;
+pub(crate) mod upload_server;
