@@ -13,6 +13,7 @@ mod registry;
 mod resume;
 mod s3;
 mod targets;
+mod upload;
 
 use std::path::{Path, PathBuf};
 

@@ -75,9 +75,10 @@ impl Chunks {
     /// Takes what still comes, and drops it.
     pub(crate) fn drain(self) {
         let mut body = self.body;
-        tokio::spawn(timeout(DRAIN_LIMIT, async move {
-            while let Some(Ok(_)) = body.frame().await {}
-        }));
+        tokio::spawn(timeout(
+            DRAIN_LIMIT,
+            async move { while let Some(Ok(_)) = body.frame().await {} },
+        ));
     }
 }
 

@@ -35,7 +35,9 @@ pub(crate) struct FormReader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// In a part, or before the first.
-    Data { is_file: bool },
+    Data {
+        is_file: bool,
+    },
     /// Behind a boundary.
     Boundary,
     Header,
@@ -138,7 +140,8 @@ fn parameter<'a>(part: &'a str, name: &str) -> Option<&'a str> {
 fn names_the_file(header: &[u8]) -> bool {
     let text = String::from_utf8_lossy(header);
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-    let disposition = lines.find(|(name, _)| name.trim().eq_ignore_ascii_case("content-disposition"));
+    let disposition =
+        lines.find(|(name, _)| name.trim().eq_ignore_ascii_case("content-disposition"));
     disposition
         .is_some_and(|(_, value)| value.split(';').any(|p| parameter(p, "name") == Some(FIELD)))
 }
@@ -150,7 +153,7 @@ mod tests {
     const TYPE: &str = "multipart/form-data; boundary=\"xyz\"";
 
     /// Reads `body` in parts of each length; all must agree.
-    fn check(body: &str, expected: Result<&str, BadForm>) {
+    fn check(body: &str, expected: &Result<&str, BadForm>) {
         for len in 1..=body.len() {
             let mut reader = FormReader::new(TYPE).unwrap();
             let mut file = Vec::new();
@@ -172,17 +175,17 @@ mod tests {
     #[test]
     fn the_file_is_found_among_other_fields() {
         let (token, file) = (part("token", "abc"), part("file", "a\r\n--xy\r\n\r\nz\r\n"));
-        check(&format!("{token}{file}--xyz--\r\n"), Ok("a\r\n--xy\r\n\r\nz\r\n"));
-        check(&format!("preamble\r\n{file}--xyz--"), Ok("a\r\n--xy\r\n\r\nz\r\n"));
-        check(&format!("{}--xyz--\r\n", part("file", "")), Ok(""));
+        check(&format!("{token}{file}--xyz--\r\n"), &Ok("a\r\n--xy\r\n\r\nz\r\n"));
+        check(&format!("preamble\r\n{file}--xyz--"), &Ok("a\r\n--xy\r\n\r\nz\r\n"));
+        check(&format!("{}--xyz--\r\n", part("file", "")), &Ok(""));
     }
 
     #[test]
     fn what_is_no_whole_form_is_refused() {
-        check(&format!("{}--xyz--\r\n", part("other", "abc")), Err(BadForm::NoFile));
-        check(part("file", "abc").trim_end(), Err(BadForm::Malformed(1)));
-        check("--xyzabc\r\n\r\n", Err(BadForm::Malformed(0)));
-        check("no boundary at all", Err(BadForm::NoFile));
+        check(&format!("{}--xyz--\r\n", part("other", "abc")), &Err(BadForm::NoFile));
+        check(part("file", "abc").trim_end(), &Err(BadForm::Malformed(1)));
+        check("--xyzabc\r\n\r\n", &Err(BadForm::Malformed(0)));
+        check("no boundary at all", &Err(BadForm::NoFile));
         for kind in ["text/plain", "multipart/form-data", "multipart/form-data; boundary="] {
             assert_eq!(FormReader::new(kind).unwrap_err(), BadForm::ContentType, "{kind}");
         }

@@ -116,10 +116,10 @@ pub(crate) async fn receive(
         return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, "expected tus 1.0.0"));
     }
     match (request.method().clone(), id) {
-        (Method::OPTIONS, _) => Ok(response(StatusCode::NO_CONTENT, &[
-            ("tus-version", VERSION),
-            ("tus-extension", "creation,creation-defer-length"),
-        ])),
+        (Method::OPTIONS, _) => Ok(response(
+            StatusCode::NO_CONTENT,
+            &[("tus-version", VERSION), ("tus-extension", "creation,creation-defer-length")],
+        )),
         (Method::POST, None) => create(shared, client, request.headers()).await,
         (Method::HEAD, Some(id)) => state(&shared, &id).await,
         (Method::PATCH, Some(id)) => append(shared, &id, request).await,

@@ -38,7 +38,9 @@ pub(crate) fn route(method: &Method, path: &str) -> Option<Route> {
     if let Some(rest) = path.strip_prefix(UPLOADS) {
         return match rest.strip_prefix('/') {
             None if rest.is_empty() => Some(Route::Resumable(None)),
-            Some(id) if !id.is_empty() && !id.contains('/') => Some(Route::Resumable(Some(id.to_owned()))),
+            Some(id) if !id.is_empty() && !id.contains('/') => {
+                Some(Route::Resumable(Some(id.to_owned())))
+            }
             _ => None,
         };
     }

@@ -47,7 +47,8 @@ async fn take(
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let claim = shared.claim()?;
     if headers.contains_key(CDI_CONTENT_TYPE) {
-        let text = format!("`{CDI_CONTENT_TYPE}` is for CDI's cloner, which this server is not for");
+        let text =
+            format!("`{CDI_CONTENT_TYPE}` is for CDI's cloner, which this server is not for");
         return Err(Refusal::bad_request(text));
     }
     if form == Form::Multipart {

@@ -9,6 +9,7 @@
 //! bytes have a version. Who feeds waits while the reader is behind.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bootyard_spec::Digest;
 use bytes::Bytes;
@@ -22,7 +23,10 @@ const CHUNKS_QUEUED: usize = 8;
 
 /// Where the bytes come in. Clones are the same inlet.
 #[derive(Debug, Clone)]
-pub struct Inlet {
+pub struct Inlet(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     len: Option<u64>,
     validator: Option<Validator>,
     openings: mpsc::UnboundedSender<Feed>,
@@ -52,7 +56,7 @@ pub struct Closed;
 
 impl PartialEq for Inlet {
     fn eq(&self, other: &Self) -> bool {
-        self.openings.same_channel(&other.openings)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -71,29 +75,26 @@ impl Inlet {
     /// opened behind its first byte.
     pub fn new(len: Option<u64>, validator: Option<Validator>) -> (Self, Openings) {
         let (openings, opened) = mpsc::unbounded_channel();
-        (Self { len, validator, openings }, Openings(opened))
+        (Self(Arc::new(Inner { len, validator, openings })), Openings(opened))
     }
 
     pub(crate) fn open(&self, name: &str, start: &Start) -> Result<Body, Error> {
+        let Inner { len, validator, openings } = &*self.0;
         if start.at > 0 {
-            if self.validator.is_none() {
+            if validator.is_none() {
                 return Err(Error::no_ranges(name));
             }
-            if self.validator != start.validator || self.len.is_some_and(|len| len < start.at) {
-                return Err(Error::changed(
-                    name,
-                    start.validator.as_ref(),
-                    self.validator.as_ref(),
-                ));
+            if *validator != start.validator || len.is_some_and(|len| len < start.at) {
+                return Err(Error::changed(name, start.validator.as_ref(), validator.as_ref()));
             }
         }
         let (chunks, receiver) = mpsc::channel(CHUNKS_QUEUED);
         // Without a feeder the stream ends at once, with an error.
-        let _ = self.openings.send(Feed { at: start.at, chunks });
+        let _ = openings.send(Feed { at: start.at, chunks });
         Ok(Body {
             name: name.to_owned(),
-            len: self.len,
-            validator: self.validator.clone(),
+            len: *len,
+            validator: validator.clone(),
             received: start.at,
             chunks: receiver,
             ended: None,

@@ -40,9 +40,8 @@ impl UploadVariables {
         let address: Option<IpAddr> = parsed(&get, "LISTEN_ADDRESS", "an address", bad)?;
         let port: Option<u16> = parsed(&get, "LISTEN_PORT", "a port", bad)?;
         let all = IpAddr::from([0, 0, 0, 0]);
-        let listen = (address.is_some() || port.is_some()).then(|| {
-            SocketAddr::new(address.unwrap_or(all), port.unwrap_or(Self::DEFAULT_PORT))
-        });
+        let listen = (address.is_some() || port.is_some())
+            .then(|| SocketAddr::new(address.unwrap_or(all), port.unwrap_or(Self::DEFAULT_PORT)));
         let (name, expected) = ("FILESYSTEM_OVERHEAD", "a part of 1 such as 0.06");
         let overhead: Option<f64> = parsed(&get, name, expected, bad)?;
         if let Some(part) = overhead.filter(|part| !(0.0..=1.0).contains(part)) {
@@ -70,16 +69,15 @@ impl UploadVariables {
         let size = args.size.or_else(|| {
             let overhead = self.overhead.unwrap_or_default();
             let is_device = to.as_deref().is_some_and(is_block_device);
-            self.image_size.filter(|_| !is_device).map(|size| {
-                size.without_filesystem_overhead(overhead)
-            })
+            self.image_size
+                .filter(|_| !is_device)
+                .map(|size| size.without_filesystem_overhead(overhead))
         });
         let deadline = match (args.deadline, self.deadline) {
             (None, Some(end)) => {
                 let left = Timestamp::now().duration_until(end);
-                let passed = || {
-                    Failure::new(Class::GuestTimeout, format!("the deadline {end} has passed"))
-                };
+                let passed =
+                    || Failure::new(Class::GuestTimeout, format!("the deadline {end} has passed"));
                 Some(Duration::try_from(left).map_err(|_| passed())?)
             }
             (given, _) => given,
