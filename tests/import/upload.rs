@@ -3,9 +3,10 @@
 
 mod access;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,9 @@ use crate::{Images, assert_nothing_left};
 struct Server {
     child: Child,
     url: String,
-    rest: Option<JoinHandle<String>>,
+    /// What it has printed since.
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -37,16 +40,27 @@ impl Server {
         stdout.read_line(&mut line).expect("its first line");
         let first: Value = serde_json::from_str(&line).expect("where it listens");
         let url = first["url"].as_str().expect("an address").to_owned();
-        let rest = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stdout.read_to_string(&mut text);
-            text
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let read = Arc::clone(&lines);
+        let reader = std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                read.lock().expect("the lines").push(line);
+            }
         });
-        Self { child, url, rest: Some(rest) }
+        Self { child, url, lines, reader: Some(reader) }
     }
 
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.url)
+    }
+
+    /// Waits until it prints a line that holds `text`.
+    fn wait_for(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.lines.lock().expect("the lines").iter().any(|line| line.contains(text)) {
+            assert!(Instant::now() < deadline, "no `{text}`");
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits for its end: the exit code, and the last line that it printed.
@@ -59,8 +73,9 @@ impl Server {
                 None => sleep(Duration::from_millis(10)),
             }
         };
-        let text = self.rest.take().expect("once").join().expect("its output");
-        let last = text.lines().last().unwrap_or("null");
+        self.reader.take().expect("once").join().expect("its output");
+        let lines = self.lines.lock().expect("the lines");
+        let last = lines.last().map_or("null", String::as_str);
         (status.code(), serde_json::from_str(last).expect("JSON"))
     }
 }
@@ -252,16 +267,9 @@ fn a_cut_upload_leaves_nothing_and_a_second_one_waits() {
     let mut slow = Command::new("curl");
     slow.args(["-sS", "--limit-rate", "2M", "-X", "POST", "-T"]).arg(&large).arg(&url);
     let mut slow = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("curl");
-    // As soon as the first has begun, the second one is refused.
-    let mut status = 0;
-    for _ in 0..200 {
-        status = curl(&["-X", "POST", "-d", "x", &url]).0;
-        if status == 503 {
-            break;
-        }
-        sleep(Duration::from_millis(20));
-    }
-    assert_eq!(status, 503);
+    server.wait_for(r#""event":"upload""#);
+    let (status, body) = curl(&["-X", "POST", "-d", "x", &url]);
+    assert_eq!(status, 503, "{body}");
     slow.kill().expect("SIGKILL");
     slow.wait().expect("its end");
     let mut answer = (503, String::new());
