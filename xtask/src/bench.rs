@@ -3,6 +3,7 @@
 //! Both sides run alternately on the same machine in one go, because only the ratio between them
 //! means something: absolute times depend on the machine and on what else it does.
 
+mod create;
 mod decode;
 mod images;
 mod import;
@@ -22,11 +23,14 @@ enum What {
     Import(import::Args),
     /// Decode one disk from every format and compression, against the tool of each.
     Decode(decode::Args),
+    /// Make an empty disk, against qemu-img.
+    Create(create::Args),
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.what {
         What::Import(args) => import::main(args),
         What::Decode(args) => decode::main(args),
+        What::Create(args) => create::main(args),
     }
 }

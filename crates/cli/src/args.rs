@@ -15,6 +15,7 @@ use bootyard_spec::{
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::create::CreateCommand;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
 use crate::stores::StoreArgs;
@@ -44,6 +45,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Bring a disk image into a volume, a file or a block device
     Import(Box<ImportArgs>),
+    /// Make disks with nothing on them
+    #[command(subcommand)]
+    Create(CreateCommand),
     /// Show what a disk image is, without importing it
     Inspect(Box<InspectArgs>),
     /// Make a container image (a containerDisk) of a disk

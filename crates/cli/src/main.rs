@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Import(args) => commands::import::run(*args),
         Command::Importer => Ok(commands::importer::run()),
+        Command::Create(command) => commands::create::run(command),
         Command::Push(args) => commands::push::run(&args),
         Command::UploadServer(args) => commands::upload_server::run(*args),
         Command::Inspect(args) => commands::inspect::run(&args),

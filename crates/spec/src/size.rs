@@ -72,6 +72,14 @@ impl ByteSize {
     }
 }
 
+impl ByteSize {
+    /// The size of an empty disk that is asked for with this capacity: in whole MiB, as KubeVirt
+    /// rounds it; `None` where nothing is left.
+    pub fn empty_disk(self) -> Option<Self> {
+        Some(Self(self.0 - self.0 % (1 << 20))).filter(|size| size.0 > 0)
+    }
+}
+
 /// What a file system takes for itself, as a part of what it is to hold: CDI's default.
 pub const FILESYSTEM_OVERHEAD: f64 = 0.06;
 
@@ -187,6 +195,20 @@ mod tests {
             assert_eq!(text.parse::<ByteSize>().map_err(|e| e.to_string()), Err(message.into()));
         }
         assert!(matches!("10GB".parse::<ByteSize>(), Err(ParseSizeError::Suffix { .. })));
+    }
+
+    #[test]
+    fn empty_disks_have_whole_mebibytes() {
+        for (asked, size) in [
+            ("0", None),
+            ("1048575", None),
+            ("1Mi", Some(1)),
+            ("2M", Some(1)),
+            ("10Gi", Some(10240)),
+        ] {
+            let asked: ByteSize = asked.parse().unwrap();
+            assert_eq!(asked.empty_disk(), size.map(ByteSize::from_mib), "{asked}");
+        }
     }
 
     #[test]

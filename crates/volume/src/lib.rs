@@ -10,6 +10,7 @@
 mod attached;
 mod clone;
 mod device;
+mod empty;
 mod error;
 mod fsops;
 mod journal;
