@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Create(CreateCommand),
     /// Show what a disk image is, without importing it
     Inspect(Box<InspectArgs>),
+    /// Make a second disk with the content of another
+    Clone(CloneArgs),
     /// Make a container image (a containerDisk) of a disk
     Push(Box<PushArgs>),
     /// Take one upload of a disk image, as CDI's upload server does
@@ -172,6 +174,38 @@ impl ImageArgs {
         ];
         refuse_others(&flags, &[source])
     }
+}
+
+/// Where the file system can, both share their blocks until one is changed, which takes no time;
+/// elsewhere the data is copied, without holes and zeros, and compared. A disk that a machine runs on
+/// is refused.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("clone").required(true))]
+pub(crate) struct CloneArgs {
+    /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw
+    #[arg(value_name = "VOLUME|FILE")]
+    pub(crate) source: String,
+    /// Name of the new volume in the store
+    #[arg(group = "clone")]
+    pub(crate) name: Option<VolumeName>,
+    /// New file, or block device, to write to instead of the store
+    #[arg(long, group = "clone", value_name = "FILE|BLOCKDEV")]
+    pub(crate) to: Option<PathBuf>,
+    /// Size of the clone, such as 10Gi; at least the original's [default: just that]
+    #[arg(long, value_name = "QTY")]
+    pub(crate) size: Option<ByteSize>,
+    /// How the clone is stored: raw, qcow2 or qcow2-zstd [default: as the original is]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) output_format: Option<OutputFormat>,
+    /// Take all of the clone's space at once, and keep it; nothing is shared then
+    #[arg(long)]
+    pub(crate) preallocation: bool,
+    /// Read and compare a clone that shares the original's blocks, too
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Print events and the report as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// The image has one layer with the disk in /disk. The same disk gives the same image on every day:

@@ -24,6 +24,11 @@ pub(crate) fn format_by_name(path: &Path) -> DiskFormat {
     if is_qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw }
 }
 
+/// Whether there is a block device of this name.
+pub(crate) fn is_block_device(path: &Path) -> bool {
+    fs_err::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
 /// Opens a disk that the user named for a look, and checks what would only surprise later: that it
 /// is a file or block device, is stored as its name says, and names no other file.
 pub(crate) fn look_at(path: &Path) -> Result<Box<dyn Disk>, Failure> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bootyard_image::{Content, Format, Info};
 use bootyard_import::{ArchiveReport, Event, Progress, Pushed, Report};
 use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
+use bootyard_volume::Cloned;
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -124,6 +125,41 @@ impl<'a> UploadLine<'a> {
 
     pub(crate) const fn failed(name: &'a str, error: &'a str) -> Self {
         Self { event: "upload_failed", name, error: Some(error) }
+    }
+}
+
+/// The last line of `clone --json` when all is well.
+#[derive(Debug, Serialize)]
+pub(crate) struct ClonedLine<'a> {
+    event: &'static str,
+    source: &'a str,
+    path: String,
+    /// `reflink` if the blocks are shared, else `copy`.
+    method: &'static str,
+    volume_size_bytes: u64,
+    data_bytes: u64,
+    /// How many bytes of data an earlier attempt had stored.
+    resumed_bytes: u64,
+    allocated_bytes: Option<u64>,
+    /// What a raw clone holds, if it was read.
+    fingerprint: Option<String>,
+    seconds: f64,
+}
+
+impl<'a> ClonedLine<'a> {
+    pub(crate) fn new(source: &'a str, cloned: &Cloned, seconds: f64) -> Self {
+        Self {
+            event: "cloned",
+            source,
+            path: cloned.published.path.display().to_string(),
+            method: cloned.method.name(),
+            volume_size_bytes: cloned.size,
+            data_bytes: cloned.data_bytes,
+            resumed_bytes: cloned.resumed_bytes,
+            allocated_bytes: cloned.published.allocated_bytes,
+            fingerprint: cloned.fingerprint.as_ref().map(ToString::to_string),
+            seconds,
+        }
     }
 }
 

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Import(args) => commands::import::run(*args),
         Command::Importer => Ok(commands::importer::run()),
         Command::Create(command) => commands::create::run(command),
+        Command::Clone(args) => commands::clone::run(&args),
         Command::Push(args) => commands::push::run(&args),
         Command::UploadServer(args) => commands::upload_server::run(*args),
         Command::Inspect(args) => commands::inspect::run(&args),

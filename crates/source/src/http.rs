@@ -32,8 +32,8 @@ pub(crate) struct Http {
 #[derive(Debug)]
 enum Stream {
     /// One request for all of it.
-    Whole(Part),
-    Ranged(Segments),
+    Whole(Box<Part>),
+    Ranged(Box<Segments>),
 }
 
 /// What the first answer tells about the object.
@@ -73,8 +73,10 @@ impl Http {
         let part = Part::new(&server, version, wanted);
         let part = part.answered(answer, first.requests, resumable);
         let stream = match len {
-            Some(len) => Stream::Ranged(Segments::new(&server, version, (start.at, len), part)),
-            None => Stream::Whole(part),
+            Some(len) => {
+                Stream::Ranged(Box::new(Segments::new(&server, version, (start.at, len), part)))
+            }
+            None => Stream::Whole(Box::new(part)),
         };
         Ok(Self { server, facts, stream, received: start.at })
     }
