@@ -3,7 +3,11 @@
 //! Both sides run alternately on the same machine in one go, because only the ratio between them
 //! means something: absolute times depend on the machine and on what else it does.
 
+<<<<<<< HEAD
 mod create;
+=======
+mod clone;
+>>>>>>> 3e3dc7c (xtask: bench clone, and one loop for all benches)
 mod decode;
 mod images;
 mod import;
@@ -21,6 +25,8 @@ pub(crate) struct Args {
 enum What {
     /// Import the Debian guest over HTTP, against curl and qemu-img.
     Import(import::Args),
+    /// Clone a disk, against cp and qemu-img.
+    Clone(clone::Args),
     /// Decode one disk from every format and compression, against the tool of each.
     Decode(decode::Args),
     /// Make an empty disk, against qemu-img.
@@ -30,6 +36,7 @@ enum What {
 pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.what {
         What::Import(args) => import::main(args),
+        What::Clone(args) => clone::main(args),
         What::Decode(args) => decode::main(args),
         What::Create(args) => create::main(args),
     }

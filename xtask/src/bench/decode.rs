@@ -7,10 +7,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::images;
-use super::measure::{self, Side};
+use super::measure::{self, Side, word};
 use crate::setup::{self, Need};
 use crate::{dirs, sh};
 
@@ -64,7 +64,7 @@ const fn qemu(name: &'static str, file: &'static str, wall_ratio_max: f64) -> Ca
 pub(crate) fn main(args: &Args) -> Result<()> {
     ensure!(args.runs > 0, "expected at least one run");
     setup::ensure_installed(&[Need::Boot, Need::Test])?;
-    let cases = chosen(&args.names)?;
+    let cases = measure::chosen(&args.names, CASES, |case| case.name)?;
     let build = ["build", "--release", "--locked", "--package"];
     sh::run(sh::cargo().args(build).args(["bootyard-image", "--example", "decode"]))?;
     sh::run(sh::cargo().args(build).arg("bootyard"))?;
@@ -84,22 +84,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Case>> {
-    if names.is_empty() {
-        return Ok(CASES.iter().collect());
-    }
-    let find = |name: &String| {
-        let all: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-        let found = CASES.iter().find(|case| case.name == name);
-        found.with_context(|| format!("no image `{name}`; there are: {}", all.join("; ")))
-    };
-    names.iter().map(find).collect()
-}
-
 /// Runs all sides alternately. Before, ours is compared with the disk.
 fn compare(case: &Case, release: &Path, images: &Path, runs: usize) -> Result<[Side; 3]> {
     let (image, raw) = (images.join(case.file), images.join("raw"));
-    let work = || tempfile::tempdir_in(images.parent().unwrap_or(images));
     let ours = |work: &Path| {
         let mut command = sh::cmd(release.join("examples/decode"));
         command.arg(&image).arg(work.join("out"));
@@ -110,34 +97,25 @@ fn compare(case: &Case, release: &Path, images: &Path, runs: usize) -> Result<[S
         command.args(["import", "--to"]).arg(work.join("out")).arg(&image);
         command
     };
-    let checked = work()?;
+    let checked = tempfile::tempdir_in(images)?;
     sh::output(&mut ours(checked.path()))?;
     sh::output(sh::cmd("cmp").arg(&raw).arg(checked.path().join("out")))?;
     drop(checked);
 
-    let mut sides = [
-        Side { name: "decode", runs: Vec::new() },
-        Side { name: "bootyard import", runs: Vec::new() },
-        Side { name: case.theirs.split(' ').next().unwrap_or_default(), runs: Vec::new() },
-    ];
-    for _ in 0..runs {
-        for (index, side) in sides.iter_mut().enumerate() {
-            let place = work()?;
-            let command = match index {
-                0 => ours(place.path()),
-                1 => import(place.path()),
-                _ => images::shell(case.theirs, &raw, &image, &place.path().join("out")),
-            };
-            side.runs.push(measure::measure(&command, place.path())?);
+    let theirs = case.theirs.split(' ').next().unwrap_or_default();
+    let dir = images.parent().unwrap_or(images);
+    measure::alternately(["decode", "bootyard import", theirs], runs, dir, |index, place| {
+        match index {
+            0 => ours(place),
+            1 => import(place),
+            _ => images::shell(case.theirs, &raw, &image, &place.join("out")),
         }
-    }
-    Ok(sides)
+    })
 }
 
 /// A line per image. A missed target is told, not punished: machines differ.
 fn verdict(case: &Case, [ours, _, theirs]: &[Side; 3]) -> String {
     let (ratio, rss) = (ours.wall_ratio(theirs), ours.peak_rss());
-    let word = |reached| if reached { "reached" } else { "MISSED" };
     format!(
         "{:<22} wall {ratio:>5.2}, target {:>4.2}: {:<8} peak {rss:>5.1} MiB, target {RSS_MIB_MAX:>5.1}: {}",
         case.name,

@@ -8,11 +8,11 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use bootyard_testkit::{ImageLayout, Nginx, Registry, sha256_file};
 
 use super::images;
-use super::measure::{self, Side};
+use super::measure::{self, Side, word};
 use crate::setup::{self, Need};
 use crate::{dirs, sh};
 
@@ -80,7 +80,7 @@ const CASES: &[Case] = &[
 pub(crate) fn main(args: &Args) -> Result<()> {
     ensure!(args.runs > 0, "expected at least one run");
     setup::ensure_installed(&[Need::Boot, Need::Test])?;
-    let cases = chosen(&args.names)?;
+    let cases = measure::chosen(&args.names, CASES, |case| case.name)?;
     sh::run(sh::cargo().args(["build", "--release", "--locked", "--package", "bootyard"]))?;
     let bootyard = dirs::target().join("release/bootyard");
     let images = images::all()?;
@@ -105,18 +105,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         lines.join("\n")
     );
     Ok(())
-}
-
-fn chosen(names: &[String]) -> Result<Vec<&'static Case>> {
-    if names.is_empty() {
-        return Ok(CASES.iter().collect());
-    }
-    let find = |name: &String| {
-        let all: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-        let found = CASES.iter().find(|case| case.name == name);
-        found.with_context(|| format!("no import `{name}`; there are: {}", all.join("; ")))
-    };
-    names.iter().map(find).collect()
 }
 
 /// Puts an image into a registry as a containerDisk, in a gzip layer.
@@ -152,20 +140,11 @@ impl Bench<'_> {
         drop(checked);
 
         let theirs = case.theirs.split(' ').next().unwrap_or_default();
-        let mut sides = [
-            Side { name: "bootyard import", runs: Vec::new() },
-            Side { name: theirs, runs: Vec::new() },
-        ];
-        for _ in 0..runs {
-            for (index, side) in sides.iter_mut().enumerate() {
-                let place = tempfile::tempdir_in(self.dir)?;
-                let command = match index {
-                    0 => self.ours(checksum.as_deref(), place.path()),
-                    _ => self.theirs(case.theirs, place.path()),
-                };
-                side.runs.push(measure::measure(&command, place.path())?);
-            }
-        }
+        let names = ["bootyard import", theirs];
+        let sides = measure::alternately(names, runs, self.dir, |index, place| match index {
+            0 => self.ours(checksum.as_deref(), place),
+            _ => self.theirs(case.theirs, place),
+        })?;
         Ok((sides, stored as f64 / 2048.0))
     }
 
@@ -190,7 +169,6 @@ impl Bench<'_> {
 /// A line per import. A missed target is told, not punished: machines differ.
 fn verdict(case: &Case, [ours, theirs]: &[Side; 2], stored: f64) -> String {
     let (ratio, rss, written) = (ours.wall_ratio(theirs), ours.peak_rss(), ours.written());
-    let word = |reached| if reached { "reached" } else { "MISSED" };
     format!(
         "{:<12} wall {ratio:>5.2}, target {:>4.2}: {:<8} peak {rss:>5.1} MiB, target \
          {RSS_MIB_MAX:>5.1}: {:<8} written {written:>7.1} MiB of {stored:>7.1}: {}",

@@ -91,6 +91,46 @@ impl Side {
     }
 }
 
+/// Runs all sides alternately, each run in a folder of its own in `dir`. `command` makes the command
+/// of a side, by its number.
+pub(super) fn alternately<const N: usize>(
+    names: [&'static str; N],
+    runs: usize,
+    dir: &Path,
+    command: impl Fn(usize, &Path) -> Command,
+) -> Result<[Side; N]> {
+    let mut sides = names.map(|name| Side { name, runs: Vec::new() });
+    for _ in 0..runs {
+        for (index, side) in sides.iter_mut().enumerate() {
+            let place = tempfile::tempdir_in(dir)?;
+            side.runs.push(measure(&command(index, place.path()), place.path())?);
+        }
+    }
+    Ok(sides)
+}
+
+/// The cases of these names; all, if none is given.
+pub(super) fn chosen<T>(
+    names: &[String],
+    cases: &'static [T],
+    name_of: impl Fn(&T) -> &str,
+) -> Result<Vec<&'static T>> {
+    if names.is_empty() {
+        return Ok(cases.iter().collect());
+    }
+    let find = |name: &String| {
+        let all: Vec<&str> = cases.iter().map(&name_of).collect();
+        let found = cases.iter().find(|case| name_of(case) == name);
+        found.with_context(|| format!("no case `{name}`; there are: {}", all.join("; ")))
+    };
+    names.iter().map(find).collect()
+}
+
+/// What is said of a target.
+pub(super) const fn word(reached: bool) -> &'static str {
+    if reached { "reached" } else { "MISSED" }
+}
+
 /// A table of all sides, and the ratio of the first one to each other one.
 pub(super) fn table(sides: &[Side]) -> String {
     let mut lines = vec![format!(
