@@ -3,11 +3,8 @@
 //! Both sides run alternately on the same machine in one go, because only the ratio between them
 //! means something: absolute times depend on the machine and on what else it does.
 
-<<<<<<< HEAD
-mod create;
-=======
 mod clone;
->>>>>>> 3e3dc7c (xtask: bench clone, and one loop for all benches)
+mod create;
 mod decode;
 mod images;
 mod import;
