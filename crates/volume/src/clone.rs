@@ -9,6 +9,7 @@
 //! The original may be changed by somebody who takes no lock of ours. Its times tell, and then there
 //! is no clone.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -23,6 +24,14 @@ use bootyard_image::{Body, Disk, Extent, Fingerprint, Piece, ReadAt, Sink, copy}
 use bootyard_spec::ByteSize;
 
 use crate::{AttachedDisk, Error, ErrorKind, Published, Staged, fsops};
+
+/// How much is compared at a time: little enough to stay in a processor's cache.
+const COMPARED: usize = 128 << 10;
+
+thread_local! {
+    /// What is read again. A new one for each piece would cost more than the reading.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The kind of the only record in a clone's journal: what is cloned.
 const HEAD: u8 = 1;
@@ -409,10 +418,19 @@ impl Comparing<'_> {
     }
 
     fn is_stored(&self, offset: u64, data: &[u8]) -> Result<bool, Error> {
-        let mut buffer = vec![0; data.len()];
-        let read = self.job.staged.read_exact_at(&mut buffer, offset);
-        read.map_err(|error| own(error, self.job.staged))?;
-        Ok(buffer == data)
+        let staged = self.job.staged;
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(COMPARED, 0);
+            for (index, part) in data.chunks(COMPARED).enumerate() {
+                let found = &mut buffer[..part.len()];
+                let read = staged.read_exact_at(found, offset + (index * COMPARED) as u64);
+                read.map_err(|error| own(error, staged))?;
+                if found != part {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
     }
 
     /// Makes durable what is stored while the rest is copied, so that the end finds little to do.
