@@ -2,6 +2,7 @@
 //! binary in an environment of its own. `UPDATE_EXPECT=1` rewrites what is expected.
 #![expect(clippy::disallowed_methods, reason = "the oracles are other programs")]
 
+mod clone;
 mod create;
 mod import;
 mod inspect;
