@@ -170,6 +170,42 @@ fn an_image_lands_from_a_folder_and_from_archives_that_are_not_unpacked() {
 }
 
 #[test]
+fn a_compressed_layer_of_a_docker_archive_is_verified_by_what_is_in_it() {
+    if !tools() {
+        return;
+    }
+    let (disks, layout, cli) = (Disks::new(), ImageLayout::new(), Cli::from_env());
+    let disk = disks.make("disk.qcow2");
+    layout.add("t", &[&[("disk/disk.qcow2", &disk)]]);
+    layout.add("other", &[&[("disk/disk.qcow2", &disk), ("disk/more", &disk)]]);
+    let compressed = |tag: &str| {
+        let folder = disks.path(tag);
+        fs_err::create_dir(&folder).expect("a folder");
+        layout.copy(tag, &format!("docker-archive:{}/a.tar:x:{tag}", folder.display()), &[]);
+        let script = "tar -xf a.tar && rm a.tar && layer=$(ls | grep -v json | grep tar) && \
+                      cat $layer | gzip > layer.gz && sed -i s/$layer/layer.gz/ manifest.json";
+        run(Command::new("sh").args(["-ec", script]).current_dir(&folder));
+        folder
+    };
+    let (folder, other) = (compressed("t"), compressed("other"));
+    let archive = || {
+        let mut tar = Command::new("tar");
+        run(tar.args(["-cf", "../packed.tar", "."]).current_dir(&folder));
+        format!("docker-archive:{}", disks.path("packed.tar").display())
+    };
+    let report = lands(&cli, &archive(), &[], &disks.raw());
+    let stored = format!("sha256:{}", sha256_file(folder.join("layer.gz")));
+    assert_eq!(report["checked"], stored);
+    // Another layer, whole and well compressed.
+    fs_err::copy(other.join("layer.gz"), folder.join("layer.gz")).expect("a layer");
+    fails(&cli, &archive(), &[], 5, &["checksum mismatch"]);
+    let mut bytes = fs_err::read(other.join("layer.gz")).expect("a layer");
+    bytes.truncate(bytes.len() / 2);
+    fs_err::write(folder.join("layer.gz"), bytes).expect("half a layer");
+    fails(&cli, &archive(), &[], 4, &["docker-archive:"]);
+}
+
+#[test]
 fn an_upper_layer_wins_and_whiteouts_hide() {
     if !tools() {
         return;

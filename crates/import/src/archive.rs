@@ -121,17 +121,22 @@ fn unpack_chunks(
     source: &Source,
 ) -> Result<Unpacked, Error> {
     let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let chunks = Chunks { receiver, chunk: Bytes::new(), ended: false };
-    let mut tar =
-        Decompressed::new(chunks, threads).map_err(|error| Error::image(error, source, None))?;
+    let mut tar = Decompressed::new(Chunks::new(receiver), threads)
+        .map_err(|error| Error::image(error, source, None))?;
     target.unpack(&mut tar).map_err(Error::from)
 }
 
 /// The chunks as one stream; an error where they stop without an end.
-struct Chunks {
+pub(crate) struct Chunks {
     receiver: Receiver<Option<Bytes>>,
     chunk: Bytes,
     ended: bool,
+}
+
+impl Chunks {
+    pub(crate) const fn new(receiver: Receiver<Option<Bytes>>) -> Self {
+        Self { receiver, chunk: Bytes::new(), ended: false }
+    }
 }
 
 impl Read for Chunks {

@@ -8,19 +8,26 @@
 //! Not for what the members of a layer are: that is `image::stream`'s matter.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::mpsc::{Receiver, sync_channel};
 
-use bootyard_image::stream::{Head, LayerRules, Scan, Scanned};
+use bootyard_image::stream::{Decompressed, Head, LayerRules, Scan, Scanned};
 use bootyard_source::oci::{self, Image, Layer};
 use bootyard_source::{self as source, Object, Start};
 use bootyard_spec::{Digest, Platform, Source, Verifier};
+use bytes::Bytes;
 
 use crate::Error;
+use crate::archive::Chunks;
 use crate::opened::{Lookup, Opened};
+use crate::transfer::workers;
 
 /// How much of a layer is kept until the disk begins. Makers of containerDisks put it first.
 const KEPT_MAX: usize = 16 << 20;
 /// What stands between the two parts of a label's name in the name of an image's variable.
 const LABEL_MARK: &str = "_KUBEVIRT_IO_";
+/// How many chunks of a layer wait to be decompressed.
+const CHUNKS_QUEUED: usize = 4;
 /// How many names of files are told.
 const NAMED_MAX: usize = 24;
 
@@ -95,8 +102,38 @@ impl Search<'_> {
     async fn open_layer(&self, layer: &Layer) -> Result<(Object, bool), Error> {
         match self.lookup.blob(layer.digest(), self.options).await? {
             Some(object) => Ok((object.with_digest(layer.digest().cloned()), true)),
-            None => Ok((self.image.open_layer(layer, &Start::default()).await?, false)),
+            None => {
+                let object = self.image.open_layer(layer, &Start::default()).await?;
+                let Some(diff_id) = layer.diff_id() else { return Ok((object, false)) };
+                let digest = self.verify_packed(object, diff_id).await?;
+                let object = self.image.open_layer(layer, &Start::default()).await?;
+                Ok((object.with_digest(Some(digest)), false))
+            }
         }
+    }
+
+    /// Reads a layer of which only the digest of its contents is known, and verifies these. Returns the
+    /// digest of the layer itself, by which whoever reads it again knows that it is the same.
+    async fn verify_packed(&self, mut object: Object, diff_id: &Digest) -> Result<Digest, Error> {
+        let (sender, receiver) = sync_channel(CHUNKS_QUEUED);
+        let contents = Verifier::new(vec![diff_id.clone()]);
+        let worker = tokio::task::spawn_blocking(|| hash_contents(receiver, contents));
+        let mut verifier = Verifier::new(Vec::new());
+        loop {
+            let chunk = object.next().await?;
+            chunk.iter().for_each(|chunk| verifier.update(chunk));
+            let is_last = chunk.is_none();
+            // A worker that has failed says why below.
+            let _ = sender.send(chunk);
+            if is_last {
+                break;
+            }
+        }
+        let hashed = worker.await.map_err(|error| Error::Setup(error.into()))?;
+        let contents = hashed.map_err(|error| Error::image(error, self.source, None))?;
+        contents.finish().map_err(|error| self.mismatch(error))?;
+        let verified = verifier.finish().expect("nothing is expected of it");
+        Ok(verified.sha256().clone())
     }
 
     /// The file of an artifact that is the disk: the only one, or the one with the title.
@@ -176,6 +213,25 @@ impl Search<'_> {
     fn no_disk(&self, names: impl Iterator<Item = String>) -> Error {
         let names = names.take(NAMED_MAX).collect();
         Error::NoDisk { source_name: self.source.to_string(), names }
+    }
+}
+
+/// Hashes what is in a compressed layer.
+fn hash_contents(
+    receiver: Receiver<Option<Bytes>>,
+    mut verifier: Verifier,
+) -> Result<Verifier, bootyard_image::Error> {
+    let mut contents = Decompressed::new(Chunks::new(receiver), workers())?;
+    let mut part = vec![0; 1 << 20];
+    loop {
+        match contents.read(&mut part) {
+            Ok(0) => return Ok(verifier),
+            Ok(len) => verifier.update(&part[..len]),
+            Err(error) => {
+                let own = error.downcast().unwrap_or_else(bootyard_image::Error::write);
+                return Err(own);
+            }
+        }
     }
 }
 

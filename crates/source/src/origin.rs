@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::{Future, ready};
 use std::pin::Pin;
 
-use bootyard_spec::{Credentials, SafeUrl};
+use bootyard_spec::{Credentials, SafeUrl, Secret};
 use reqwest::header::HeaderMap;
 
 use crate::store::Told;
@@ -20,6 +20,11 @@ pub(crate) trait Origin: fmt::Debug + Send + Sync {
 
     /// What the next request is sent to.
     fn locate(&self) -> Locating<'_>;
+
+    /// What is sent as a form, instead of asking for something; not to where a redirect leads.
+    fn form(&self) -> Option<&Secret> {
+        None
+    }
 
     /// The server wants other credentials (401): forgets the ones it had, if they only may have run
     /// out. Returns whether another request is worth it.

@@ -11,11 +11,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use bootyard_spec::SafeUrl;
+use bootyard_spec::{SafeUrl, Secret};
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderName, IF_RANGE, LOCATION,
-    RANGE, RETRY_AFTER,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
+    IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::time::{sleep, timeout};
@@ -33,6 +33,8 @@ pub(crate) const REDIRECTS_MAX: usize = 10;
 const REFUSAL_MAX: usize = 4 << 10;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 
+/// The media type of an origin's form.
+const FORM: &str = "application/x-www-form-urlencoded";
 /// What helps where credentials would have been wanted by whom they were not meant for.
 const DROPPED: &str = "credentials and headers are not taken along to another server: if they are \
                        meant for it, give the URL at which the redirects end";
@@ -68,6 +70,7 @@ pub(crate) struct Version {
 struct Hop {
     url: Url,
     private: HeaderMap,
+    form: Option<Secret>,
     /// A redirect has led elsewhere, and there was something private.
     has_dropped: bool,
 }
@@ -122,7 +125,7 @@ impl Server {
         known: &Version,
     ) -> Result<(SafeUrl, Hop, Response), Error> {
         let Location { url, headers } = self.origin.locate().await?;
-        let mut hop = Hop::first(&url, headers);
+        let mut hop = Hop::first(&url, headers, self.origin.form().cloned());
         for _ in 0..=REDIRECTS_MAX {
             let answer = self.send(&url, &hop, wanted, known).await?;
             let Some(location) = redirect(&answer) else { return Ok((url, hop, answer)) };
@@ -138,7 +141,14 @@ impl Server {
         wanted: Wanted,
         known: &Version,
     ) -> Result<Response, Error> {
-        let request = self.client.get(hop.url.clone()).headers(hop.private.clone());
+        let request = match &hop.form {
+            None => self.client.get(hop.url.clone()),
+            Some(form) => {
+                let request = self.client.post(hop.url.clone()).header(CONTENT_TYPE, FORM);
+                request.body(form.expose().to_owned())
+            }
+        };
+        let request = request.headers(hop.private.clone());
         let mut request = request.header(ACCEPT_ENCODING, "identity");
         if let Some(range) = wanted.header() {
             request = request.header(RANGE, range);
@@ -276,8 +286,8 @@ impl Server {
 }
 
 impl Hop {
-    fn first(url: &SafeUrl, private: HeaderMap) -> Self {
-        Self { url: url.expose().clone(), private, has_dropped: false }
+    fn first(url: &SafeUrl, private: HeaderMap, form: Option<Secret>) -> Self {
+        Self { url: url.expose().clone(), private, form, has_dropped: false }
     }
 
     /// Goes on to where a redirect leads, with what is private only within one origin
@@ -299,6 +309,7 @@ impl Hop {
             self.has_dropped |= user || !self.private.is_empty();
             self.private.clear();
         }
+        self.form = None;
         self.url = next;
         Ok(())
     }

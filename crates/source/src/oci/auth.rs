@@ -3,10 +3,9 @@
 
 use std::path::Path;
 
-use bootyard_spec::Credentials;
+use bootyard_spec::{Credentials, Secret};
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
 use serde_json::{Map, Value};
 
 use crate::error::ErrorKind;
@@ -18,16 +17,25 @@ const DOCKER_IO: &str = "https://index.docker.io/v1/";
 /// The most bytes of such a file.
 const FILE_MAX: u64 = 4 << 20;
 
+/// Who we are to a registry.
+#[derive(Debug, Clone)]
+pub(super) enum Login {
+    Anonymous,
+    Basic(Credentials),
+    /// What a server of tokens gives one for, and nobody else may see.
+    Identity(Secret),
+}
+
 /// The credentials for an image, from the first place that has some.
-pub(super) async fn find(reference: &Reference, options: &Options) -> Result<RegistryAuth, Error> {
-    if let Some(Credentials { id, secret }) = &options.credentials {
-        return Ok(RegistryAuth::Basic(id.clone(), secret.expose().to_owned()));
+pub(super) async fn find(reference: &Reference, options: &Options) -> Result<Login, Error> {
+    if let Some(credentials) = &options.credentials {
+        return Ok(Login::Basic(credentials.clone()));
     }
     let (reference, image) = (reference.clone(), options.image.clone());
     blocking(move || {
         if let Some(path) = &image.auth_file {
             let found = in_file(path, &reference)?;
-            return Ok(found.unwrap_or(RegistryAuth::Anonymous));
+            return Ok(found.unwrap_or(Login::Anonymous));
         }
         for path in &image.default_auth_files {
             match in_file(path, &reference) {
@@ -37,12 +45,12 @@ pub(super) async fn find(reference: &Reference, options: &Options) -> Result<Reg
                 Err(error) => return Err(error),
             }
         }
-        Ok(RegistryAuth::Anonymous)
+        Ok(Login::Anonymous)
     })
     .await
 }
 
-fn in_file(path: &Path, reference: &Reference) -> Result<Option<RegistryAuth>, Error> {
+fn in_file(path: &Path, reference: &Reference) -> Result<Option<Login>, Error> {
     let bad = |why: &str| {
         let what = format!("`{}` is no file with registry credentials: {why}", path.display());
         Error::new(ErrorKind::Setup, what)
@@ -56,10 +64,9 @@ fn in_file(path: &Path, reference: &Reference) -> Result<Option<RegistryAuth>, E
     let Some(key) = key(&file, reference) else { return Ok(None) };
     match docker_credential::get_credential_from_reader(&bytes[..], &key) {
         Ok(DockerCredential::UsernamePassword(user, password)) => {
-            Ok(Some(RegistryAuth::Basic(user, password)))
+            Ok(Some(Login::Basic(Credentials { id: user, secret: Secret::new(password) })))
         }
-        // What a token exchange would need; sent as it is where the registry takes it.
-        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(RegistryAuth::Bearer(token))),
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Login::Identity(Secret::new(token)))),
         // Helpers also fail for registries that they know nothing of. What they say may hold a secret.
         Err(
             CredentialRetrievalError::NoCredentialConfigured

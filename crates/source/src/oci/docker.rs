@@ -1,7 +1,8 @@
 //! What `docker save` writes: `manifest.json` beside configurations and layers.
 //!
 //! It holds no digest of the layers as they are stored. Of an uncompressed one the configuration has
-//! it, and one whose path is a digest is taken at its word; any other has none.
+//! it, and one whose path is a digest is taken at its word; of any other it has only the digest of what
+//! is in it.
 
 use bootyard_spec::Digest;
 use serde::Deserialize;
@@ -44,13 +45,15 @@ pub(super) async fn open(
     for (path, diff_id) in entry.layers.iter().zip(config.diff_ids()) {
         let file = blobs.file(&name, path, &Start::default()).await?;
         let magic = file.read_range(0..MAGIC_LEN.min(file.len())).await?;
-        let digest = match is_compressed(&magic) {
-            false => Some(strong(diff_id).ok_or_else(|| {
-                Error::image(&name, "its configuration has a malformed digest of a layer")
-            })?),
-            true => path_digest(path),
+        let diff_id = strong(diff_id).ok_or_else(|| {
+            Error::image(&name, "its configuration has a malformed digest of a layer")
+        })?;
+        let (digest, diff_id) = match (is_compressed(&magic), path_digest(path)) {
+            (false, _) => (Some(diff_id), None),
+            (true, Some(digest)) => (Some(digest), None),
+            (true, None) => (None, Some(diff_id)),
         };
-        layers.push(Layer::stored(path.clone(), file.len(), digest));
+        layers.push(Layer::stored(path.clone(), file.len(), digest, diff_id));
     }
     finder.image(digest, config, layers, blobs)
 }

@@ -51,6 +51,7 @@ pub(super) struct Descriptor {
 #[derive(Debug, Clone)]
 pub struct Layer {
     digest: Option<Digest>,
+    diff_id: Option<Digest>,
     media_type: String,
     size: u64,
     title: Option<String>,
@@ -63,6 +64,11 @@ impl Layer {
     /// archive, which only tells the digest of what is in it.
     pub const fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
+    }
+
+    /// The digest of what it is when it is decompressed, where [`Layer::digest`] is not known.
+    pub const fn diff_id(&self) -> Option<&Digest> {
+        self.diff_id.as_ref()
     }
 
     /// The media type, as the manifest says it.
@@ -91,9 +97,14 @@ impl Layer {
     }
 
     /// A tar archive at `place` of an archive.
-    pub(super) fn stored(place: String, size: u64, digest: Option<Digest>) -> Self {
+    pub(super) fn stored(
+        place: String,
+        size: u64,
+        digest: Option<Digest>,
+        diff_id: Option<Digest>,
+    ) -> Self {
         let media_type = "application/vnd.docker.image.rootfs.diff.tar".to_owned();
-        Self { digest, media_type, size, title: None, is_blob: false, place }
+        Self { digest, diff_id, media_type, size, title: None, is_blob: false, place }
     }
 
     fn new(image: &str, layer: &OciDescriptor, is_artifact: bool) -> Result<Self, Error> {
@@ -105,7 +116,7 @@ impl Layer {
         let title = layer.annotations.as_ref().and_then(|all| all.get(TITLE)).cloned();
         let is_blob = is_artifact || !is_tar(&media_type);
         let place = place(&digest);
-        Ok(Self { digest: Some(digest), media_type, size, title, is_blob, place })
+        Ok(Self { digest: Some(digest), diff_id: None, media_type, size, title, is_blob, place })
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bootyard_spec::{Digest, ImageLayout, Platform, Source, StoredImage, Verifier};
 use bytes::Bytes;
@@ -25,6 +26,8 @@ use crate::{Error, Options};
 
 /// How many bytes are sent at once: each is a request of its own.
 const CHUNK: usize = 4 << 20;
+/// How often a token is renewed at most.
+const RENEWED_MIN: Duration = Duration::from_secs(5);
 /// The version of the layout (OCI image layout, "oci-layout file").
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -141,8 +144,11 @@ pub async fn push(target: &Source, image: &NewImage, options: &Options) -> Resul
     let parts = Parts::new(image);
     match target {
         Source::Registry(name) => {
-            let registry = Registry::for_push(name, options).await?;
-            upload(&registry, &parts, options).await?;
+            let (registry, lifetime) = Registry::for_push(name, options).await?;
+            tokio::select! {
+                uploaded = upload(&registry, &parts, options) => uploaded?,
+                () = stay_authorized(&registry, lifetime) => {}
+            }
         }
         Source::Stored(StoredImage { layout: ImageLayout::Oci, path, reference }) => {
             let (path, reference) = (path.clone(), reference.clone());
@@ -171,6 +177,18 @@ pub async fn push(target: &Source, image: &NewImage, options: &Options) -> Resul
         }
     }
     Ok(parts.digest)
+}
+
+/// Has the token renewed again and again, at half its time. Never ends.
+async fn stay_authorized(registry: &Registry, mut lifetime: Option<Duration>) {
+    while let Some(good) = lifetime {
+        sleep((good / 2).max(RENEWED_MIN)).await;
+        // One that is not renewed fails the request that is sent with it, which says why.
+        if let Ok(Some(renewed)) = registry.authorize_push().await {
+            lifetime = Some(renewed);
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn upload(registry: &Registry, parts: &Parts, options: &Options) -> Result<(), Error> {
@@ -213,7 +231,7 @@ async fn patiently(
             _ => false,
         };
         if !transient || attempt >= options.attempts {
-            return Err(registry.not_pushed(error));
+            return Err(registry.not_pushed(&error));
         }
         sleep(options.retry_delay.saturating_mul(1 << (attempt - 1).min(5))).await;
         attempt += 1;

@@ -3,8 +3,9 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use bootyard_spec::{Digest, SafeUrl, shell_word};
+use bootyard_spec::{Credentials, Digest, SafeUrl, shell_word};
 use bytes::Bytes;
 use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
@@ -13,9 +14,12 @@ use oci_client::manifest::{
     OCI_IMAGE_MEDIA_TYPE,
 };
 use oci_client::secrets::RegistryAuth;
+use oci_client::token_cache::{RegistryToken, RegistryTokenType};
 use oci_client::{Reference, RegistryOperation};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
 
+use super::auth::Login;
+use super::token::{Access, Granted};
 use super::{DOCUMENT_MAX, auth, manifest, read_all, token, verify};
 use crate::error::ErrorKind;
 use crate::http::Http;
@@ -39,7 +43,7 @@ struct Inner {
     /// `https://HOST/v2/`.
     root: SafeUrl,
     client: Client,
-    auth: RegistryAuth,
+    login: Login,
     token: Mutex<Token>,
     options: Options,
 }
@@ -79,13 +83,40 @@ impl Registry {
         Ok((registry, document))
     }
 
-    /// The registry of an image that will be pushed, to which its credentials have been shown.
-    pub(super) async fn for_push(name: &str, options: &Options) -> Result<Self, Error> {
+    /// The registry of an image that will be pushed, to which its credentials have been shown; and how
+    /// long they are good, if not for ever.
+    pub(super) async fn for_push(
+        name: &str,
+        options: &Options,
+    ) -> Result<(Self, Option<Duration>), Error> {
         let registry = Self::connect(parse(name)?, options).await?;
-        let Inner { reference, client, auth, .. } = &*registry.0;
-        let asked = client.auth(reference, auth, RegistryOperation::Push).await;
-        asked.map_err(|error| registry.explain(registry.not_authorized(error)))?;
-        Ok(registry)
+        let lifetime = registry.authorize_push().await?;
+        Ok((registry, lifetime))
+    }
+
+    /// Gives the client that pushes what it sends its requests with, so that it never asks itself: it
+    /// would wait for ever, and read whatever comes.
+    pub(super) async fn authorize_push(&self) -> Result<Option<Duration>, Error> {
+        let Inner { reference, root, client, login, options, .. } = &*self.0;
+        let granted = token::authorize(root, reference, login, Access::Push, options).await;
+        let (auth, token, lifetime) = match granted.map_err(|error| self.explain(error))? {
+            Granted::Nothing => return Ok(None),
+            Granted::Basic(Credentials { id, secret }) => {
+                let (id, secret) = (id, secret.expose().to_owned());
+                let auth = RegistryAuth::Basic(id.clone(), secret.clone());
+                (auth, RegistryTokenType::Basic(id, secret), None)
+            }
+            Granted::Token(token, lifetime) => {
+                let token = token.expose().to_owned();
+                let auth = RegistryAuth::Bearer(token.clone());
+                (auth, RegistryTokenType::Bearer(RegistryToken::Token { token }), Some(lifetime))
+            }
+        };
+        client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
+        for operation in [RegistryOperation::Pull, RegistryOperation::Push] {
+            client.tokens.insert(reference, operation, token.clone()).await;
+        }
+        Ok(lifetime)
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -97,10 +128,12 @@ impl Registry {
     }
 
     /// The registry did not take a part of an image.
-    pub(super) fn not_pushed(&self, error: OciDistributionError) -> Error {
+    pub(super) fn not_pushed(&self, error: &OciDistributionError) -> Error {
         let name = self.name();
-        let (kind, why) = match &error {
-            OciDistributionError::RequestError(_) => return self.not_authorized(error),
+        let (kind, why) = match error {
+            OciDistributionError::RequestError(error) => {
+                return self.explain(Error::request(&self.0.root, self.0.root.expose(), error));
+            }
             OciDistributionError::UnauthorizedError { .. } => {
                 (ErrorKind::Denied, "its registry wants other credentials".to_owned())
             }
@@ -116,7 +149,7 @@ impl Registry {
     }
 
     async fn connect(reference: Reference, options: &Options) -> Result<Self, Error> {
-        let auth = auth::find(&reference, options).await?;
+        let login = auth::find(&reference, options).await?;
         let insecure_skip_verify = options.insecure_skip_verify || options.image.insecure;
         let options = Options { insecure_skip_verify, ..options.clone() };
         let host = reference.resolve_registry().to_owned();
@@ -124,7 +157,7 @@ impl Registry {
         let root = root(&host, is_plain)?;
         let client = client(&root, &options)?;
         let token = Mutex::new(Token::Unknown);
-        Ok(Self(Arc::new(Inner { reference, root, client, auth, token, options })))
+        Ok(Self(Arc::new(Inner { reference, root, client, login, token, options })))
     }
 
     /// A manifest or an index, by its tag or digest, as it came.
@@ -184,29 +217,14 @@ impl Registry {
         if let Token::Known(header) = self.token() {
             return Ok(header);
         }
-        let Inner { reference, root, auth, options, .. } = &*self.0;
-        let header = token::authorization(root, reference, auth, options).await;
-        let header = header.map_err(|error| self.explain(error))?;
+        let Inner { reference, root, login, options, .. } = &*self.0;
+        // Who wants the image's parts asks again, and would multiply the requests otherwise.
+        let options = Options { connections: 1, attempts: 1, ..options.clone() };
+        let granted = token::authorize(root, reference, login, Access::Pull, &options).await;
+        let granted = granted.map_err(|error| self.explain(error))?;
+        let header = granted.header(reference)?;
         *self.lock() = Token::Known(header.clone());
         Ok(header)
-    }
-
-    fn not_authorized(&self, error: OciDistributionError) -> Error {
-        let host = self.0.reference.registry();
-        match error {
-            OciDistributionError::RequestError(error) => {
-                Error::request(&self.0.root, self.0.root.expose(), &error)
-            }
-            // The registry's own words may repeat what was sent.
-            OciDistributionError::AuthenticationFailure(_) => {
-                let what = format!("`{host}` gives no token for `{}`", self.name());
-                Error::new(ErrorKind::Denied, what)
-            }
-            other => {
-                let what = format!("`{host}` gives no usable token for `{}`", self.name());
-                Error::new(ErrorKind::BadAnswer, what).because(other)
-            }
-        }
     }
 
     fn token(&self) -> Token {
@@ -219,11 +237,33 @@ impl Registry {
 }
 
 fn parse(name: &str) -> Result<Reference, Error> {
+    let repository = repository(name);
+    if repository.chars().any(char::is_uppercase) {
+        let what =
+            format!("`{name}` is no name of an image: `{repository}` has upper-case letters");
+        let lower = shell_word(name.replacen(repository, &repository.to_lowercase(), 1));
+        let hint = format!("names in registries are in lower case: `docker://{lower}`");
+        return Err(Error::new(ErrorKind::Setup, what).with_hint(hint));
+    }
     name.parse().map_err(|error| {
         let what = format!("`{name}` is no name of an image: {error}");
         Error::new(ErrorKind::Setup, what)
             .with_hint("expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]".to_owned())
     })
+}
+
+/// The part of an image's name between its host, if it has one, and its tag or digest.
+fn repository(name: &str) -> &str {
+    let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
+    let path = match name.split_once('/') {
+        Some((first, path)) if is_host(first) => path,
+        _ => name,
+    };
+    let path = path.split('@').next().unwrap_or_default();
+    match path.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => path,
+    }
 }
 
 /// Whether the registry answers by HTTPS, whatever it answers.
@@ -242,7 +282,7 @@ fn root(host: &str, is_plain: bool) -> Result<SafeUrl, Error> {
     url.map_err(|_| Error::new(ErrorKind::Setup, format!("`{host}` is no host")))
 }
 
-/// The client that pushes. It asks for its tokens itself.
+/// The client that pushes.
 fn client(root: &SafeUrl, options: &Options) -> Result<Client, Error> {
     const END: &str = "-----END CERTIFICATE-----";
     let bundle = String::from_utf8_lossy(&options.extra_ca).into_owned();
@@ -267,6 +307,8 @@ fn client(root: &SafeUrl, options: &Options) -> Result<Client, Error> {
         http_proxy: proxy(&options.proxy.http),
         https_proxy: proxy(&options.proxy.https),
         user_agent: concat!("bootyard/", env!("CARGO_PKG_VERSION")),
+        // Until it gets another one.
+        default_token_expiration_secs: 24 * 60 * 60,
         ..ClientConfig::default()
     };
     Client::try_from(config).map_err(|error| {
@@ -304,5 +346,30 @@ impl Origin for Part {
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_in_upper_case_is_named() {
+        for (name, repository, lower) in [
+            ("UPPER/x", "UPPER/x", "upper/x"),
+            ("quay.io/Team/x:V1", "Team/x", "quay.io/team/x:V1"),
+            ("Host.example:5000/a/B@sha256:00", "a/B", "Host.example:5000/a/b@sha256:00"),
+            ("localhost/X", "X", "localhost/x"),
+        ] {
+            let error = parse(name).unwrap_err();
+            let what =
+                format!("`{name}` is no name of an image: `{repository}` has upper-case letters");
+            assert_eq!(error.to_string(), what);
+            let hint = bootyard_spec::Explain::hint(&error).unwrap();
+            assert!(hint.ends_with(&format!("`docker://{lower}`")), "{hint}");
+        }
+        for name in ["Host.example:5000/x:Tag", "x:Tag", "quay.io/x/y"] {
+            assert!(parse(name).is_ok(), "{name}");
+        }
     }
 }

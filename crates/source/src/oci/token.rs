@@ -4,17 +4,18 @@
 //! Both servers are asked by our HTTP engine, so that its limits and proxies hold here too.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bootyard_spec::SafeUrl;
+use bootyard_spec::{Credentials, SafeUrl, Secret};
 use http_auth::parser::ChallengeParser;
 use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use super::auth::Login;
 use super::read_all;
 use crate::error::ErrorKind;
 use crate::http::Http;
@@ -24,6 +25,9 @@ use crate::{Error, Object, Options, Start};
 
 /// The most bytes of an answer with a token. Real ones have a few KiB.
 const TOKEN_MAX: u64 = 1 << 20;
+
+/// How long a token is good whose server does not say (docker's "Token Authentication").
+const LIFETIME: Duration = Duration::from_secs(60);
 
 /// What a registry asks for (RFC 6750 §3).
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +41,8 @@ struct Bearer {
 struct Answer {
     token: Option<String>,
     access_token: Option<String>,
+    /// Seconds.
+    expires_in: Option<u64>,
 }
 
 /// A server that is asked one thing. Notes the challenges of its refusal.
@@ -44,52 +50,112 @@ struct Answer {
 struct Asked {
     url: SafeUrl,
     authorization: Option<HeaderValue>,
+    form: Option<Secret>,
     challenges: Arc<Mutex<Vec<String>>>,
 }
 
-/// The `Authorization` for reading from the registry whose address is `base`, `https://HOST/v2/`.
-pub(super) async fn authorization(
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Pull,
+    Push,
+}
+
+impl Access {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+        }
+    }
+}
+
+/// What requests to a registry are sent with.
+#[derive(Debug)]
+pub(super) enum Granted {
+    /// It wants nothing that we have.
+    Nothing,
+    Basic(Credentials),
+    /// A token, and for how long it is good.
+    Token(Secret, Duration),
+}
+
+impl Granted {
+    pub(super) fn header(&self, image: &Reference) -> Result<Option<HeaderValue>, Error> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Basic(credentials) => basic(credentials, image).map(Some),
+            Self::Token(token, _) => header(&format!("Bearer {}", token.expose()), image).map(Some),
+        }
+    }
+}
+
+/// What the registry whose address is `base`, `https://HOST/v2/`, wants requests sent with.
+pub(super) async fn authorize(
     base: &SafeUrl,
     image: &Reference,
-    auth: &RegistryAuth,
+    login: &Login,
+    access: Access,
     options: &Options,
-) -> Result<Option<HeaderValue>, Error> {
-    let basic = match auth {
-        RegistryAuth::Bearer(token) => return header(&format!("Bearer {token}"), image).map(Some),
-        RegistryAuth::Basic(user, password) => {
-            let pair = STANDARD.encode(format!("{user}:{password}"));
-            Some(header(&format!("Basic {pair}"), image)?)
-        }
-        RegistryAuth::Anonymous => None,
-    };
-    // Who wants the image's parts asks again, and would multiply the requests otherwise.
-    let options = Options { connections: 1, attempts: 1, ..options.clone() };
-    let (challenged, challenges) = ask(base, None, &options).await;
+) -> Result<Granted, Error> {
+    let (challenged, challenges) = ask(base, None, None, options).await;
     match challenged {
         Err(error) if error.http_status().is_none() => return Err(error),
         // What it means if nothing is wanted here, only the image itself can tell.
         _ => {}
     }
-    let Some(bearer) = challenges.iter().find_map(|text| bearer(text)) else { return Ok(basic) };
-    let url = bearer.url(image)?;
+    let Some(bearer) = challenges.iter().find_map(|text| bearer(text)) else {
+        return Ok(match login {
+            Login::Basic(credentials) => Granted::Basic(credentials.clone()),
+            Login::Anonymous | Login::Identity(_) => Granted::Nothing,
+        });
+    };
+    let realm = bearer.realm(image)?;
     let is_plain = |url: &SafeUrl| url.expose().scheme() == "http";
-    if basic.is_some() && is_plain(&url) && !is_plain(base) && !options.image.insecure {
-        let what = format!("`{base}` wants its credentials sent unencrypted to `{url}`");
+    let is_known = !matches!(login, Login::Anonymous);
+    if is_known && is_plain(&realm) && !is_plain(base) && !options.image.insecure {
+        let what = format!("`{base}` wants its credentials sent unencrypted to `{realm}`");
         return Err(Error::new(ErrorKind::Denied, what));
     }
-    let token = token(&url, basic, image, &options).await?;
-    header(&format!("Bearer {token}"), image).map(Some)
+    let mut words = vec![("scope", format!("repository:{}:{}", image.repository(), access.name()))];
+    words.extend(bearer.service.map(|service| ("service", service)));
+    let (url, basic, form) = match login {
+        Login::Identity(token) => {
+            // RFC 6749 §6, as docker's "OAuth2 Token Authentication" has it.
+            words.push(("grant_type", "refresh_token".to_owned()));
+            words.push(("client_id", "bootyard".to_owned()));
+            words.push(("refresh_token", token.expose().to_owned()));
+            (realm, None, Some(Secret::new(query(&words))))
+        }
+        login => {
+            let mut url = realm.expose().clone();
+            url.query_pairs_mut().extend_pairs(&words);
+            let basic = match login {
+                Login::Basic(credentials) => Some(basic(credentials, image)?),
+                _ => None,
+            };
+            (SafeUrl::from(url), basic, None)
+        }
+    };
+    let (opened, _) = ask(&url, basic, form, options).await;
+    token(opened, &url, image, options).await
 }
 
-/// A token from the server that the registry has named.
+/// Words as a form.
+fn query(words: &[(&str, String)]) -> String {
+    let mut url = reqwest::Url::parse("form://form").expect("a constant URL");
+    url.query_pairs_mut().extend_pairs(words);
+    url.query().unwrap_or_default().to_owned()
+}
+
+/// The token in the answer of the server that the registry has named.
 async fn token(
+    opened: Result<Object, Error>,
     url: &SafeUrl,
-    basic: Option<HeaderValue>,
     image: &Reference,
     options: &Options,
-) -> Result<String, Error> {
+) -> Result<Granted, Error> {
     let limit = options.connect_timeout + options.stall_timeout;
-    let (opened, _) = ask(url, basic, options).await;
     let mut object = opened.map_err(|error| match error.kind() {
         ErrorKind::Denied | ErrorKind::NotFound => {
             let what = format!("no token for `{image}`");
@@ -101,18 +167,22 @@ async fn token(
     let bytes = bytes.map_err(|_| Error::no_answer(&url.to_string(), limit))??;
     // The parser's error would repeat what it read.
     let answer: Option<Answer> = serde_json::from_slice(&bytes).ok();
-    answer
-        .and_then(|answer| answer.token.or(answer.access_token))
-        .ok_or_else(|| Error::bad_answer(&url.to_string(), "a token", "something else"))
+    let token = answer.and_then(|answer| {
+        let lifetime = answer.expires_in.map_or(LIFETIME, Duration::from_secs);
+        Some(Granted::Token(Secret::new(answer.token.or(answer.access_token)?), lifetime))
+    });
+    token.ok_or_else(|| Error::bad_answer(&url.to_string(), "a token", "something else"))
 }
 
 async fn ask(
     url: &SafeUrl,
     authorization: Option<HeaderValue>,
+    form: Option<Secret>,
     options: &Options,
 ) -> (Result<Object, Error>, Vec<String>) {
     let challenges = Arc::default();
-    let asked = Asked { url: url.clone(), authorization, challenges: Arc::clone(&challenges) };
+    let asked =
+        Asked { url: url.clone(), authorization, form, challenges: Arc::clone(&challenges) };
     let opened = Http::open_at(Box::new(asked), options, &Start::default()).await;
     let challenges = challenges.lock().unwrap_or_else(PoisonError::into_inner).clone();
     (opened.map(Object::from), challenges)
@@ -132,19 +202,19 @@ fn bearer(text: &str) -> Option<Bearer> {
 }
 
 impl Bearer {
-    fn url(&self, image: &Reference) -> Result<SafeUrl, Error> {
-        let host = image.registry();
-        let mut url = reqwest::Url::parse(&self.realm)
-            .ok()
-            .filter(|url| matches!(url.scheme(), "http" | "https"))
-            .ok_or_else(|| Error::bad_answer(host, "the URL of a token server", "another realm"))?;
-        let scope = format!("repository:{}:pull", image.repository());
-        url.query_pairs_mut().append_pair("scope", &scope);
-        if let Some(service) = &self.service {
-            url.query_pairs_mut().append_pair("service", service);
-        }
+    /// The address of the server of tokens.
+    fn realm(&self, image: &Reference) -> Result<SafeUrl, Error> {
+        let url = reqwest::Url::parse(&self.realm).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| {
+            Error::bad_answer(image.registry(), "the URL of a token server", "another realm")
+        })?;
         Ok(SafeUrl::from(url))
     }
+}
+
+fn basic(credentials: &Credentials, image: &Reference) -> Result<HeaderValue, Error> {
+    let pair = STANDARD.encode(format!("{}:{}", credentials.id, credentials.secret.expose()));
+    header(&format!("Basic {pair}"), image)
 }
 
 fn header(text: &str, image: &Reference) -> Result<HeaderValue, Error> {
@@ -166,6 +236,10 @@ impl Origin for Asked {
         headers.extend(self.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let location = Location { url: self.url.clone(), headers };
         Box::pin(std::future::ready(Ok(location)))
+    }
+
+    fn form(&self) -> Option<&Secret> {
+        self.form.as_ref()
     }
 
     fn reads_refusals(&self) -> bool {
@@ -202,14 +276,15 @@ mod tests {
     }
 
     #[test]
-    fn a_realm_is_asked_for_one_repository() {
+    fn a_realm_is_an_address() {
         let image: Reference = "h.example/x/y:t".parse().unwrap();
-        let bearer = |realm: &str| Bearer { realm: realm.to_owned(), service: Some("a b".into()) };
-        let url = bearer("https://a/t?account=c").url(&image).unwrap();
-        let expected = "https://a/t?account=c&scope=repository%3Ax%2Fy%3Apull&service=a+b";
-        assert_eq!(url.expose().as_str(), expected);
+        let bearer = |realm: &str| Bearer { realm: realm.to_owned(), service: None };
+        let realm = "https://a/t?account=c";
+        assert_eq!(bearer(realm).realm(&image).unwrap().expose().as_str(), realm);
+        let words = [("scope", "repository:x/y:pull".to_owned()), ("service", "a b".to_owned())];
+        assert_eq!(query(&words), "scope=repository%3Ax%2Fy%3Apull&service=a+b");
         for realm in ["", "/token", "file:///etc/passwd"] {
-            assert_eq!(bearer(realm).url(&image).unwrap_err().kind(), ErrorKind::BadAnswer);
+            assert_eq!(bearer(realm).realm(&image).unwrap_err().kind(), ErrorKind::BadAnswer);
         }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bootyard_source::oci::{Image, ImageOptions, resolve};
 use bootyard_source::{Error, ErrorKind, Options, Start};
 use bootyard_spec::{Credentials, Digest, Secret, Verifier};
-use bootyard_testkit::{FaultServer, Reply, Request, pseudo_random};
+use bootyard_testkit::{
+    Answer, AnswerServer, FaultServer, Question, Reply, Request, pseudo_random,
+};
 
 use crate::{options, read_all};
 
@@ -177,4 +179,98 @@ async fn a_token_server_is_held_to_the_limits_of_any_other() {
             Err(expected) => assert_eq!((found.unwrap_err(), tokens), expected),
         }
     }
+}
+
+/// A registry with one image that wants a token `t`, which `grant` gives.
+fn with_tokens(grant: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> AnswerServer {
+    let manifest = manifest(b"layer");
+    AnswerServer::serve(move |question| {
+        let host = question.header("host").unwrap();
+        if question.path.starts_with("/token") {
+            return grant(question);
+        }
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"s s\"");
+        match (question.header("authorization"), question.method.as_str()) {
+            (Some("Bearer t"), "GET") if question.path.contains("/manifests/") => {
+                Answer::new(200, manifest.clone())
+            }
+            (Some("Bearer t"), "GET") => Answer::new(200, CONFIG),
+            (Some("Bearer t"), "HEAD") => Answer::new(200, ""),
+            (Some("Bearer t"), "PUT") => Answer::new(201, "").header("Location", "/v2/x/y/z"),
+            _ => Answer::new(401, "").header("WWW-Authenticate", &challenge),
+        }
+    })
+}
+
+fn tokens(server: &AnswerServer) -> Vec<Question> {
+    server.questions().into_iter().filter(|asked| asked.path.starts_with("/token")).collect()
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_and_shown_to_nobody_else() {
+    let server = with_tokens(|asked| match asked.method.as_str() {
+        "POST" => Answer::new(200, r#"{"access_token":"t","expires_in":300}"#),
+        _ => Answer::new(401, ""),
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let auth_file = folder.path().join("auth.json");
+    let entry = r#"{"auth":"MDAwMDow","identitytoken":"hunter2/+="}"#;
+    let auths = format!("{{\"auths\":{{\"{}\":{entry}}}}}", server.host());
+    fs_err::write(&auth_file, auths).unwrap();
+    let mut options = Options { credentials: None, ..insecure() };
+    options.image.auth_file = Some(auth_file);
+    resolve(&format!("docker://{}/x/y:t", server.host()).parse().unwrap(), &options).await.unwrap();
+    let asked = tokens(&server);
+    assert_eq!(asked.len(), 1);
+    assert_eq!((asked[0].path.as_str(), asked[0].header("authorization")), ("/token", None));
+    let kind = asked[0].header("content-type");
+    assert_eq!(kind, Some("application/x-www-form-urlencoded"));
+    assert_eq!(
+        asked[0].body,
+        "scope=repository%3Ax%2Fy%3Apull&service=s+s&grant_type=refresh_token&\
+         client_id=bootyard&refresh_token=hunter2%2F%2B%3D"
+    );
+    let others = server.questions().into_iter().filter(|asked| !asked.path.starts_with("/token"));
+    assert!(!format!("{:?}", others.collect::<Vec<_>>()).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn what_is_pushed_needs_a_token_from_a_server_with_limits() {
+    let content = bootyard_source::oci::Content {
+        len: 5,
+        read: Arc::new(|at, len| Ok(b"layer"[at as usize..at as usize + len].to_vec().into())),
+    };
+    let image = bootyard_source::oci::NewImage {
+        layer: content,
+        digest: digest(b"layer"),
+        media_type: "application/vnd.oci.image.layer.v1.tar",
+        diff_id: digest(b"layer"),
+        platform: "linux/amd64".parse().unwrap(),
+        env: Vec::new(),
+        labels: std::collections::BTreeMap::default(),
+        created: "1970-01-01T00:00:00Z".to_owned(),
+    };
+    let push = async |server: &AnswerServer| {
+        let target = format!("docker://{}/x/y:t", server.host()).parse().unwrap();
+        bootyard_source::oci::push(&target, &image, &insecure()).await
+    };
+    let failed = AtomicUsize::new(0);
+    let server = with_tokens(move |_| match failed.fetch_add(1, Ordering::SeqCst) {
+        0 => Answer::new(429, "").header("Retry-After", "1"),
+        _ => Answer::new(200, r#"{"token":"t"}"#),
+    });
+    let started = tokio::time::Instant::now();
+    push(&server).await.unwrap();
+    assert!(started.elapsed() >= std::time::Duration::from_secs(1));
+    let asked = tokens(&server);
+    let scope = "/token?scope=repository%3Ax%2Fy%3Apull%2Cpush&service=s+s";
+    assert!(asked.len() == 2 && asked[1].path == scope, "{asked:?}");
+    assert_eq!(asked[1].header("authorization"), Some("Basic dXNlcjpodW50ZXIy"));
+    // Endless answers, and refusals that repeat what was sent.
+    let server = with_tokens(|_| Answer::new(200, vec![b' '; 2 << 20]));
+    assert_eq!(push(&server).await.unwrap_err().kind(), ErrorKind::Image);
+    let server = with_tokens(|asked| Answer::new(401, format!("{asked:?}")));
+    let error = push(&server).await.unwrap_err();
+    assert_eq!((error.kind(), tokens(&server).len()), (ErrorKind::Denied, 1));
+    assert!(!format!("{error:?}").contains("dXNlcjpodW50ZXIy"), "{error:?}");
 }
