@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::measure::{self, Side};
+use super::measure::{self, word};
 use crate::setup::{self, Need};
 use crate::{dirs, sh};
 
@@ -29,28 +29,21 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let dir = dirs::target().join("bench/create");
     fs_err::create_dir_all(&dir)?;
     check(&bootyard, &dir)?;
-    let mut sides = [
-        Side { name: "bootyard create empty-disk", runs: Vec::new() },
-        Side { name: "qemu-img create", runs: Vec::new() },
-    ];
-    for _ in 0..args.runs {
-        for (index, side) in sides.iter_mut().enumerate() {
-            let place = tempfile::tempdir_in(&dir)?;
-            let disk = place.path().join("disk.qcow2");
-            let command = if index == 0 { ours(&bootyard, &disk) } else { theirs(&disk) };
-            side.runs.push(measure::measure(&command, place.path())?);
-        }
-    }
+    let names = ["bootyard create empty-disk", "qemu-img create"];
+    let sides = measure::alternately(names, args.runs, &dir, |index, place| {
+        let disk = place.join("disk.qcow2");
+        if index == 0 { ours(&bootyard, &disk) } else { theirs(&disk) }
+    })?;
     let [our, their] = &sides;
     let ratio = our.wall_ratio(their);
-    let word = if ratio <= WALL_RATIO_MAX { "reached" } else { "MISSED" };
     println!(
         "{}\n\n{} runs of each, alternately\nwall {:.1} ms to {:.1} ms: {ratio:.2}, target \
-         {WALL_RATIO_MAX:.2}: {word}",
+         {WALL_RATIO_MAX:.2}: {}",
         measure::table(&sides),
         args.runs,
         our.wall_min() * 1000.0,
         their.wall_min() * 1000.0,
+        word(ratio <= WALL_RATIO_MAX),
     );
     Ok(())
 }
