@@ -10,7 +10,8 @@ use std::time::Duration;
 use bootyard_cloudinit::{Datasource, Hostname, ImageFormat, InstanceId};
 use bootyard_import::LayerCompression;
 use bootyard_spec::{
-    ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, Source, VolumeName,
+    ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, SafeUrl, Source,
+    VolumeName,
 };
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     Clone(CloneArgs),
     /// Make a container image (a containerDisk) of a disk
     Push(Box<PushArgs>),
+    /// Send a disk image to an upload server, or import it into the store here
+    Upload(Box<UploadArgs>),
     /// Take one upload of a disk image, as CDI's upload server does
     UploadServer(Box<UploadServerArgs>),
     /// Make cloud-init seeds
@@ -282,6 +285,55 @@ pub(crate) struct InspectArgs {
     pub(crate) transfer: SourceArgs,
     #[command(flatten)]
     pub(crate) stores: StoreArgs,
+}
+
+/// Without `--to` this is an import. To a server of ours an upload that was cut or killed goes on by the
+/// same command, and its digest is compared before the disk becomes visible; to CDI's upload proxy it
+/// starts over.
+#[derive(Debug, Args)]
+pub(crate) struct UploadArgs {
+    /// The image's file, or - for standard input
+    #[arg(value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    /// Name of the new volume in the store here
+    #[arg(value_name = "NAME", required_unless_present = "to", conflicts_with = "to")]
+    pub(crate) name: Option<VolumeName>,
+    /// Server to send it to, such as https://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: Option<SafeUrl>,
+    /// File with the token for the server [default: `$BOOTYARD_UPLOAD_TOKEN`]
+    #[arg(long, value_name = "FILE", requires = "to")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Our certificate for the server, and its key, in one PEM file
+    #[arg(long, value_name = "FILE", requires = "to")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// Certificates of authorities to trust besides the system's (PEM)
+    #[arg(long, value_name = "FILE", requires = "to")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Believe any server, whatever its certificate: only for tests
+    #[arg(long, requires = "to")]
+    pub(crate) insecure_skip_verify: bool,
+    /// What the file holds: kubevirt, which is a disk, or archive, a tar file that becomes a folder
+    #[arg(long, value_name = "TYPE", default_value = "kubevirt", requires = "to")]
+    pub(crate) content_type: ContentType,
+    /// Failed requests in a row that are made again [default: 4]
+    #[arg(long, value_name = "N", requires = "to")]
+    pub(crate) retries: Option<u32>,
+    /// How long the server may take or say nothing, such as 90s or 10m [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "to")]
+    pub(crate) stall_timeout: Option<Duration>,
+    /// Size of the volume here [default: the disk's]
+    #[arg(long, value_name = "QTY", conflicts_with = "to")]
+    pub(crate) size: Option<ByteSize>,
+    /// Digest of the image file as published: sha256, sha512, sha1 or md5
+    #[arg(long, value_name = "ALG:HEX", conflicts_with = "to")]
+    pub(crate) checksum: Option<Digest>,
+    /// How the volume here is stored: raw, qcow2 or qcow2-zstd
+    #[arg(long, value_name = "FORMAT", default_value = "raw", conflicts_with = "to")]
+    pub(crate) output_format: OutputFormat,
+    /// Print events and the report as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Clients are CDI's (`virtctl image-upload`), `bootyard upload`, curl, or any of tus 1.0. CDI's

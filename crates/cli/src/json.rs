@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bootyard_image::{Content, Format, Info};
 use bootyard_import::{ArchiveReport, Event, Progress, Pushed, Report};
+use bootyard_source::{Sent, Upload};
 use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
 use bootyard_volume::Cloned;
 use serde::Serialize;
@@ -91,6 +92,38 @@ impl<'a> EventLine<'a> {
             bytes_per_second: progress.rate(),
             eta_seconds: progress.eta().map(|eta| eta.as_secs_f64()),
             ..Self::default()
+        }
+    }
+}
+
+/// The last line of `upload --to --json` when all is well.
+#[derive(Debug, Serialize)]
+pub(crate) struct UploadedLine {
+    event: &'static str,
+    source: String,
+    server: String,
+    source_bytes: u64,
+    /// How many of these the server had from an earlier attempt.
+    resumed_bytes: u64,
+    sha256: String,
+    /// Whether the server has compared the digest before it published the disk.
+    compared: bool,
+    retries: u32,
+    seconds: f64,
+}
+
+impl UploadedLine {
+    pub(crate) fn new(upload: &Upload, sent: &Sent, seconds: f64) -> Self {
+        Self {
+            event: "uploaded",
+            source: upload.source.to_string(),
+            server: upload.server.to_string(),
+            source_bytes: sent.bytes,
+            resumed_bytes: sent.resumed_bytes,
+            sha256: sent.sha256.hex(),
+            compared: sent.compared,
+            retries: sent.retries,
+            seconds,
         }
     }
 }

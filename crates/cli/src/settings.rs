@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bootyard_source::oci::ImageOptions;
 use bootyard_source::{NoProxy, ProxyOptions};
-use bootyard_spec::{Class, SafeUrl};
+use bootyard_spec::{Class, SafeUrl, Secret};
 
 use crate::args::ImageArgs;
 use crate::commands::importer::Variables;
@@ -105,6 +105,11 @@ pub(crate) fn proxies() -> Result<ProxyOptions, Failure> {
 pub(crate) fn variables() -> Variables {
     let text = |text: std::ffi::OsString| text.into_string().ok();
     env::vars_os().filter_map(|(name, value)| text(name).zip(text(value))).collect()
+}
+
+/// The token for an upload server: `$BOOTYARD_UPLOAD_TOKEN`.
+pub(crate) fn upload_token() -> Option<Secret> {
+    env::var("BOOTYARD_UPLOAD_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new)
 }
 
 /// CDI's variables for its upload server.

@@ -1,6 +1,6 @@
 //! The HTTP client of one source: whom it trusts, and how it connects.
 
-use reqwest::{Certificate, Client, ClientBuilder, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, redirect};
 
 use crate::{Error, Options};
 
@@ -11,7 +11,15 @@ pub(crate) fn new(options: &Options) -> Result<Client, Error> {
         |pem: &[u8]| Certificate::from_pem_bundle(pem).map_err(|error| Error::setup(&error));
     let mut extra = certificates(&options.extra_ca)?;
     extra.extend(certificates(&options.proxy.ca)?);
+    let identity = options.client_identity.as_ref().map(|pem| {
+        Identity::from_pem(pem.expose().as_bytes()).map_err(|error| Error::setup(&error))
+    });
+    let identity = identity.transpose()?;
     let builder = |builder: ClientBuilder| {
+        let builder = match &identity {
+            Some(identity) => builder.identity(identity.clone()),
+            None => builder,
+        };
         builder
             .user_agent(&options.user_agent)
             .connect_timeout(options.connect_timeout)

@@ -348,6 +348,32 @@ impl Error {
         self.0.status
     }
 
+    /// An upload server answered with this status, and said `text`.
+    pub(crate) fn upload(
+        server: &SafeUrl,
+        status: u16,
+        retry_after: Option<Duration>,
+        text: &str,
+    ) -> Self {
+        let kind = match status {
+            401 | 403 => ErrorKind::Denied,
+            _ => ErrorKind::Status,
+        };
+        let mut error = Self::new(kind, format!("`{server}` refused the upload with {status}"));
+        if !text.is_empty() {
+            error = error.because(Cause(text.to_owned()));
+        }
+        error.0.status = Some(status);
+        error.0.retry_after = retry_after;
+        match status {
+            400 | 401 | 403 if kind == ErrorKind::Denied || text.contains("Bearer") => {
+                error.with_hint("give a token that is valid now with `--token-file`".to_owned())
+            }
+            409 => error.with_hint("start a new server, for another target".to_owned()),
+            _ => error,
+        }
+    }
+
     /// How long the server asked to wait.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after

@@ -28,11 +28,12 @@ mod segments;
 mod server;
 mod stdin;
 mod store;
+mod upload;
 mod validator;
 
 use std::time::Duration;
 
-use bootyard_spec::{Credentials, Source};
+use bootyard_spec::{Credentials, Secret, Source};
 
 use crate::origin::Origin;
 
@@ -43,6 +44,7 @@ pub use inlet::{Feed, Inlet, Openings};
 pub use object::Object;
 pub use proxy::{NoProxy, ProxyOptions};
 pub use s3::S3Options;
+pub use upload::{Sending, Sent, Upload, upload};
 pub use validator::{ParseValidatorError, Validator};
 
 /// How patiently a source is read. The defaults suit an image server on the internet.
@@ -81,6 +83,8 @@ pub struct Options {
     pub s3: S3Options,
     /// How Google's object store is spoken to.
     pub gcs: GcsOptions,
+    /// Certificate and key (PEM) by which servers know us. Default none.
+    pub client_identity: Option<Secret>,
     /// Where the bytes of a [`Source::Upload`] come in. Default nowhere.
     pub inlet: Option<Inlet>,
 }
@@ -113,6 +117,7 @@ impl Default for Options {
             image: oci::ImageOptions::default(),
             s3: S3Options::default(),
             gcs: GcsOptions::default(),
+            client_identity: None,
             inlet: None,
         }
     }

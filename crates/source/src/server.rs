@@ -358,7 +358,7 @@ fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
 
 /// The pause in seconds that the server asks for. The header's other form, a date, is left out: it
 /// would trust the server's clock, and our own pauses do.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text(headers, RETRY_AFTER)?.parse().ok().map(Duration::from_secs)
 }
 
@@ -374,6 +374,6 @@ pub(crate) fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 }
 
 /// A number from 0 to 1. The hash maps' random keys are random enough to spread clients.
-fn dice() -> f64 {
+pub(crate) fn dice() -> f64 {
     (RandomState::new().hash_one(()) >> 32) as f64 / f64::from(u32::MAX)
 }

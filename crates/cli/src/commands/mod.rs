@@ -10,4 +10,5 @@ pub(crate) mod machine;
 pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod seed;
+pub(crate) mod upload;
 pub(crate) mod upload_server;
