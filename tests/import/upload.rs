@@ -2,6 +2,8 @@
 //! to an upload that fails.
 
 mod access;
+mod client;
+mod resumable;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -27,7 +29,11 @@ struct Server {
 impl Server {
     /// Starts one on a free port.
     fn start(cli: &Cli, arguments: &[&str]) -> Self {
-        let words = ["upload-server", "--listen", "127.0.0.1:0", "--json"];
+        Self::start_at(cli, "127.0.0.1:0", arguments)
+    }
+
+    fn start_at(cli: &Cli, address: &str, arguments: &[&str]) -> Self {
+        let words = ["upload-server", "--listen", address, "--json"];
         let mut command = cli.command([&words[..], arguments].concat());
         let mut child = command
             .stdin(Stdio::null())
@@ -54,13 +60,25 @@ impl Server {
         format!("{}{path}", self.url)
     }
 
+    fn address(&self) -> &str {
+        self.url.split_once("//").expect("a URL").1
+    }
+
     /// Waits until it prints a line that holds `text`.
     fn wait_for(&self, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        assert!(self.has_said(text, Duration::from_secs(30)), "no `{text}`");
+    }
+
+    /// Whether it has printed such a line, or does so in this time.
+    fn has_said(&self, text: &str, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
         while !self.lines.lock().expect("the lines").iter().any(|line| line.contains(text)) {
-            assert!(Instant::now() < deadline, "no `{text}`");
+            if Instant::now() > deadline {
+                return false;
+            }
             sleep(Duration::from_millis(5));
         }
+        true
     }
 
     /// Waits for its end: the exit code, and the last line that it printed.
