@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Command::Create(command) => commands::create::run(command),
         Command::Clone(args) => commands::clone::run(&args),
         Command::Push(args) => commands::push::run(&args),
-        Command::Upload(args) => commands::upload::run(*args),
+        Command::Upload(args) => commands::upload::run(&args),
         Command::UploadServer(args) => commands::upload_server::run(*args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),

@@ -18,15 +18,15 @@ use crate::{output, settings};
 
 use super::import;
 
-pub(crate) fn run(args: UploadArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &UploadArgs) -> Result<ExitCode, Failure> {
     let json = args.json;
     let source = match args.file.as_path() {
         path if path == Path::new("-") => Source::Stdin,
         path => Source::File(path.to_owned()),
     };
     let done = match (&args.to, &args.name) {
-        (Some(server), _) => send(&args, source, server),
-        (None, Some(name)) => import_here(&args, source, name),
+        (Some(server), _) => send(args, source, server),
+        (None, Some(name)) => import_here(args, source, name),
         (None, None) => Err(Failure::new(Class::Usage, "expected either NAME or `--to`")),
     };
     if json && let Err(failure) = &done {
