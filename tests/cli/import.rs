@@ -128,7 +128,7 @@ fn what_is_refused_is_refused_by_name() {
         ----- stderr -----
         error: cannot read `overlay.qcow2` as a disk image
           caused by: the image is an overlay over another file, `$TEST_ENV/work/base.qcow2` (at offset 0x8)
-        hint: flatten it first: `qemu-img convert -O qcow2 overlay.qcow2 flat.qcow2`
+        hint: name what it needs with `--backing FILE` or `--data-file FILE`, or flatten it first: `qemu-img convert -O qcow2 overlay.qcow2 flat.qcow2`
 
         exit code: 4
         ----- stdout -----
@@ -136,7 +136,7 @@ fn what_is_refused_is_refused_by_name() {
         ----- stderr -----
         error: cannot read `external.qcow2` as a disk image
           caused by: the guest's data is in another file, `$TEST_ENV/work/data.raw` (at offset 0x48)
-        hint: flatten it first: `qemu-img convert -O qcow2 external.qcow2 flat.qcow2`
+        hint: name what it needs with `--backing FILE` or `--data-file FILE`, or flatten it first: `qemu-img convert -O qcow2 external.qcow2 flat.qcow2`
 
         exit code: 4
         ----- stdout -----

@@ -8,6 +8,7 @@ mod corpus;
 mod faults;
 mod formats;
 mod importer;
+mod joined;
 mod metrics;
 mod registry;
 mod resume;

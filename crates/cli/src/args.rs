@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bootyard_cloudinit::{Datasource, Hostname, ImageFormat, InstanceId};
-use bootyard_import::LayerCompression;
+use bootyard_import::{Besides, LayerCompression};
 use bootyard_spec::{
     ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, SafeUrl, Source,
     VolumeName,
@@ -85,6 +85,8 @@ pub(crate) struct ImportArgs {
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) besides: BesidesArgs,
     /// Name of the new volume in the store
     #[arg(long, group = "target")]
     pub(crate) name: Option<VolumeName>,
@@ -211,6 +213,36 @@ pub(crate) struct CloneArgs {
     pub(crate) json: bool,
 }
 
+/// What an image is read with: names inside it are never opened.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Images of several files")]
+pub(crate) struct BesidesArgs {
+    /// Internal snapshot to read in place of the active state, by its identifier or name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) snapshot: Option<String>,
+    /// Disk that the image is an overlay over; once more for what lies under that, and so on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) backing: Vec<PathBuf>,
+    /// File that holds the guest's data, for a qcow2 with an external one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data_file: Option<PathBuf>,
+}
+
+impl BesidesArgs {
+    /// What is given, unless it would have no effect on `source`.
+    pub(crate) fn check(&self, source: &Source) -> Result<Besides, Failure> {
+        let flags = [
+            ("--snapshot", self.snapshot.is_some(), For::File),
+            ("--backing", !self.backing.is_empty(), For::File),
+            ("--data-file", self.data_file.is_some(), For::File),
+        ];
+        refuse_others(&flags, &[source])?;
+        let Self { snapshot, backing, data_file } = self;
+        let (snapshot, backing, data_file) = (snapshot.clone(), backing.clone(), data_file.clone());
+        Ok(Besides { snapshot, backing, data_file })
+    }
+}
+
 /// The image has one layer with the disk in /disk. The same disk gives the same image on every day:
 /// its time is `$SOURCE_DATE_EPOCH`, or 1970.
 #[derive(Debug, Args)]
@@ -278,6 +310,8 @@ pub(crate) struct InspectArgs {
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) besides: BesidesArgs,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

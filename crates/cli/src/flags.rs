@@ -18,6 +18,8 @@ pub(crate) enum For {
     Registry,
     /// Container images, wherever they are.
     Image,
+    /// A file, which can be read from anywhere.
+    File,
     /// What has bytes.
     Bytes,
 }
@@ -35,6 +37,7 @@ impl For {
             Self::Gcs => matches!(source, Source::Gcs(_)),
             Self::Registry => matches!(source, Source::Registry(_)),
             Self::Image => matches!(source, Source::Registry(_) | Source::Stored(_)),
+            Self::File => matches!(source, Source::File(_)),
             Self::Bytes => !matches!(source, Source::Blank),
         }
     }
@@ -48,6 +51,7 @@ impl For {
             Self::Gcs => "gs://",
             Self::Registry => "docker://",
             Self::Image => "docker://, oci:, oci-archive: and docker-archive:",
+            Self::File => "files of this machine",
             Self::Bytes => "sources that have bytes",
         }
     }

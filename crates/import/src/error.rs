@@ -147,6 +147,20 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Only a file can be read together with others.
+    #[error("`{source_name}` is no file of this machine: it can only be read by itself, as it is")]
+    NotLocal {
+        /// The source, without its secrets.
+        source_name: String,
+    },
+    /// An image that does not need what was given besides.
+    #[error("`{}` {what}", .path.display())]
+    Unneeded {
+        /// The image.
+        path: PathBuf,
+        /// What it is, and what was given.
+        what: &'static str,
+    },
     /// The layer of an image cannot be made.
     #[error("cannot make the image's layer")]
     Pack(#[source] io::Error),
@@ -310,6 +324,8 @@ impl Explain for Error {
             | Self::TooLargeForQcow2 { .. }
             | Self::GptInQcow2
             | Self::BlankSize
+            | Self::NotLocal { .. }
+            | Self::Unneeded { .. }
             | Self::SameFile { .. } => Class::Usage,
             Self::Cancelled { .. } => Class::Interrupted,
             Self::Pack(_) => Class::Target,
@@ -380,12 +396,22 @@ impl Explain for Error {
                 device.display()
             ),
             Self::SameFile { .. } => "name another target".to_owned(),
+            Self::NotLocal { .. } => "fetch it first, or import it without these flags".to_owned(),
+            Self::Unneeded { path, .. } => {
+                format!("see what it needs: `bootyard inspect {}`", shell_word(path))
+            }
             Self::Pack(_) | Self::Setup(_) => return None,
         })
     }
 }
 
 impl ImageError {
+    /// Whether what it needs can be given besides: see [`Besides`](crate::Besides).
+    const fn takes_files(&self) -> bool {
+        let format = matches!(self.format, Some(Format::Qcow2 | Format::Qcow1 | Format::Qed));
+        format && matches!(self.place, Place::File)
+    }
+
     fn hint(&self) -> Option<String> {
         let name = shell_word(&self.file_name);
         let container = self.format.and_then(tools);
@@ -413,6 +439,10 @@ impl ImageError {
             (ErrorKind::Unsupported, _) if self.format.is_some() => {
                 format!("convert it first: `qemu-img convert -O qcow2 {name} new.qcow2`")
             }
+            (ErrorKind::NeedsOtherFile, _) if self.takes_files() => format!(
+                "name what it needs with `--backing FILE` or `--data-file FILE`, or flatten it first: \
+                 `qemu-img convert -O qcow2 {name} flat.qcow2`"
+            ),
             (ErrorKind::NeedsOtherFile, _) => {
                 format!("flatten it first: `qemu-img convert -O qcow2 {name} flat.qcow2`")
             }

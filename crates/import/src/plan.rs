@@ -113,6 +113,8 @@ pub enum Resume {
     Unversioned,
     /// Only so: a volume of this format is not complete before its end.
     Output,
+    /// Only so: the image is read with other files, or in an earlier state, and in any order.
+    Joined,
     /// Only so: a block device has no room for the journal.
     Device,
 }
@@ -128,6 +130,7 @@ impl Resume {
             Self::Unversioned => "unversioned",
             Self::Output => "output",
             Self::Device => "device",
+            Self::Joined => "joined",
         }
     }
 
@@ -149,6 +152,9 @@ impl Resume {
                 "starts over when it was stopped: only a raw volume can be gone on with"
             }
             Self::Device => "starts over when it was stopped: the target is a block device",
+            Self::Joined => {
+                "starts over when it was stopped: the image is not read from its start to its end"
+            }
         }
     }
 }

@@ -4,16 +4,18 @@ use bootyard_source as source;
 use bootyard_spec::{ImportRequest, Source, Target};
 use bootyard_volume::{Prospect, Store};
 
+use crate::joined::Joined;
 use crate::opened::{Lookup, Opened};
 use crate::run::{refuse_same, resolve, runtime};
 use crate::transfer::unless;
 use crate::trust::refuse_dubious;
-use crate::{Cancel, Error, Plan, Probe, plan};
+use crate::{Besides, Cancel, Error, Plan, Probe, plan};
 
 /// Looks at the target, reads as much of the source as tells what it is, and plans the import: fails
 /// where [`run`](crate::run()) would before it has moved anything. Needs what that needs.
 pub fn rehearse(
     request: &ImportRequest,
+    besides: &Besides,
     store: &Store,
     options: &source::Options,
     cancel: &Cancel,
@@ -24,6 +26,12 @@ pub fn rehearse(
         Target::Volume(name) => Prospect::of_volume(store, name)?,
         Target::Path(path) => Prospect::of_path(path)?,
     };
+    if !besides.is_empty() {
+        let joined = Joined::open(&request.source, besides, options)?;
+        let plan = joined.plan(&request, target.capacity())?;
+        target.fits(plan.file_len())?;
+        return Ok(plan);
+    }
     let probe = match request.source {
         Source::Blank => Probe::blank(),
         _ => {

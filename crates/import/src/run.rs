@@ -14,8 +14,8 @@ use bootyard_image::gpt::{self, Moved};
 use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, ErrorKind, Extent, Format, ReadAt};
 use bootyard_source as source;
-use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verifier};
-use bootyard_volume::{Staged, Store};
+use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verified, Verifier};
+use bootyard_volume::{Published, Staged, Store};
 use tokio::runtime::Runtime;
 
 use crate::cache::Cache;
@@ -80,11 +80,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<Report, Error> {
     let (request, is_raw) = &resolve(request, store)?;
-    refuse_same(request, store)?;
-    let staged = match &request.target {
-        Target::Volume(name) => store.stage(name, request.output_format)?,
-        Target::Path(path) => Staged::for_path(path)?,
-    };
+    let staged = claim(request, store)?;
     let is_raw = *is_raw;
     if request.source == Source::Blank {
         return blank(request, staged, events);
@@ -98,6 +94,15 @@ pub fn run(
         Ok(opened) => job.import(opened, staged),
         Err((error, kept)) => Err(give_up(staged, error, kept)),
     }
+}
+
+/// Claims the target, unless it is the source.
+pub(crate) fn claim(request: &ImportRequest, store: &Store) -> Result<Staged, Error> {
+    refuse_same(request, store)?;
+    Ok(match &request.target {
+        Target::Volume(name) => store.stage(name, request.output_format)?,
+        Target::Path(path) => Staged::for_path(path)?,
+    })
 }
 
 /// What does not change from the opening of the source to the publishing.
@@ -157,16 +162,9 @@ impl Job<'_> {
             Ok(transferred) => transferred,
         };
         let Transferred { summary, verified, volume_size, retries, collector } = transferred;
-        let collector = relocate_gpt(self.request, &staged, volume_size, collector)?;
-        let stored = Stored { staged: &staged, cancel: self.cancel };
-        let fingerprint = match fingerprint(self.request, &stored, volume_size, collector) {
-            Err(_) if self.cancel.is_cancelled() => {
-                return Err(stopped(staged, kept));
-            }
-            fingerprint => fingerprint?,
-        };
-        self.events.event(Event::Phase(Phase::Publishing));
-        let published = staged.publish(&verified)?;
+        let ends = (self.events, self.cancel);
+        let (fingerprint, published) =
+            conclude(self.request, staged, &verified, volume_size, collector, ends, kept)?;
         Ok(Report {
             source: self.request.source.to_string(),
             chain: summary.chain,
@@ -274,6 +272,27 @@ impl Job<'_> {
     }
 }
 
+/// Ends an import whose disk is stored and verified: what is left is told by `kept`, if the user stops
+/// it now.
+pub(crate) fn conclude(
+    request: &ImportRequest,
+    staged: Staged,
+    verified: &Verified,
+    volume_size: u64,
+    collector: Option<Collector>,
+    (events, cancel): (&dyn Events, &Cancel),
+    kept: Option<Share>,
+) -> Result<(Option<Fingerprint>, Published), Error> {
+    let collector = relocate_gpt(request, &staged, volume_size, collector)?;
+    let stored = Stored { staged: &staged, cancel };
+    let fingerprint = match fingerprint(request, &stored, volume_size, collector) {
+        Err(_) if cancel.is_cancelled() => return Err(stopped(staged, kept)),
+        fingerprint => fingerprint?,
+    };
+    events.event(Event::Phase(Phase::Publishing));
+    Ok((fingerprint, staged.publish(verified)?))
+}
+
 /// Moves the backup of a partition table to the end of the volume, if that is wanted. What has taken
 /// the fingerprint is of no use any more then.
 fn relocate_gpt(
@@ -341,7 +360,7 @@ fn fingerprint(
 }
 
 /// Ends an import that the user stops.
-fn stopped(staged: Staged, kept: Option<Share>) -> Error {
+pub(crate) fn stopped(staged: Staged, kept: Option<Share>) -> Error {
     let device = staged.capacity().map(|_| staged.path().to_owned());
     give_up(staged, Error::Cancelled { device, kept: None }, kept)
 }
@@ -349,7 +368,7 @@ fn stopped(staged: Staged, kept: Option<Share>) -> Error {
 /// Ends an import that failed. Where the same command may well succeed later, what is done stays
 /// for it, and the error says so. What another process has left, and this one has not touched, stays
 /// in any case.
-fn give_up(staged: Staged, error: Error, kept: Option<Share>) -> Error {
+pub(crate) fn give_up(staged: Staged, error: Error, kept: Option<Share>) -> Error {
     let (error, stays) = match (error, kept) {
         (Error::Cancelled { device, .. }, Some(_)) => (Error::Cancelled { device, kept }, true),
         (error, Some(kept)) if may_pass(&error) => {

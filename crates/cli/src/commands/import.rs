@@ -45,6 +45,7 @@ fn import(args: ImportArgs) -> Result<ExitCode, Failure> {
 fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode, Failure> {
     let (json, dry_run, content_type) = (args.json, args.dry_run, args.content_type);
     let (published, metrics) = (args.checksum_file.clone(), args.metrics_file.clone());
+    let besides = args.besides.check(&args.source)?;
     let mut request = request(args)?;
     if let Some(list) = published {
         let source = &request.source;
@@ -53,7 +54,7 @@ fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode
     }
     let store = Store::open(&settings::store_home()?);
     if dry_run {
-        let plan = bootyard_import::rehearse(&request, &store, options, &limit.cancel)?;
+        let plan = bootyard_import::rehearse(&request, &besides, &store, options, &limit.cancel)?;
         match EventLine::of(&Event::Planned(&plan)).filter(|_| json) {
             Some(line) => output::json_line(&line)?,
             None => output::result(&format!("{plan}\n"))?,
@@ -64,7 +65,8 @@ fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode
     if content_type == ContentType::Archive {
         return archive(request, options, json, &watch, limit);
     }
-    let report = bootyard_import::run(&request, &store, options, &watch, &limit.cancel);
+    let cancel = &limit.cancel;
+    let report = bootyard_import::run_with(&request, &besides, &store, options, &watch, cancel);
     let took = watch.finish(report.is_ok());
     let report = report?;
     if json {
@@ -119,6 +121,9 @@ fn check(args: &ImportArgs) -> Result<(), Failure> {
         ("--preallocation", args.preallocation),
         ("--relocate-gpt", args.relocate_gpt),
         ("--cache", args.cache.is_some()),
+        ("--snapshot", args.besides.snapshot.is_some()),
+        ("--backing", !args.besides.backing.is_empty()),
+        ("--data-file", args.besides.data_file.is_some()),
     ];
     let given = only_disks.iter().find(|(_, is_given)| *is_given);
     if let (ContentType::Archive, Some((flag, _))) = (args.content_type, given) {

@@ -17,7 +17,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     args.stores.apply(&args.source, &mut options)?;
-    let inspected = bootyard_import::inspect(&args.source, &options);
+    let besides = args.besides.check(&args.source)?;
+    let inspected = bootyard_import::inspect_with(&args.source, &besides, &options);
     let info = match inspected.map_err(Failure::from) {
         Ok(info) => info,
         Err(failure) => {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bootyard_import::{Cancel, Error, Event, Events, Plan, Report, rehearse, run};
+use bootyard_import::{Besides, Cancel, Error, Event, Events, Plan, Report, rehearse, run};
 use bootyard_source::{Options, install_crypto_provider};
 use bootyard_spec::{ImportRequest, OutputFormat, Target};
 use bootyard_volume::Store;
@@ -63,7 +63,13 @@ impl Place {
     }
 
     fn rehearse(&self, request: &ImportRequest) -> Result<Plan, Error> {
-        rehearse(request, &Store::open(&self.path("home")), &Options::default(), &Cancel::new())
+        rehearse(
+            request,
+            &Besides::default(),
+            &Store::open(&self.path("home")),
+            &Options::default(),
+            &Cancel::new(),
+        )
     }
 
     /// Every file of this place.
