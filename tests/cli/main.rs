@@ -4,6 +4,7 @@
 
 mod clone;
 mod create;
+mod disks;
 mod import;
 mod inspect;
 mod run;

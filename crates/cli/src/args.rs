@@ -17,6 +17,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::create::CreateCommand;
+use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
 use crate::stores::StoreArgs;
@@ -63,7 +64,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Seed(SeedCommand),
     /// Boot a machine in the foreground, its serial port on this terminal
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show which engines work on this host, and why others don't
     Doctor(DoctorArgs),
     /// Import as the importer container of KubeVirt's CDI does, by its variables
@@ -470,10 +471,8 @@ pub(crate) struct SeedBuildArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw; the first
-    /// one is booted
-    #[arg(long = "disk", value_name = "VOLUME|FILE", required = true)]
-    pub(crate) disks: Vec<String>,
+    #[command(flatten)]
+    pub(crate) disks: DiskArgs,
     /// Seed image, attached read-only behind the disks
     #[arg(long, value_name = "FILE")]
     pub(crate) seed: Option<PathBuf>,
@@ -495,6 +494,10 @@ pub(crate) struct RunArgs {
     /// Kill a run of the guest that takes longer, such as 90s or 10m
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) transfer: SourceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -517,6 +520,9 @@ pub(crate) struct MachineArgs {
     /// PATH, or PATH:ro.
     #[arg(long = "disk")]
     pub(crate) disks: Vec<String>,
+    /// INDEX:PATH, for the disk of that number, counted from 0, which is an overlay.
+    #[arg(long = "backing")]
+    pub(crate) backings: Vec<String>,
     #[arg(long)]
     pub(crate) append: Option<String>,
     /// Descriptor whose end of file means that the parent is gone.

@@ -4,6 +4,7 @@
 
 mod args;
 mod commands;
+mod disks;
 mod error;
 mod flags;
 mod host;

@@ -29,5 +29,6 @@ pub use size::{ByteSize, FILESYSTEM_OVERHEAD, ParseSizeError};
 pub use source::{ImageLayout, ObjectName, ParseSourceError, Source, StoredImage};
 pub use url::{ParseUrlError, SafeUrl};
 pub use vm::{
-    EngineChoice, GuestEnd, ParseEngineError, ParseRunStrategyError, RunStrategy, VmDisk, VmSpec,
+    DiskLife, EngineChoice, GuestEnd, ParseEngineError, ParseRunStrategyError, RunStrategy, VmDisk,
+    VmSpec,
 };

@@ -37,6 +37,21 @@ pub struct VmDisk {
     pub path: PathBuf,
     /// The guest may not write to it.
     pub read_only: bool,
+    /// What is on it when the machine is started, and what becomes of that.
+    pub life: DiskLife,
+}
+
+/// How long what a guest writes to a disk stays. A life of a machine ends when it is stopped or powers
+/// itself off; a reboot of the guest is no end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DiskLife {
+    /// For good.
+    Kept,
+    /// As long as the machine's life, which begins with an empty disk (KubeVirt's `emptyDisk`).
+    Empty,
+    /// As long as the machine's life, which begins with the content of this file or block device, that
+    /// is never changed (KubeVirt's `ephemeral` and `containerDisk`).
+    Overlay(PathBuf),
 }
 
 /// When a virtual machine runs; the words and their meaning are KubeVirt's.

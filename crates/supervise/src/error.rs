@@ -27,6 +27,16 @@ pub enum Error {
     /// The machine has no disk to boot.
     #[error("the machine `{0}` has no disk")]
     NoDisk(String),
+    /// The disks of a machine's new life could not be made.
+    #[error("the machine's disks cannot be made")]
+    Disks {
+        /// The class of the cause.
+        class: Class,
+        /// What helps.
+        hint: Option<String>,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The engine's program could not be started.
     #[error("starting `{}` failed", .program.display())]
     Spawn {
@@ -58,6 +68,7 @@ impl Explain for Error {
             Self::CannotAppend | Self::Refused(_) | Self::NoDisk(_) => Class::Usage,
             Self::KvmUnusable(_) | Self::NoQemu { .. } | Self::Spawn { .. } => Class::Engine,
             Self::System { .. } => Class::Other,
+            Self::Disks { class, .. } => *class,
         }
     }
 
@@ -69,6 +80,7 @@ impl Explain for Error {
             }
             Self::NoQemu { .. } => "install it with `apt install qemu-system-x86`",
             Self::CannotAppend => "leave `--append` out, or use `--engine kvm`",
+            Self::Disks { hint, .. } => return hint.clone(),
             Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {
                 return None;
             }

@@ -25,5 +25,7 @@ pub use cancel::Cancel;
 pub use choose::{Choice, HostFacts, KvmFact, choose_engine};
 pub use engine::{Ended, Engine, Failure, KvmEngine, QemuEngine, Running, Serial, Woken};
 pub use error::Error;
-pub use plan::{DiskFormat, LaunchPlan, PlanDisk, parse_disk_argument};
+pub use plan::{
+    DiskFormat, LaunchPlan, PlanBacking, PlanDisk, parse_backing_argument, parse_disk_argument,
+};
 pub use run::{Observer, Outcome, run};

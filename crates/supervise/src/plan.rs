@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use bootyard_spec::{ByteSize, VmDisk, VmSpec};
+use bootyard_spec::{ByteSize, DiskLife, VmDisk, VmSpec};
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
 /// wrote into its first sector.
@@ -26,6 +26,17 @@ pub struct PlanDisk {
     pub read_only: bool,
     /// How it is stored.
     pub format: DiskFormat,
+    /// The disk that it is an overlay over. Whatever name stands in the image counts for nothing.
+    pub backing: Option<PlanBacking>,
+}
+
+/// A disk under an overlay, which is only read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanBacking {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: DiskFormat,
 }
 
 /// One launch of a machine. Its first serial port is the child's standard input and output.
@@ -44,14 +55,20 @@ pub struct LaunchPlan {
 }
 
 impl LaunchPlan {
-    /// The launch that `spec` asks for; `format` tells how a disk is stored.
+    /// The launch that `spec` asks for; `format` tells how a file or block device is stored.
     pub fn of<E>(
         spec: &VmSpec,
-        mut format: impl FnMut(&VmDisk) -> Result<DiskFormat, E>,
+        mut format: impl FnMut(&Path) -> Result<DiskFormat, E>,
     ) -> Result<Self, E> {
         let disk = |disk: &VmDisk| {
             let (path, read_only) = (disk.path.clone(), disk.read_only);
-            Ok(PlanDisk { path, read_only, format: format(disk)? })
+            let backing = match &disk.life {
+                DiskLife::Overlay(path) => {
+                    Some(PlanBacking { path: path.clone(), format: format(path)? })
+                }
+                DiskLife::Kept | DiskLife::Empty => None,
+            };
+            Ok(PlanDisk { format: format(&path)?, path, read_only, backing })
         };
         Ok(Self {
             name: spec.name.clone(),
@@ -86,6 +103,21 @@ pub fn parse_disk_argument(argument: impl AsRef<Path>) -> (PathBuf, bool) {
     (OsString::from_vec(path.to_vec()).into(), read_only)
 }
 
+/// The backing disk of the disk number `index` as the `machine` subcommand takes it: `INDEX:PATH`.
+/// [`parse_backing_argument`] reads it back.
+pub(crate) fn backing_argument(index: usize, backing: &PlanBacking) -> OsString {
+    let mut argument = OsString::from(format!("{index}:"));
+    argument.push(&backing.path);
+    argument
+}
+
+/// The number of the disk, and the path of its backing disk, of a `--backing` argument of the `machine`
+/// subcommand.
+pub fn parse_backing_argument(argument: &str) -> Option<(usize, PathBuf)> {
+    let (index, path) = argument.split_once(':')?;
+    Some((index.parse().ok()?, path.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use bootyard_spec::{EngineChoice, RunStrategy};
@@ -94,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_plan_has_what_the_specification_says() {
-        let disk = |path: &str, read_only| VmDisk { path: path.into(), read_only };
+        let disk =
+            |path: &str, read_only| VmDisk { path: path.into(), read_only, life: DiskLife::Kept };
         let spec = VmSpec {
             name: "vm".to_owned(),
             cpus: NonZeroU32::MIN,
@@ -105,9 +138,9 @@ mod tests {
             run_strategy: RunStrategy::Once,
             time_limit: None,
         };
-        let by_name = |disk: &VmDisk| match disk.path.extension() {
+        let by_name = |path: &Path| match path.extension() {
             Some(_) => Ok(DiskFormat::Qcow2),
-            None if disk.read_only => Ok(DiskFormat::Raw),
+            None if path != Path::new("/b") => Ok(DiskFormat::Raw),
             None => Err("no such disk"),
         };
         let plan = LaunchPlan::of(&spec, by_name).unwrap();
@@ -115,6 +148,11 @@ mod tests {
         assert_eq!(formats, [(false, DiskFormat::Qcow2), (true, DiskFormat::Raw)]);
         let spec = VmSpec { disks: vec![disk("/b", false)], ..spec };
         assert_eq!(LaunchPlan::of(&spec, by_name), Err("no such disk"));
+        let life = DiskLife::Overlay("/base".into());
+        let overlay = VmDisk { life, ..disk("/o.qcow2", false) };
+        let plan = LaunchPlan::of(&VmSpec { disks: vec![overlay], ..spec }, by_name).unwrap();
+        let backing = PlanBacking { path: "/base".into(), format: DiskFormat::Raw };
+        assert_eq!(plan.disks[0].backing, Some(backing));
     }
 
     #[test]
@@ -127,10 +165,21 @@ mod tests {
             ("/a:rw", false, "/a:rw:rw"),
             ("a:b", false, "a:b"),
         ] {
-            let disk = PlanDisk { path: path.into(), read_only, format: DiskFormat::Raw };
+            let (path, format) = (path.into(), DiskFormat::Raw);
+            let disk = PlanDisk { path, read_only, format, backing: None };
             let argument = disk_argument(&disk);
             assert_eq!(argument, expected);
             assert_eq!(parse_disk_argument(argument), (disk.path, read_only));
         }
+    }
+
+    #[test]
+    fn backing_arguments_parse_back() {
+        for path in ["/a", "/a:b", "3:/a", "a"] {
+            let backing = PlanBacking { path: path.into(), format: DiskFormat::Raw };
+            let argument = backing_argument(12, &backing).into_string().unwrap();
+            assert_eq!(parse_backing_argument(&argument), Some((12, path.into())));
+        }
+        assert_eq!(parse_backing_argument("/a:b"), None);
     }
 }

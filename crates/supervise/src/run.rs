@@ -18,6 +18,11 @@ pub trait Observer {
     /// A run ended; called before the state changes for it.
     fn ended(&mut self, ended: &Ended);
 
+    /// A run is about to start, and with it a new life of the disks that live no longer than one.
+    fn starting(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The serial port of the run that is about to start.
     fn serial(&mut self) -> Result<Serial, Error> {
         Ok(Serial::inherit())
@@ -131,6 +136,7 @@ impl Supervisor<'_> {
             Some(Action::Refuse(why)) => Err(Error::Refused(why)),
             Some(Action::Kill) => self.machine.as_mut().map_or(Ok(()), |machine| machine.kill()),
             Some(Action::Launch) => {
+                self.observer.starting()?;
                 let serial = self.observer.serial()?;
                 self.machine = Some(self.engine.spawn(self.plan, serial)?);
                 self.runs += 1;

@@ -56,7 +56,7 @@ impl Guest {
         // QEMU's options are separated by commas.
         let path = dir.path().join("disk,1.raw");
         write_boot_sector(&path, code);
-        let disk = PlanDisk { path, read_only: false, format: DiskFormat::Raw };
+        let disk = PlanDisk { path, read_only: false, format: DiskFormat::Raw, backing: None };
         let plan = LaunchPlan {
             name: "guest".to_owned(),
             cpus: NonZeroU32::MIN,

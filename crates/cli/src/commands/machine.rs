@@ -1,6 +1,7 @@
 //! `bootyard machine`: the KVM machine in this process. `supervise`'s engine starts it as its child
 //! and learns from the exit code how the guest ended.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -10,7 +11,9 @@ use std::sync::Arc;
 use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, qcow2};
 use bootyard_spec::Class;
-use bootyard_supervise::{DiskFormat, lifeline, machine_exit, parse_disk_argument};
+use bootyard_supervise::{
+    DiskFormat, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
+};
 use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
 use bootyard_volume::AttachedDisk;
 
@@ -19,7 +22,9 @@ use crate::error::Failure;
 use crate::{host, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
-    let disks = args.disks.iter().enumerate().map(|(index, disk)| open(index, disk));
+    let mut backings = backings(&args.backings)?;
+    let disks = args.disks.iter().enumerate();
+    let disks = disks.map(|(index, disk)| open(index, disk, backings.remove(&index)));
     let disks: Vec<DiskConfig> = disks.collect::<Result<_, _>>()?;
     let written: Vec<Arc<dyn Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
     let config = MachineConfig {
@@ -56,8 +61,30 @@ fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Opens one disk. The guest's writes go straight to it.
-fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
+/// Opens what overlays lie over, by the number of the overlay.
+fn backings(arguments: &[String]) -> Result<BTreeMap<usize, Box<dyn Disk>>, Failure> {
+    let opened = arguments.iter().map(|argument| {
+        let parsed = parse_backing_argument(argument);
+        let what = || format!("expected INDEX:PATH, got `{argument}`");
+        let (index, path) = parsed.ok_or_else(|| Failure::new(Class::Usage, what()))?;
+        let storage = AttachedDisk::open(&path, true)?;
+        let disk: Box<dyn Disk> = match host::format_by_name(&path) {
+            DiskFormat::Raw => Box::new(RawDisk::read_only(storage)),
+            DiskFormat::Qcow2 => {
+                bootyard_image::open(storage).map_err(|error| host::unusable(&path, &error))?
+            }
+        };
+        Ok((index, disk))
+    });
+    opened.collect()
+}
+
+/// Opens one disk, over another one if it is an overlay. The guest's writes go straight to it.
+fn open(
+    index: usize,
+    argument: &str,
+    backing: Option<Box<dyn Disk>>,
+) -> Result<DiskConfig, Failure> {
     let (path, read_only) = parse_disk_argument(argument);
     let storage = AttachedDisk::open(&path, read_only)?;
     let disk: Arc<dyn Disk> = match host::format_by_name(&path) {
@@ -68,7 +95,7 @@ fn open(index: usize, argument: &str) -> Result<DiskConfig, Failure> {
             Arc::from(opened.map_err(|error| host::unusable(&path, &error))?)
         }
         DiskFormat::Qcow2 => {
-            let opened = qcow2::edit(storage, None);
+            let opened = qcow2::edit(storage, backing);
             Arc::new(opened.map_err(|error| host::unusable(&path, &error))?)
         }
     };
@@ -127,7 +154,7 @@ mod tests {
         let file = fs_err::File::create_new(&path).unwrap();
         create(&FileAt::new(file.into()).unwrap(), &Create::new(1 << 20)).unwrap();
         for value in 1..3 {
-            let config = open(0, path.to_str().unwrap()).unwrap();
+            let config = open(0, path.to_str().unwrap(), None).unwrap();
             let writer = config.disk.writer().unwrap();
             let mut sector = [0; 512];
             config.disk.read_at(&mut sector, 512).unwrap();
@@ -135,5 +162,27 @@ mod tests {
             writer.write_at(&[value; 512], 512).unwrap();
             writer.flush().unwrap();
         }
+    }
+
+    #[test]
+    fn an_overlay_is_written_and_what_is_below_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = bootyard_volume::RunFolder::create(folder.path()).unwrap();
+        let base = folder.path().join("base:1.raw");
+        fs_err::write(&base, vec![5; 1 << 20]).unwrap();
+        let overlay = home.disk(1);
+        home.make(&overlay, 2 << 20, Some(qcow2::BackingFormat::Raw)).unwrap();
+        let mut below = backings(&[format!("1:{}", base.display())]).unwrap();
+        let config = open(1, overlay.to_str().unwrap(), below.remove(&1)).unwrap();
+        let writer = config.disk.writer().unwrap();
+        writer.write_at(&[6; 512], 512).unwrap();
+        writer.flush().unwrap();
+        let mut found = [0; 1536];
+        config.disk.read_at(&mut found, 0).unwrap();
+        assert_eq!((found[511], found[512], found[1023], found[1024]), (5, 6, 6, 5));
+        assert_eq!(config.disk.virtual_size(), 2 << 20);
+        assert!(fs_err::read(&base).unwrap() == vec![5; 1 << 20]);
+        assert!(AttachedDisk::open(&base, false).is_err(), "nobody writes to it meanwhile");
+        assert!(open(1, overlay.to_str().unwrap(), None).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bootyard_spec::{ByteSize, Class, GuestEnd, VmDisk, VmSpec, VolumeName};
+use bootyard_spec::{ByteSize, Class, DiskLife, Explain, GuestEnd, VmDisk, VmSpec, VolumeName};
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
     Cancel, Choice, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, QemuEngine,
@@ -14,13 +14,22 @@ use bootyard_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use bootyard_volume::{AttachedDisk, Store};
 
 use crate::args::RunArgs;
+use crate::disks::{self, Disks, Scratch};
 use crate::error::Failure;
 use crate::terminal::RawTerminal;
 use crate::{host, output, settings, signals};
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
-    let spec = spec(args)?;
-    let plan = LaunchPlan::of(&spec, |disk| Ok::<_, Failure>(host::format_by_name(&disk.path)))?;
+    let cancel = Cancel::new().map_err(|error| Failure::new(Class::Other, error))?;
+    let fetching = bootyard_import::Cancel::new();
+    let switches = (cancel.clone(), fetching.clone());
+    signals::once(move || {
+        switches.1.cancel();
+        switches.0.cancel();
+    })?;
+    let disks = disks::resolve(args, &fetching)?;
+    let spec = spec(args, &disks)?;
+    let plan = LaunchPlan::of(&spec, |path| Ok::<_, Failure>(host::format_by_name(path)))?;
     let (choice, why) = choose_engine(spec.engine, &host::facts())?;
     let _locks = match choice {
         Choice::Qemu { .. } => prepare_for_qemu(&spec)?,
@@ -28,27 +37,22 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     };
     let engine = engine(choice)?;
     let policy = Policy::of(&spec);
-    let cancel = Cancel::new().map_err(|error| Failure::new(Class::Other, error))?;
-    let switch = cancel.clone();
-    signals::once(move || switch.cancel())?;
     output::error(&format!("{}: engine {} ({why})\n", spec.name, engine.name()));
     let switch = cancel.clone();
     let terminal = RawTerminal::enter(move || switch.cancel());
-    let mut console = Console { name: &spec.name, terminal, last: None };
+    let scratch = &disks.scratch;
+    let mut console = Console { name: &spec.name, terminal, last: None, scratch };
     let outcome = bootyard_supervise::run(&policy, &plan, engine.as_ref(), &mut console, &cancel)?;
     drop(console);
     verdict(&spec, &outcome)
 }
 
-fn spec(args: &RunArgs) -> Result<VmSpec, Failure> {
-    let store = Store::open(&settings::store_home()?);
-    let mut disks = Vec::new();
-    for disk in &args.disks {
-        disks.push(VmDisk { path: resolve(&store, disk)?, read_only: false });
-    }
-    disks.extend(args.seed.clone().map(|path| VmDisk { path, read_only: true }));
+fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
+    let mut disks = disks.disks.clone();
+    let seed = |path| VmDisk { path, read_only: true, life: DiskLife::Kept };
+    disks.extend(args.seed.clone().map(seed));
     Ok(VmSpec {
-        name: machine_name(&args.disks),
+        name: args.disks.machine_name(),
         cpus: cpus(args.cpus)?,
         memory: memory(args.memory)?,
         disks,
@@ -98,23 +102,21 @@ fn no_volume(disk: &str, error: impl std::error::Error + Send + Sync + 'static) 
         .with_hint(format!("a file is named with a slash: `--disk ./{disk}`"))
 }
 
-/// The first disk's name without its folder and ending.
-fn machine_name(disks: &[String]) -> String {
-    let first = disks.first().map(String::as_str).unwrap_or_default();
-    let stem = std::path::Path::new(first).file_stem().unwrap_or_default();
-    stem.to_string_lossy().into_owned()
-}
-
 /// Refuses what QEMU would wait for silently, or open on a guest's word. QEMU's own locks keep out
 /// other QEMUs; those that are returned keep out our own machine.
 fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
     let mut locks = Vec::new();
-    for (index, VmDisk { path, read_only }) in spec.disks.iter().enumerate() {
+    for (index, VmDisk { path, read_only, life }) in spec.disks.iter().enumerate() {
+        let path = match life {
+            DiskLife::Kept => path,
+            DiskLife::Overlay(below) => below,
+            DiskLife::Empty => continue,
+        };
         let disk = host::look_at(path)?;
         if index == 0 {
             host::check_boot_sector(path, disk.as_ref())?;
         }
-        locks.push(AttachedDisk::open(path, *read_only)?);
+        locks.push(AttachedDisk::open(path, *read_only || *life != DiskLife::Kept)?);
     }
     Ok(locks)
 }
@@ -132,6 +134,7 @@ struct Console<'a> {
     terminal: Option<RawTerminal>,
     /// How the last run ended, until it is told.
     last: Option<String>,
+    scratch: &'a Scratch,
 }
 
 impl Console<'_> {
@@ -167,7 +170,16 @@ impl Observer for Console<'_> {
         }
     }
 
+    fn starting(&mut self) -> Result<(), Error> {
+        self.scratch.begin().map_err(|error| Error::Disks {
+            class: error.class(),
+            hint: error.hint(),
+            source: Box::new(error),
+        })
+    }
+
     fn ended(&mut self, ended: &Ended) {
+        self.scratch.end();
         let said = ended.failure.as_ref().map(|failure| &failure.stderr).or(ended.note.as_ref());
         self.last = Some(match said {
             Some(said) => format!("{}: {}", ended.end, said.trim_end()),

@@ -10,7 +10,7 @@ use bootyard_spec::{Class, GuestEnd};
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
 use crate::lifeline::Lifeline;
-use crate::plan::disk_argument;
+use crate::plan::{backing_argument, disk_argument};
 use crate::{Cancel, Error, LaunchPlan, machine_exit};
 
 /// Runs guests on `/dev/kvm`.
@@ -49,6 +49,11 @@ fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
     option("--memory", plan.memory.bytes().to_string().as_ref());
     for disk in &plan.disks {
         option("--disk", &disk_argument(disk));
+    }
+    for (index, disk) in plan.disks.iter().enumerate() {
+        if let Some(backing) = &disk.backing {
+            option("--backing", &backing_argument(index, backing));
+        }
     }
     if let Some(append) = &plan.append {
         option("--append", append.as_ref());
@@ -111,7 +116,7 @@ mod tests {
     use bootyard_spec::ByteSize;
 
     use super::*;
-    use crate::{DiskFormat, PlanDisk};
+    use crate::{DiskFormat, PlanBacking, PlanDisk};
 
     #[test]
     fn the_child_is_told_everything_on_its_command_line() {
@@ -119,19 +124,22 @@ mod tests {
             path: path.into(),
             read_only,
             format: DiskFormat::Raw,
+            backing: None,
         };
+        let backing = PlanBacking { path: "/base,1".into(), format: DiskFormat::Raw };
+        let overlay = PlanDisk { backing: Some(backing), ..disk("/o.qcow2", false) };
         let plan = LaunchPlan {
             name: "vm-1".to_owned(),
             cpus: NonZeroU32::MIN,
             memory: ByteSize::from_bytes(512 << 20),
-            disks: vec![disk("/a b", false), disk("/seed", true)],
+            disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
             append: Some("-quiet splash".to_owned()),
         };
         let line = arguments(&plan, 7).join("|".as_ref());
         assert_eq!(
             line,
-            "machine|--name=vm-1|--cpus=1|--memory=536870912|--disk=/a b|--disk=/seed:ro\
-             |--append=-quiet splash|--lifeline=7"
+            "machine|--name=vm-1|--cpus=1|--memory=536870912|--disk=/a b|--disk=/o.qcow2\
+             |--disk=/seed:ro|--backing=1:/base,1|--append=-quiet splash|--lifeline=7"
         );
     }
 }

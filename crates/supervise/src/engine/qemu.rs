@@ -86,19 +86,32 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
 }
 
 fn drive(index: usize, disk: &PlanDisk) -> OsString {
-    let format = match disk.format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-    };
+    let format = driver(disk.format);
     let access = if disk.read_only { ",readonly=on" } else { ",discard=unmap" };
-    // Without a slash before it, a colon would make the path a URL.
-    let here = if disk.path.is_absolute() { "" } else { "./" };
     // A full host disk is an error that the guest sees, not a guest that stops without a word.
     let mut drive = OsString::from(format!(
-        "if=none,id=disk{index},format={format},werror=report,rerror=report{access},file={here}"
+        "if=none,id=disk{index},format={format},werror=report,rerror=report{access},file="
     ));
-    drive.push(escaped(disk.path.as_os_str()));
+    push_path(&mut drive, &disk.path);
+    if let Some(backing) = &disk.backing {
+        let format = driver(backing.format);
+        drive.push(format!(",backing.driver={format},backing.read-only=on,backing.file.filename="));
+        push_path(&mut drive, &backing.path);
+    }
     drive
+}
+
+const fn driver(format: DiskFormat) -> &'static str {
+    match format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    }
+}
+
+fn push_path(option: &mut OsString, path: &Path) {
+    // Without a slash before it, a colon would make the path a URL.
+    option.push(if path.is_absolute() { "" } else { "./" });
+    option.push(escaped(path.as_os_str()));
 }
 
 /// The first disk is the only one that the BIOS tries.
@@ -173,12 +186,14 @@ mod tests {
     use bootyard_spec::ByteSize;
 
     use super::*;
+    use crate::PlanBacking;
 
     fn plan(disks: &[(&str, bool, DiskFormat)]) -> LaunchPlan {
         let disk = |&(path, read_only, format): &(&str, bool, DiskFormat)| PlanDisk {
             path: path.into(),
             read_only,
             format,
+            backing: None,
         };
         LaunchPlan {
             name: "a,b".to_owned(),
@@ -211,6 +226,27 @@ mod tests {
              -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control \
              -no-user-config -nodefaults"
         );
+    }
+
+    #[test]
+    fn the_backing_disk_is_named_by_us_and_not_by_the_overlay() {
+        let mut plan = plan(&[("/run/disk-0.qcow2", false, DiskFormat::Qcow2)]);
+        for (path, format, expected) in [
+            (
+                "/a,b",
+                DiskFormat::Raw,
+                "backing.driver=raw,backing.read-only=on,backing.file.filename=/a,,b",
+            ),
+            (
+                "c:d",
+                DiskFormat::Qcow2,
+                "backing.driver=qcow2,backing.read-only=on,backing.file.filename=./c:d",
+            ),
+        ] {
+            plan.disks[0].backing = Some(PlanBacking { path: path.into(), format });
+            let line = line(&plan, false);
+            assert!(line.contains(&format!("file=/run/disk-0.qcow2,{expected} ")), "{line}");
+        }
     }
 
     #[test]

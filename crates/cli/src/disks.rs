@@ -1,0 +1,256 @@
+//! The disks of a machine that `run` boots: from the flags to files, and what lives no longer than the
+//! machine does.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use bootyard_image::qcow2::BackingFormat;
+use bootyard_import::Cancel;
+use bootyard_spec::{ByteSize, Class, DiskLife, Source, VmDisk};
+use bootyard_supervise::DiskFormat;
+use bootyard_volume::{AttachedDisk, RunFolder, Store};
+use clap::{ArgGroup, Args};
+
+use crate::args::RunArgs;
+use crate::commands::create::empty_capacity;
+use crate::commands::run::resolve as resolve_name;
+use crate::error::Failure;
+use crate::progress::Display;
+use crate::{host, settings};
+
+/// Which disks a machine has, in this order: `--disk`, `--container-disk`, `--empty-disk`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("boot").required(true).multiple(true))]
+pub(crate) struct DiskArgs {
+    /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw; the first
+    /// one is booted. With `,ephemeral` it is only read, and what the guest writes is thrown away when
+    /// the machine stops; `,size=20Gi` gives the guest a larger disk then
+    #[arg(long = "disk", value_name = "VOLUME|FILE[,ephemeral[,size=QTY]]", group = "boot")]
+    disks: Vec<DiskArg>,
+    /// Container image with a disk, docker://…, oci:PATH, oci-archive:PATH or docker-archive:PATH:
+    /// fetched once, only read, and what the guest writes is thrown away when the machine stops
+    #[arg(long = "container-disk", value_name = "IMAGE[,size=QTY]", group = "boot")]
+    container_disks: Vec<ContainerDiskArg>,
+    /// Empty disk of this size, thrown away when the machine stops
+    #[arg(long = "empty-disk", value_name = "QTY")]
+    empty_disks: Vec<ByteSize>,
+}
+
+impl DiskArgs {
+    /// The name of the disk that is booted, without its folder and ending.
+    pub(crate) fn machine_name(&self) -> String {
+        let first = self.disks.first().map(|disk| disk.name.clone());
+        let image = || match &self.container_disks.first()?.image {
+            // Behind the last slash, before the tag.
+            Source::Registry(image) => {
+                let name = image.rsplit('/').next()?;
+                Some(name.split([':', '@']).next()?.to_owned())
+            }
+            Source::Stored(image) => Some(image.path.to_string_lossy().into_owned()),
+            _ => None,
+        };
+        let first = first.or_else(image).unwrap_or_default();
+        Path::new(&first).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+/// `NAME[,ephemeral[,size=QTY]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DiskArg {
+    name: String,
+    ephemeral: bool,
+    size: Option<ByteSize>,
+}
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut name, mut size, mut ephemeral) = (text, None, false);
+        // From the end, so that a name may have commas.
+        while let Some((rest, option)) = name.rsplit_once(',') {
+            match option.strip_prefix("size=") {
+                Some(quantity) if size.is_none() => size = Some(parse_size(quantity)?),
+                None if option == "ephemeral" && !ephemeral => ephemeral = true,
+                _ => break,
+            }
+            name = rest;
+        }
+        if name.is_empty() {
+            return Err("expected a volume or a file".to_owned());
+        }
+        if size.is_some() && !ephemeral {
+            return Err(format!("`size=` is for ephemeral disks: `{name},ephemeral,size=…`"));
+        }
+        Ok(Self { name: name.to_owned(), ephemeral, size })
+    }
+}
+
+/// `IMAGE[,size=QTY]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ContainerDiskArg {
+    image: Source,
+    size: Option<ByteSize>,
+}
+
+impl FromStr for ContainerDiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (image, size) = match text.rsplit_once(",size=") {
+            Some((image, quantity)) => (image, Some(parse_size(quantity)?)),
+            None => (text, None),
+        };
+        let image: Source = image.parse().map_err(|error| format!("{error}"))?;
+        if !matches!(image, Source::Registry(_) | Source::Stored(_)) {
+            let expected = "docker://…, oci:PATH, oci-archive:PATH or docker-archive:PATH";
+            return Err(format!("`{image}` is no container image; expected {expected}"));
+        }
+        Ok(Self { image, size })
+    }
+}
+
+fn parse_size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error| format!("{error}"))
+}
+
+/// The disks of a machine, and what of them is made anew for each of its lives.
+pub(crate) struct Disks {
+    pub(crate) disks: Vec<VmDisk>,
+    pub(crate) scratch: Scratch,
+}
+
+/// What lives as long as the machine.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    folder: Option<RunFolder>,
+    disks: Vec<ScratchDisk>,
+    /// Nobody writes to what is below an overlay while the command runs.
+    below: Vec<AttachedDisk>,
+}
+
+struct ScratchDisk {
+    path: PathBuf,
+    size: u64,
+    backing: Option<BackingFormat>,
+}
+
+impl Scratch {
+    /// Makes the disks of a new life.
+    pub(crate) fn begin(&self) -> Result<(), bootyard_volume::Error> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        self.disks.iter().try_for_each(|disk| folder.make(&disk.path, disk.size, disk.backing))
+    }
+
+    /// Throws them away.
+    pub(crate) fn end(&self) {
+        if let Some(folder) = &self.folder {
+            folder.clear();
+        }
+    }
+
+    /// The place of a new disk.
+    fn place(&mut self, size: u64, backing: Option<BackingFormat>) -> Result<PathBuf, Failure> {
+        let folder = match self.folder.take() {
+            Some(folder) => folder,
+            None => RunFolder::create(&settings::store_home()?)?,
+        };
+        let path = self.folder.insert(folder).disk(self.disks.len());
+        self.disks.push(ScratchDisk { path: path.clone(), size, backing });
+        Ok(path)
+    }
+
+    /// An overlay of `size` bytes, by default as large as what it lies over.
+    fn overlay(&mut self, below: PathBuf, size: Option<ByteSize>) -> Result<VmDisk, Failure> {
+        let lock = AttachedDisk::open(&below, true)?;
+        let least = ByteSize::from_bytes(host::look_at(&below)?.virtual_size());
+        let size = size.unwrap_or(least);
+        if size < least {
+            let what = format!("the size {size} is too small: `{}` has {least}", below.display());
+            return Err(Failure::new(Class::Usage, what));
+        }
+        let format = match host::format_by_name(&below) {
+            DiskFormat::Raw => BackingFormat::Raw,
+            DiskFormat::Qcow2 => BackingFormat::Qcow2,
+        };
+        self.below.push(lock);
+        let path = self.place(size.bytes(), Some(format))?;
+        Ok(VmDisk { path, read_only: false, life: DiskLife::Overlay(below) })
+    }
+}
+
+/// Finds the disks, and fetches those of container images.
+pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure> {
+    let home = settings::store_home()?;
+    let store = Store::open(&home);
+    let (mut disks, mut scratch) = (Vec::new(), Scratch::default());
+    check(args)?;
+    for disk in &args.disks.disks {
+        let path = resolve_name(&store, &disk.name)?;
+        disks.push(match disk.ephemeral {
+            true => scratch.overlay(path, disk.size)?,
+            false => VmDisk { path, read_only: false, life: DiskLife::Kept },
+        });
+    }
+    for ContainerDiskArg { image, size } in &args.disks.container_disks {
+        let mut options = args.transfer.options()?;
+        options.image = settings::image_options(&args.image);
+        let display = Display::new(false);
+        let folder = home.join("containerdisks");
+        let disk = bootyard_import::container_disk(image, &folder, &options, &display, cancel)?;
+        disks.push(scratch.overlay(disk.path, *size)?);
+    }
+    for (index, capacity) in args.disks.empty_disks.iter().enumerate() {
+        let size = empty_capacity(&format!("empty-disk-{index}"), *capacity)?;
+        let path = scratch.place(size.bytes(), None)?;
+        disks.push(VmDisk { path, read_only: false, life: DiskLife::Empty });
+    }
+    Ok(Disks { disks, scratch })
+}
+
+/// Refuses flags that are for container images where there is none.
+fn check(args: &RunArgs) -> Result<(), Failure> {
+    let images: Vec<Source> =
+        args.disks.container_disks.iter().map(|disk| disk.image.clone()).collect();
+    let named = args.disks.disks.iter().map(|disk| Source::File(disk.name.clone().into()));
+    let sources = if images.is_empty() { named.take(1).collect() } else { images };
+    for source in &sources {
+        args.image.check(source)?;
+        args.transfer.check(source, None)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_stand_behind_the_name() {
+        let disk = |name: &str, ephemeral, size: Option<u64>| {
+            Ok(DiskArg { name: name.to_owned(), ephemeral, size: size.map(ByteSize::from_bytes) })
+        };
+        for (text, expected) in [
+            ("web", disk("web", false, None)),
+            ("./a,b.raw", disk("./a,b.raw", false, None)),
+            ("web,ephemeral", disk("web", true, None)),
+            ("./a,b,ephemeral,size=1Ki", disk("./a,b", true, Some(1024))),
+            ("web,size=1Ki,ephemeral", disk("web", true, Some(1024))),
+            ("web,ephemeral,", disk("web,ephemeral,", false, None)),
+            (",ephemeral", Err("expected a volume or a file".to_owned())),
+            (
+                "web,size=1Gi",
+                Err("`size=` is for ephemeral disks: `web,ephemeral,size=…`".to_owned()),
+            ),
+        ] {
+            assert_eq!(text.parse(), expected, "{text}");
+        }
+        assert!("web,ephemeral,size=x".parse::<DiskArg>().is_err());
+        let image = "docker://host:5/a/web:1,size=1Ki".parse::<ContainerDiskArg>().unwrap();
+        assert_eq!(image.image, Source::Registry("host:5/a/web:1".to_owned()));
+        assert_eq!(image.size, Some(ByteSize::from_bytes(1024)));
+        for text in ["./disk.raw", "docker://", "oci:a,size=", "https://host/a"] {
+            assert!(text.parse::<ContainerDiskArg>().is_err(), "{text}");
+        }
+    }
+}
