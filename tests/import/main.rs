@@ -9,6 +9,7 @@ mod faults;
 mod formats;
 mod importer;
 mod joined;
+mod memory;
 mod metrics;
 mod registry;
 mod resume;
