@@ -9,6 +9,7 @@ mod decode;
 mod images;
 mod import;
 mod measure;
+mod upload;
 
 use anyhow::Result;
 
@@ -28,6 +29,8 @@ enum What {
     Decode(decode::Args),
     /// Make an empty disk, against qemu-img.
     Create(create::Args),
+    /// Send a disk over loopback, against curl and nginx's DAV.
+    Upload(upload::Args),
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -36,5 +39,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         What::Clone(args) => clone::main(args),
         What::Decode(args) => decode::main(args),
         What::Create(args) => create::main(args),
+        What::Upload(args) => upload::main(args),
     }
 }
