@@ -62,6 +62,11 @@ impl Display {
         Self { form, state: RefCell::default(), started: Instant::now() }
     }
 
+    /// How long it has been there.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Takes the bar from the screen and gives how long it all took.
     pub(crate) fn finish(&self) -> Duration {
         if let Form::Bar(bar) = &self.form {

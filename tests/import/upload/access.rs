@@ -211,6 +211,7 @@ fn what_would_let_anyone_in_is_refused() {
         (&["--listen", "127.0.0.1:0"], "expected either `--name` or `--to`"),
         (&["--name", "v", "--tls-cert", "x"], "TLS needs both"),
         (&["--name", "v", "--client-ca", "x"], "certificates of clients need TLS"),
+        (&["--name", "v", "--client-name", "x"], "stands in a certificate"),
         (&["--to", "x", "--token-key", "/dev/null"], "holds no"),
     ] {
         let output = cli.run([&["upload-server"], arguments].concat());

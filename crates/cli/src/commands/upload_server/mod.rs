@@ -2,6 +2,7 @@
 
 mod variables;
 
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -44,11 +45,11 @@ fn upload_server(args: UploadServerArgs) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings::store_home()?);
     let limit = Limit::start(args.deadline)?;
     let display = Display::new(args.json);
-    let shown = Shown { display: &display, json: args.json };
+    let shown = Shown { display: &display, json: args.json, idle: Cell::default() };
     shown.listening(&listener, options.tls.is_some())?;
     let outcome = serve(listener, &options, &store, &shown, &limit.cancel);
     let outcome = outcome.map_err(|error| limit.explain(error.into()))?;
-    let took = display.finish();
+    let took = display.finish().saturating_sub(shown.idle.get());
     show(&outcome, took, args.json)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -88,6 +89,11 @@ fn options(args: &UploadServerArgs) -> Result<Options, Failure> {
                 .with_hint("give both `--tls-cert` and `--tls-key`"));
         }
     };
+    if args.client_name.is_some() && args.client_ca.is_none() {
+        let what = "a client's name stands in a certificate, and none is asked for";
+        return Err(Failure::new(Class::Usage, what)
+            .with_hint("add `--client-ca`, or leave out `--client-name`"));
+    }
     if tls.is_none() && args.client_ca.is_some() {
         let what = "certificates of clients need TLS";
         return Err(Failure::new(Class::Usage, what)
@@ -163,6 +169,8 @@ fn check_access(
 struct Shown<'a> {
     display: &'a Display,
     json: bool,
+    /// How long it waited before the last upload began.
+    idle: Cell<Duration>,
 }
 
 impl Shown<'_> {
@@ -185,6 +193,7 @@ impl Events for Shown<'_> {
 
 impl Watch for Shown<'_> {
     fn begun(&self, name: &str) {
+        self.idle.set(self.display.elapsed());
         if self.json {
             let _ = output::json_line(&UploadLine::begun(name));
         } else {
