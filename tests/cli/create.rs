@@ -159,7 +159,7 @@ fn a_blank_disk_is_a_file_or_a_volume() {
 
         ----- stderr -----
         error: volume `data` exists
-        hint: choose another name, or remove it first: `rm -r $TEST_ENV/store/volumes/data`"#]],
+        hint: choose another name, or remove it first: `bootyard volume rm data`"#]],
     );
     check(
         &cli,

@@ -16,6 +16,7 @@ use bootyard_spec::{
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::claims::ClaimArgs;
 use crate::commands::create::CreateCommand;
 use crate::disks::DiskArgs;
 use crate::error::Failure;
@@ -142,6 +143,8 @@ pub(crate) struct ImportArgs {
     pub(crate) transfer: SourceArgs,
     #[command(flatten)]
     pub(crate) stores: StoreArgs,
+    #[command(flatten)]
+    pub(crate) claim: ClaimArgs,
 }
 
 /// What a source holds, by CDI's names.
@@ -212,6 +215,8 @@ pub(crate) struct CloneArgs {
     /// Print events and the report as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) claim: ClaimArgs,
 }
 
 /// What an image is read with: names inside it are never opened.

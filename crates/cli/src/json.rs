@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bootyard_image::{Content, Format, Info};
 use bootyard_import::{ArchiveReport, Event, Progress, Pushed, Report};
 use bootyard_source::{Sent, Upload};
-use bootyard_spec::{ByteSize, FILESYSTEM_OVERHEAD};
+use bootyard_spec::{ByteSize, FilesystemOverhead};
 use bootyard_volume::Cloned;
 use serde::Serialize;
 
@@ -428,7 +428,7 @@ impl<'a> InfoLine<'a> {
 
 /// The size of a volume with a file system that holds a disk of `bytes`.
 pub(crate) fn filesystem_volume(bytes: u64) -> ByteSize {
-    ByteSize::from_bytes(bytes).with_filesystem_overhead(FILESYSTEM_OVERHEAD)
+    ByteSize::from_bytes(bytes).with_filesystem_overhead(FilesystemOverhead::DEFAULT)
 }
 
 pub(crate) const fn content_name(content: Content) -> &'static str {

@@ -3,6 +3,7 @@
 //! This crate is the only place that prints, reads the environment, asks for the time and exits.
 
 mod args;
+mod claims;
 mod commands;
 mod disks;
 mod error;

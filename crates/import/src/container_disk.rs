@@ -46,6 +46,7 @@ pub fn container_disk(
     let request = ImportRequest {
         source: pinned(source, &digest),
         target: Target::Path(path.clone()),
+        claim: bootyard_spec::Claim::default(),
         size: None,
         max_size: None,
         checksum: None,

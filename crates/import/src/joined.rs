@@ -64,14 +64,14 @@ pub fn run_with(
     {
         return Err(Error::SameFile { path: path.clone() });
     }
-    let staged = claim(request, store)?;
+    let (request, staged) = claim(request.clone(), store)?;
     events.event(Event::Phase(Phase::Connecting));
     let begun = Joined::open(&request.source, besides, options).and_then(|joined| {
-        let plan = joined.plan(request, staged.capacity())?;
+        let plan = joined.plan(&request, staged.capacity())?;
         Ok((joined, plan))
     });
     match begun {
-        Ok((joined, plan)) => joined.import(request, &plan, options, staged, events, cancel),
+        Ok((joined, plan)) => joined.import(&request, &plan, options, staged, events, cancel),
         Err(error) => Err(give_up(staged, error, None)),
     }
 }
@@ -215,8 +215,15 @@ impl Joined {
             return Err(stopped(staged, None));
         }
         let (verified, (data_bytes, collector)) = (hashed?, finished?);
-        let (fingerprint, published) =
-            conclude(request, staged, &verified, volume_size, collector, (events, cancel), None)?;
+        let (fingerprint, published) = conclude(
+            request,
+            staged,
+            &verified,
+            (volume_size, None),
+            collector,
+            (events, cancel),
+            None,
+        )?;
         Ok(Report {
             source: request.source.to_string(),
             chain: plan.chain.clone(),

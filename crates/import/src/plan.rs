@@ -355,6 +355,7 @@ mod tests {
         ImportRequest {
             source: "http://u:secret@h/debian.qcow2".parse().unwrap(),
             target: Target::Volume("debian".parse().unwrap()),
+            claim: bootyard_spec::Claim::default(),
             size: flag("size").map(|size| size.parse().unwrap()),
             max_size: flag("max-size").map(|size| size.parse().unwrap()),
             checksum: None,

@@ -15,7 +15,7 @@ use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, ErrorKind, Extent, Format, ReadAt};
 use bootyard_source as source;
 use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verified, Verifier};
-use bootyard_volume::{Published, Staged, Store};
+use bootyard_volume::{Facts, Published, StageOptions, Staged, Store};
 use tokio::runtime::Runtime;
 
 use crate::cache::Cache;
@@ -79,9 +79,9 @@ pub fn run(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Report, Error> {
-    let (request, is_raw) = &resolve(request, store)?;
-    let staged = claim(request, store)?;
-    let is_raw = *is_raw;
+    let (request, is_raw) = resolve(request, store)?;
+    let (request, staged) = claim(request, store)?;
+    let request = &request;
     if request.source == Source::Blank {
         return blank(request, staged, events);
     }
@@ -97,12 +97,21 @@ pub fn run(
 }
 
 /// Claims the target, unless it is the source.
-pub(crate) fn claim(request: &ImportRequest, store: &Store) -> Result<Staged, Error> {
-    refuse_same(request, store)?;
-    Ok(match &request.target {
-        Target::Volume(name) => store.stage(name, request.output_format)?,
+pub(crate) fn claim(
+    mut request: ImportRequest,
+    store: &Store,
+) -> Result<(ImportRequest, Staged), Error> {
+    refuse_same(&request, store)?;
+    let staged = match &request.target {
+        Target::Volume(name) => {
+            let options = StageOptions { claim: request.claim.clone(), size: request.size };
+            store.stage_as(name, request.output_format, &options)?
+        }
         Target::Path(path) => Staged::for_path(path)?,
-    })
+    };
+    request.preallocation |= staged.wants_preallocation();
+    request.size = request.size.map(|size| size.max(staged.minimum_size()));
+    Ok((request, staged))
 }
 
 /// What does not change from the opening of the source to the publishing.
@@ -150,9 +159,7 @@ impl Job<'_> {
         let kept = kept.map(|(done, len)| Share { done, len });
         let transferred = match transferred {
             // Whatever else went wrong then is only how the threads ended.
-            _ if self.cancel.is_cancelled() => {
-                return Err(stopped(staged, kept));
-            }
+            _ if self.cancel.is_cancelled() => return Err(stopped(staged, kept)),
             Err(error) => {
                 if matches!(error, Error::Image(_)) {
                     self.lookup().doubt(blob.as_ref());
@@ -163,8 +170,9 @@ impl Job<'_> {
         };
         let Transferred { summary, verified, volume_size, retries, collector } = transferred;
         let ends = (self.events, self.cancel);
+        let known = (volume_size, image.as_ref());
         let (fingerprint, published) =
-            conclude(self.request, staged, &verified, volume_size, collector, ends, kept)?;
+            conclude(self.request, staged, &verified, known, collector, ends, kept)?;
         Ok(Report {
             source: self.request.source.to_string(),
             chain: summary.chain,
@@ -278,7 +286,7 @@ pub(crate) fn conclude(
     request: &ImportRequest,
     staged: Staged,
     verified: &Verified,
-    volume_size: u64,
+    (volume_size, image): (u64, Option<&ImageReport>),
     collector: Option<Collector>,
     (events, cancel): (&dyn Events, &Cancel),
     kept: Option<Share>,
@@ -290,7 +298,26 @@ pub(crate) fn conclude(
         fingerprint => fingerprint?,
     };
     events.event(Event::Phase(Phase::Publishing));
-    Ok((fingerprint, staged.publish(verified)?))
+    let published = publish(request, staged, verified, (volume_size, fingerprint, image))?;
+    Ok((fingerprint, published))
+}
+
+/// Tells the store what the volume is, if it is one, and makes it visible. Known are its size, its
+/// fingerprint and the container image that it came from.
+fn publish(
+    request: &ImportRequest,
+    staged: Staged,
+    verified: &Verified,
+    (size, fingerprint, image): (u64, Option<Fingerprint>, Option<&ImageReport>),
+) -> Result<Published, Error> {
+    staged.describe(&Facts {
+        source: Some(request.source.to_string()),
+        size: Some(size),
+        sha256: Some(verified.sha256().clone()),
+        fingerprint,
+        labels: image.map(|image| image.labels.clone()).unwrap_or_default(),
+    })?;
+    Ok(staged.publish(verified)?)
 }
 
 /// Moves the backup of a partition table to the end of the volume, if that is wanted. What has taken
@@ -446,7 +473,7 @@ fn blank(request: &ImportRequest, staged: Staged, events: &dyn Events) -> Result
     let fingerprint = fingerprint(request, &stored, size, collector)?;
     events.event(Event::Phase(Phase::Publishing));
     let verified = Verifier::new(Vec::new()).finish().expect("nothing was expected");
-    let published = staged.publish(&verified)?;
+    let published = publish(request, staged, &verified, (size, fingerprint, None))?;
     Ok(Report {
         source: request.source.to_string(),
         chain: plan.chain,

@@ -15,6 +15,7 @@ mod request;
 mod secret;
 mod size;
 mod source;
+mod storage;
 mod url;
 mod vm;
 
@@ -25,8 +26,13 @@ pub use name::{ParseNameError, VolumeName};
 pub use platform::{ParsePlatformError, Platform};
 pub use request::{CacheSpec, ImportRequest, OutputFormat, ParseOutputFormatError, Target};
 pub use secret::{Credentials, Secret};
-pub use size::{ByteSize, FILESYSTEM_OVERHEAD, ParseSizeError};
+pub use size::{ByteSize, ParseSizeError};
 pub use source::{ImageLayout, ObjectName, ParseSourceError, Source, StoredImage};
+pub use storage::{
+    AccessMode, AccessModes, Claim, ClaimDefaults, ClaimPropertySet, CloneStrategy,
+    FilesystemOverhead, ParseOverheadError, ParseWordError, StorageClass, StorageClassName,
+    StorageDriver, StorageProfile, VolumeMode,
+};
 pub use url::{ParseUrlError, SafeUrl};
 pub use vm::{
     DiskLife, EngineChoice, GuestEnd, ParseEngineError, ParseRunStrategyError, RunStrategy, VmDisk,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{ByteSize, Digest, Source, VolumeName};
+use crate::{ByteSize, Claim, Digest, Source, VolumeName};
 
 /// Everything that decides an import. `import::plan` turns it, with what a probe of the source
 /// found, into a plan.
@@ -13,6 +13,8 @@ pub struct ImportRequest {
     pub source: Source,
     /// Where the disk goes.
     pub target: Target,
+    /// The class and modes of a volume of the store.
+    pub claim: Claim,
     /// The size that the volume shall have; the image's virtual size if absent. Never smaller.
     pub size: Option<ByteSize>,
     /// The largest virtual size that is accepted.

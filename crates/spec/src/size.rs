@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::FilesystemOverhead;
+
 /// A number of bytes.
 ///
 /// Parses what Kubernetes accepts as a quantity (`resource.Quantity`): a plain number of bytes, a
@@ -80,18 +82,15 @@ impl ByteSize {
     }
 }
 
-/// What a file system takes for itself, as a part of what it is to hold: CDI's default.
-pub const FILESYSTEM_OVERHEAD: f64 = 0.06;
-
 impl ByteSize {
     /// The size to ask of a storage class for a volume with a file system, so that a disk of this
-    /// size fits in: rounded up to a MiB, then enlarged by `overhead`, which is 0.06 for 6 %.
+    /// size fits in: rounded up to a MiB, then enlarged by `overhead`.
     ///
     /// CDI computes this in double precision (`util.CalculateOverheadSpace`), and so does this.
     #[must_use]
-    pub fn with_filesystem_overhead(self, overhead: f64) -> Self {
+    pub fn with_filesystem_overhead(self, overhead: FilesystemOverhead) -> Self {
         let mib = self.0.div_ceil(1 << 20).saturating_mul(1 << 20);
-        Self((mib as f64 * (1.0 + overhead)).ceil() as u64)
+        Self((mib as f64 * (1.0 + overhead.fraction())).ceil() as u64)
     }
 
     /// The largest disk that surely fits where this much is free in a file system, or was asked of
@@ -99,8 +98,8 @@ impl ByteSize {
     ///
     /// CDI computes this in double precision (`util.GetUsableSpace`), and so does this.
     #[must_use]
-    pub fn without_filesystem_overhead(self, overhead: f64) -> Self {
-        let usable = (self.0 as f64 / (1.0 + overhead)).ceil() as u64;
+    pub fn without_filesystem_overhead(self, overhead: FilesystemOverhead) -> Self {
+        let usable = (self.0 as f64 / (1.0 + overhead.fraction())).ceil() as u64;
         Self(usable - usable % (1 << 20))
     }
 }
@@ -229,7 +228,8 @@ mod tests {
             (1 << 30, 1_138_166_334),
             (30 << 30, 34_144_990_004),
         ] {
-            let asked = ByteSize::from_bytes(disk).with_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            let asked =
+                ByteSize::from_bytes(disk).with_filesystem_overhead(FilesystemOverhead::DEFAULT);
             assert_eq!(asked.bytes(), volume, "{disk}");
         }
     }
@@ -240,13 +240,14 @@ mod tests {
         for (available, usable) in
             [(0, 0), (512 * MIB, 506_462_208), (1 << 30, 1_012_924_416), (30 << 30, 30_388_781_056)]
         {
-            let fits =
-                ByteSize::from_bytes(available).without_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            let fits = ByteSize::from_bytes(available)
+                .without_filesystem_overhead(FilesystemOverhead::DEFAULT);
             assert_eq!(fits.bytes(), usable, "{available}");
         }
         for disk in [1, 46_137_344, 858_993_664, 2_361_393_152, 1 << 30, 30 << 30] {
-            let asked = ByteSize::from_bytes(disk).with_filesystem_overhead(FILESYSTEM_OVERHEAD);
-            let usable = asked.without_filesystem_overhead(FILESYSTEM_OVERHEAD);
+            let asked =
+                ByteSize::from_bytes(disk).with_filesystem_overhead(FilesystemOverhead::DEFAULT);
+            let usable = asked.without_filesystem_overhead(FilesystemOverhead::DEFAULT);
             assert_eq!(usable.bytes(), disk.next_multiple_of(MIB), "{disk}");
         }
     }

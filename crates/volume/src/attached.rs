@@ -22,19 +22,35 @@ pub struct AttachedDisk {
     len: AtomicU64,
 }
 
+/// How a machine uses a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// It reads, as others may.
+    Read,
+    /// It alone writes and reads.
+    Write,
+    /// It writes, as others may: they agree among themselves.
+    WriteShared,
+}
+
 impl AttachedDisk {
     /// Opens the file or block device at `path`, for as many readers as come or for one writer.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+        Self::open_for(path, if read_only { Access::Read } else { Access::Write })
+    }
+
+    /// Opens the file or block device at `path` for this use. Fails where others use it otherwise.
+    pub fn open_for(path: &Path, access: Access) -> Result<Self, Error> {
         let failed = |error| Error::io(error, path, format!("cannot open `{}`", path.display()));
-        let file = fs_err::OpenOptions::new().read(true).write(!read_only).open(path);
+        let write = access != Access::Read;
+        let file = fs_err::OpenOptions::new().read(true).write(write).open(path);
         let file = file.map_err(failed)?.into_file();
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let what = format!("`{}` is neither a file nor a block device", path.display());
             return Err(Error::new(ErrorKind::Io, path, what));
         }
-        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-        match locked {
+        match fsops::try_lock(&file, access != Access::Write) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let what = format!("disk `{}` is attached to another machine", path.display());

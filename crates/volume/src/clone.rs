@@ -23,7 +23,7 @@ use bootyard_image::fingerprint::Collector;
 use bootyard_image::{Body, Disk, Extent, Fingerprint, Piece, ReadAt, Sink, copy};
 use bootyard_spec::ByteSize;
 
-use crate::{AttachedDisk, Error, ErrorKind, Published, Staged, fsops};
+use crate::{AttachedDisk, Error, ErrorKind, Facts, Published, Staged, fsops};
 
 /// How much is compared at a time: little enough to stay in a processor's cache.
 const COMPARED: usize = 128 << 10;
@@ -130,6 +130,12 @@ impl Staged {
                     return Err(changed(original));
                 }
                 let Done { method, data_bytes, resumed_bytes, fingerprint } = done;
+                self.describe(&Facts {
+                    source: Some(original.path().display().to_string()),
+                    size: options.is_raw.then_some(size),
+                    fingerprint,
+                    ..Facts::default()
+                })?;
                 let published = self.publish_compared(&Compared(()))?;
                 Ok(Cloned { published, method, size, data_bytes, resumed_bytes, fingerprint })
             }

@@ -36,6 +36,12 @@ pub enum ErrorKind {
     Stopped,
     /// An archive is damaged, too large, or has members that may not be unpacked.
     Archive,
+    /// The store's database is damaged, or of a later version.
+    Database,
+    /// There is no such storage class, or it cannot do what was asked for.
+    Unsupported,
+    /// The volume's access modes do not allow it.
+    AccessMode,
     /// Anything else that the operating system reports.
     Io,
 }
@@ -76,6 +82,21 @@ impl Error {
         Self { kind, path: path.to_owned(), what: what.into(), hint, source: Some(source) }
     }
 
+    /// The store in `home` is on a file system that nobody may write to.
+    pub(crate) fn read_only(home: &Path) -> Self {
+        let what = format!("the store `{}` is read-only", home.display());
+        let hint = format!(
+            "see how it is mounted with `findmnt -T {}`, or name another store with BOOTYARD_HOME",
+            shell_word(home)
+        );
+        Self::new(ErrorKind::Permission, home, what).with_hint(hint)
+    }
+
+    /// What SQLite says about the database `path`.
+    pub(crate) fn database(source: io::Error, path: &Path, what: String) -> Self {
+        Self { source: Some(source), ..Self::new(ErrorKind::Database, path, what) }
+    }
+
     /// An archive for `path` that is not unpacked.
     pub(crate) fn archive(path: &Path, what: String) -> Self {
         Self::new(ErrorKind::Archive, path, what)
@@ -107,8 +128,7 @@ impl Error {
 
     /// There is a volume of this name, with its disk at `path`.
     pub(crate) fn volume_exists(name: &VolumeName, path: &Path) -> Self {
-        let folder = folder_of(path);
-        let hint = format!("choose another name, or remove it first: `rm -r {folder}`");
+        let hint = format!("choose another name, or remove it first: `bootyard volume rm {name}`");
         Self::new(ErrorKind::Exists, path, format!("volume `{name}` exists")).with_hint(hint)
     }
 
@@ -161,6 +181,7 @@ impl Explain for Error {
         match self.kind {
             ErrorKind::Archive => Class::Image,
             ErrorKind::Stopped => Class::Interrupted,
+            ErrorKind::Unsupported => Class::Usage,
             _ => Class::Target,
         }
     }

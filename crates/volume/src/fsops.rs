@@ -1,11 +1,13 @@
 //! The few file operations that `std` does not have.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
+use crate::Error;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, RenameFlags, SeekFrom, fallocate, fstatvfs, linkat,
     renameat_with, seek,
@@ -119,6 +121,38 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     let stat = fstatvfs(file)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// How often, and how long, one waits for a lock that somebody holds who only looks whether it is
+/// free: that takes microseconds, and so does the start of a program, which has all files open.
+const LOOKS_MAX: u32 = 4;
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Locks a file for one holder, or for many that share it, as soon as nobody else works with it.
+pub(crate) fn try_lock(file: &File, shared: bool) -> Result<(), TryLockError> {
+    let attempt = || if shared { file.try_lock_shared() } else { file.try_lock() };
+    for _ in 0..LOOKS_MAX {
+        match attempt() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            result => return result,
+        }
+    }
+    attempt()
+}
+
+/// Gives the file at `path` its new length, which is a hole, for good.
+pub(crate) fn grow_file(path: &Path, len: u64) -> Result<(), Error> {
+    let grow = || {
+        let file = fs_err::OpenOptions::new().write(true).open(path)?;
+        if file.metadata()?.len() < len {
+            file.set_len(len)?;
+        }
+        file.sync_all()
+    };
+    grow().map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => Error::file_too_large(path, len),
+        _ => Error::io(error, path, format!("cannot resize `{}`", path.display())),
+    })
 }
 
 /// True if both paths lead to one file, or to one block device, which may have many files.

@@ -4,8 +4,8 @@
 //! name in one step, [`Staged::publish`], which takes the proof that its source was verified. What
 //! ends before that leaves nothing behind, or a left-over that the next attempt takes over.
 //!
-//! This crate knows files, block devices and locks. It knows neither sources nor disk formats
-//! beyond the name that a file's ending carries.
+//! This crate knows files, block devices, locks, and the store's database. It knows no sources, and of
+//! disk formats only how large a stored disk is and how it grows.
 
 mod attached;
 mod clone;
@@ -19,10 +19,11 @@ mod prospect;
 mod run_folder;
 mod spill;
 mod staged;
+pub mod stop;
 mod store;
 mod unpack;
 
-pub use attached::AttachedDisk;
+pub use attached::{Access, AttachedDisk};
 pub use clone::{CloneMethod, CloneOptions, Cloned};
 pub use error::{Error, ErrorKind};
 pub use fsops::is_same;
@@ -31,5 +32,5 @@ pub use prospect::Prospect;
 pub use run_folder::RunFolder;
 pub use spill::SpillFile;
 pub use staged::{Published, Staged};
-pub use store::{Store, Volume};
+pub use store::{Facts, Finding, FindingKind, StageOptions, State, Store, VerifyOptions, Volume};
 pub use unpack::{Unpack, UnpackOptions, Unpacked};

@@ -54,6 +54,19 @@ pub(crate) struct Names {
     own_folder: bool,
 }
 
+/// What stands hidden beside a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeftOver {
+    /// Nothing.
+    Nothing,
+    /// A disk that a living process writes.
+    Busy,
+    /// A disk that the next process can go on with.
+    Resumable,
+    /// A disk that nobody can go on with.
+    Useless,
+}
+
 impl Names {
     /// The names for a file that the user named.
     pub(crate) fn of_file(path: &Path) -> Result<Self, Error> {
@@ -95,6 +108,33 @@ impl Names {
         }
     }
 
+    /// What another process has left under these names, or is still writing. Who claims them in the
+    /// same moment has to wait, which [`fsops::try_lock`] does.
+    pub(crate) fn left(&self) -> LeftOver {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let part = fs_err::OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits() as i32)
+            .open(&self.part);
+        let Ok(part) = part else { return LeftOver::Nothing };
+        match part.file().try_lock_shared() {
+            Err(_) => LeftOver::Busy,
+            Ok(()) if journal::read(&self.journal).is_empty() => LeftOver::Useless,
+            Ok(()) => LeftOver::Resumable,
+        }
+    }
+
+    /// Removes a part file that its dead owner has published: the disk has both names.
+    pub(crate) fn sweep(&self) -> bool {
+        let Ok(disk) = fs_err::File::open(&self.path) else { return false };
+        let disk = disk.into_file();
+        let is_left = is_at(&disk, &self.part) && disk.try_lock().is_ok();
+        if is_left {
+            remove_own(&disk, &self.part);
+        }
+        is_left
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
     }
@@ -132,7 +172,7 @@ impl Part {
                 Err(_) if is_other(&names.part) => return Err(Error::in_the_way(&names.part)),
                 result => result.map_err(cannot_create)?,
             };
-            match file.try_lock() {
+            match fsops::try_lock(&file, false) {
                 Err(TryLockError::WouldBlock) => break,
                 Err(TryLockError::Error(error)) => return Err(cannot_create(error)),
                 Ok(()) if !is_at(&file, &names.part) => continue,

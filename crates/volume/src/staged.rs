@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bootyard_image::{Body, Piece, ReadAt, Sink, WriteAt};
-use bootyard_spec::Verified;
+use bootyard_spec::{ByteSize, Verified};
 
 use crate::clone::Compared;
 use crate::device::Device;
 use crate::fsops;
 use crate::part::{Names, Part};
-use crate::{Error, Journal, Record, SpillFile};
+use crate::store::Registration;
+use crate::{Error, Facts, Journal, Record, SpillFile, stop};
 
 /// Where large temporary files of a block device go: it has no folder of its own, and `/tmp` is
 /// memory on many systems.
@@ -38,6 +39,10 @@ pub struct Staged {
     used: AtomicBool,
     /// What another process has left is gone on with, or has been removed.
     taken: AtomicBool,
+    /// A file gets a multiple of this many bytes.
+    align: u64,
+    /// What the store knows of it, if it is a volume. Behind the medium, which is given up first.
+    registration: Option<Registration>,
 }
 
 #[derive(Debug)]
@@ -59,10 +64,7 @@ impl Staged {
     /// Claims a file that does not exist yet, or a block device that nobody uses.
     pub fn for_path(path: &Path) -> Result<Self, Error> {
         match fs_err::metadata(path) {
-            Ok(found) if found.file_type().is_block_device() => {
-                let device = Device::claim(path)?;
-                Ok(Self::new(path.to_owned(), Medium::Device(device)))
-            }
+            Ok(found) if found.file_type().is_block_device() => Self::claim_device(path),
             Ok(found) if found.is_dir() => Err(Error::is_folder(path)),
             _ => Self::claim_file(path.to_owned(), Names::of_file(path)?),
         }
@@ -72,9 +74,52 @@ impl Staged {
         Ok(Self::new(path, Medium::File(Part::claim(names)?)))
     }
 
+    pub(crate) fn claim_device(path: &Path) -> Result<Self, Error> {
+        Ok(Self::new(path.to_owned(), Medium::Device(Device::claim(path)?)))
+    }
+
+    /// Does something with a block device that is claimed for nothing else.
+    pub(crate) fn with_device(&self, work: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        match &self.medium {
+            Medium::Device(device) => work(&device.file),
+            Medium::File(_) => Ok(()),
+        }
+    }
+
     const fn new(path: PathBuf, medium: Medium) -> Self {
         let [preallocated, used, taken] = [const { AtomicBool::new(false) }; 3];
-        Self { path, medium, size: AtomicU64::new(0), preallocated, used, taken }
+        let size = AtomicU64::new(0);
+        Self { path, medium, size, preallocated, used, taken, align: 1, registration: None }
+    }
+
+    /// The same target, which becomes no file but of a multiple of `align` bytes.
+    pub(crate) fn aligned_to(self, align: u64) -> Self {
+        Self { align, ..self }
+    }
+
+    /// The same target as a volume of the store.
+    pub(crate) fn registered(self, registration: Registration) -> Self {
+        Self { registration: Some(registration), ..self }
+    }
+
+    /// Notes in the store what is known of the volume, which is about to be published. Of a disk that
+    /// is no volume, nobody keeps notes.
+    pub fn describe(&self, facts: &Facts) -> Result<(), Error> {
+        match &self.registration {
+            Some(registration) => registration.describe(facts),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all of the volume's space is wanted at once, by its storage class.
+    pub fn wants_preallocation(&self) -> bool {
+        self.registration.as_ref().is_some_and(|registration| registration.preallocation)
+    }
+
+    /// The smallest size that a volume of its storage class has.
+    pub fn minimum_size(&self) -> ByteSize {
+        let registration = self.registration.as_ref();
+        registration.map_or(ByteSize::from_bytes(0), |registration| registration.minimum_size)
     }
 
     /// What the journal says of a disk that another process has begun under this name and not
@@ -142,6 +187,9 @@ impl Staged {
     pub fn leave(self) {
         if let Medium::File(part) = self.medium {
             part.leave();
+            if let Some(registration) = self.registration {
+                registration.keep();
+            }
         }
     }
 
@@ -228,13 +276,30 @@ impl Staged {
     }
 
     fn make_visible(self) -> Result<Published, Error> {
+        let align = self.align;
         let allocated_bytes = match self.medium {
-            Medium::File(part) => Some(part.publish()?),
+            Medium::File(part) => {
+                if let Ok(found) = part.file.metadata()
+                    && !found.len().is_multiple_of(align)
+                {
+                    part.set_len(found.len().next_multiple_of(align))?;
+                }
+                stop::at("before-name");
+                Some(part.publish()?)
+            }
             Medium::Device(device) => {
                 device.publish()?;
                 None
             }
         };
+        stop::at("named");
+        if let Some(registration) = self.registration {
+            // A file's name says that it is complete, whatever the store knows.
+            match registration.publish(&self.path) {
+                Err(error) if allocated_bytes.is_none() => return Err(error),
+                _ => {}
+            }
+        }
         Ok(Published { path: self.path, allocated_bytes })
     }
 

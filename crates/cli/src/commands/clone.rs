@@ -12,9 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use bootyard_import::{Cancel, Event, Events, Moved, Report};
-use bootyard_spec::{ByteSize, Class, ImportRequest, OutputFormat, Source, Target};
+use bootyard_spec::{ByteSize, Claim, Class, ImportRequest, OutputFormat, Source, Target};
 use bootyard_supervise::DiskFormat;
-use bootyard_volume::{AttachedDisk, CloneOptions, Cloned, Staged, Store, is_same};
+use bootyard_volume::{AttachedDisk, CloneOptions, Cloned, StageOptions, Staged, Store, is_same};
 use indicatif::HumanBytes;
 
 use crate::args::CloneArgs;
@@ -88,6 +88,10 @@ impl Original<'_> {
         }
     }
 
+    fn claim(&self) -> Result<Claim, Failure> {
+        self.args.claim.claim(self.args.name.is_some())
+    }
+
     fn copy(&self, display: &Display, cancel: &Cancel) -> Result<ExitCode, Failure> {
         let original = AttachedDisk::open(&self.path, true)?;
         if self.format == DiskFormat::Qcow2 {
@@ -100,9 +104,11 @@ impl Original<'_> {
                     DiskFormat::Raw => OutputFormat::Raw,
                     DiskFormat::Qcow2 => OutputFormat::Qcow2,
                 };
-                self.store.stage(&name, format)?
+                let options = StageOptions { claim: self.claim()?, size: self.args.size };
+                self.store.stage_as(&name, format, &options)?
             }
             Target::Path(path) => {
+                self.claim()?;
                 refuse_same(&self.path, &path)?;
                 self.refuse_other_name(&path)?;
                 Staged::for_path(&path)?
@@ -186,6 +192,7 @@ impl Original<'_> {
         let request = ImportRequest {
             source: Source::Volume(name),
             target: self.target(),
+            claim: self.claim()?,
             size: self.args.size,
             max_size: None,
             checksum: None,

@@ -16,6 +16,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use crate::claims::ClaimArgs;
 use crate::error::Failure;
 use crate::json::FailureLine;
 use crate::{output, settings};
@@ -64,6 +65,8 @@ pub(crate) struct BlankArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    claim: ClaimArgs,
 }
 
 /// What `create --json` prints.
@@ -169,6 +172,7 @@ fn blank(args: BlankArgs) -> Result<ExitCode, Failure> {
     };
     let request = ImportRequest {
         source: Source::Blank,
+        claim: args.claim.claim(matches!(target, Target::Volume(_)))?,
         target,
         size: Some(args.size),
         max_size: None,

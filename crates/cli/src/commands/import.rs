@@ -157,6 +157,7 @@ fn request(args: ImportArgs) -> Result<ImportRequest, Failure> {
     };
     Ok(ImportRequest {
         source: args.source,
+        claim: args.claim.claim(matches!(target, Target::Volume(_)))?,
         target,
         size: args.size,
         max_size: args.max_size,

@@ -40,6 +40,7 @@ fn import_here(args: &UploadArgs, source: Source, name: &VolumeName) -> Result<(
     let request = ImportRequest {
         source,
         target: Target::Volume(name.clone()),
+        claim: bootyard_spec::Claim::default(),
         size: args.size,
         max_size: None,
         checksum: args.checksum.clone(),

@@ -69,7 +69,7 @@ pub(super) mod at {
     pub(super) const BACKING_FILE_OFFSET: u64 = 8;
     pub(super) const BACKING_FILE_SIZE: u64 = 16;
     pub(super) const CLUSTER_BITS: u64 = 20;
-    pub(super) const SIZE: u64 = 24;
+    pub(in crate::qcow2) const SIZE: u64 = 24;
     pub(super) const CRYPT_METHOD: u64 = 32;
     pub(super) const L1_SIZE: u64 = 36;
     pub(super) const L1_TABLE_OFFSET: u64 = 40;

@@ -36,6 +36,7 @@ impl Place {
         ImportRequest {
             source: source.parse().unwrap(),
             target: Target::Path(self.path("disk")),
+            claim: bootyard_spec::Claim::default(),
             size: None,
             max_size: None,
             checksum: None,

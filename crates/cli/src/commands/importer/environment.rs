@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use bootyard_source::{GcsOptions, Header, Options, ParseHeaderError, ProxyOptions, S3Options};
 use bootyard_spec::{
-    ByteSize, Credentials, Digest, ObjectName, Platform, SafeUrl, Secret, Source, StoredImage,
+    ByteSize, Credentials, Digest, FilesystemOverhead, ObjectName, Platform, SafeUrl, Secret,
+    Source, StoredImage,
 };
 
 use super::Refused;
@@ -71,7 +72,7 @@ pub(super) struct Job {
     pub(super) content: Content,
     pub(super) image_size: Option<ByteSize>,
     /// What the file system takes for itself, as a part of the rest.
-    pub(super) overhead: f64,
+    pub(super) overhead: FilesystemOverhead,
     pub(super) preallocation: bool,
     pub(super) checksum: Option<Digest>,
     /// The image's server says by this file that it is ready.
@@ -319,10 +320,9 @@ impl Variables {
 
     /// Nothing without a value, as in CDI, whose controller always gives one; but what is no number
     /// is refused.
-    fn overhead(&self) -> Result<f64, Refused> {
-        let Some(text) = self.get("FILESYSTEM_OVERHEAD") else { return Ok(0.0) };
-        let overhead = text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
-        overhead.ok_or_else(|| broken("FILESYSTEM_OVERHEAD", "a part such as `0.06`"))
+    fn overhead(&self) -> Result<FilesystemOverhead, Refused> {
+        let overhead = self.parsed("FILESYSTEM_OVERHEAD", "a part such as `0.06`")?;
+        Ok(overhead.unwrap_or(FilesystemOverhead::NONE))
     }
 
     fn parsed<T: std::str::FromStr>(&self, name: &str, what: &str) -> Result<Option<T>, Refused> {

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use bootyard_import::{ArchiveRequest, Error, Event, Events, Report};
-use bootyard_spec::{ByteSize, ImportRequest, OutputFormat, SafeUrl, Source, Target};
+use bootyard_spec::{ByteSize, Claim, ImportRequest, OutputFormat, SafeUrl, Source, Target};
 use bootyard_volume::{Store, UnpackOptions};
 
 use crate::metrics::Metrics;
@@ -119,6 +119,7 @@ impl Job {
         let request = |size| ImportRequest {
             source: self.source.clone().unwrap_or(Source::Blank),
             target: Target::Path(place.path.clone()),
+            claim: Claim::default(),
             size,
             max_size: place.limit,
             checksum: self.checksum.clone(),

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bootyard_spec::{ByteSize, Class};
+use bootyard_spec::{ByteSize, Class, FilesystemOverhead};
 use jiff::Timestamp;
 
 use crate::args::UploadServerArgs;
@@ -20,7 +20,7 @@ pub(crate) struct UploadVariables {
     client_ca: Option<PathBuf>,
     client_name: Option<String>,
     image_size: Option<ByteSize>,
-    overhead: Option<f64>,
+    overhead: Option<FilesystemOverhead>,
     destination: Option<PathBuf>,
     deadline: Option<Timestamp>,
     preallocation: bool,
@@ -42,11 +42,8 @@ impl UploadVariables {
         let all = IpAddr::from([0, 0, 0, 0]);
         let listen = (address.is_some() || port.is_some())
             .then(|| SocketAddr::new(address.unwrap_or(all), port.unwrap_or(Self::DEFAULT_PORT)));
-        let (name, expected) = ("FILESYSTEM_OVERHEAD", "a part of 1 such as 0.06");
-        let overhead: Option<f64> = parsed(&get, name, expected, bad)?;
-        if let Some(part) = overhead.filter(|part| !(0.0..=1.0).contains(part)) {
-            return Err(bad(name, expected, &part.to_string()));
-        }
+        let expected = "a part of 1 such as 0.06";
+        let overhead = parsed(&get, "FILESYSTEM_OVERHEAD", expected, bad)?;
         Ok(Self {
             listen,
             tls_cert: path("TLS_CERT_FILE"),
@@ -67,7 +64,7 @@ impl UploadVariables {
         let has_target = args.name.is_some() || args.to.is_some();
         let to = args.to.or(self.destination.filter(|_| !has_target));
         let size = args.size.or_else(|| {
-            let overhead = self.overhead.unwrap_or_default();
+            let overhead = self.overhead.unwrap_or(FilesystemOverhead::NONE);
             let is_device = to.as_deref().is_some_and(is_block_device);
             self.image_size
                 .filter(|_| !is_device)

@@ -18,6 +18,7 @@
 //! other writers to it wait.
 
 mod cache;
+mod grow;
 mod open;
 mod rebuild;
 mod refcounts;

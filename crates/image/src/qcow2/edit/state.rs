@@ -44,7 +44,7 @@ pub(super) enum Place {
 pub(super) struct State {
     pub(super) header: Header,
     tables: Tables,
-    l1: Vec<u64>,
+    pub(super) l1: Vec<u64>,
     changed_l1: BTreeSet<usize>,
     l2: Cache,
     pub(super) refcounts: Refcounts,

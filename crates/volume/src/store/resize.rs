@@ -1,0 +1,62 @@
+//! Growing a volume.
+
+use bootyard_image::qcow2;
+use bootyard_image::raw::FileAt;
+use bootyard_spec::{ByteSize, OutputFormat, VolumeName};
+
+use super::Store;
+use super::access::Hold;
+use super::db::Db;
+use crate::{Error, ErrorKind, fsops, stop};
+
+impl Store {
+    /// Makes a volume larger; what is new reads as zeros. Returns the size that it had and the one
+    /// that it has, in bytes. A volume that is smaller already does not change; one that is in use, or
+    /// would have to shrink, is refused.
+    pub fn resize(&self, name: &VolumeName, size: ByteSize) -> Result<(u64, u64), Error> {
+        let volume = self.get(name)?;
+        let mut db = Db::write(&self.home)?;
+        self.settle(&mut db, name)?;
+        let row = db.volume(name)?.ok_or_else(|| self.not_found(name))?;
+        let place = self.home.join(&row.place.path);
+        let class = self.class_for(&db, Some(&row.place.class))?;
+        let driver = super::driver::of(&class.driver, &self.home);
+        let _held = Hold::of(name, &volume.path)?;
+        let (before, after) = (volume.size, size.bytes());
+        if after < before {
+            let what = format!(
+                "volume `{name}` has {}, and does not shrink to {size}",
+                ByteSize::from_bytes(before)
+            );
+            let hint = format!(
+                "shrink the file systems in it, and copy it with its own tools; or \
+                                name a size of at least {}",
+                ByteSize::from_bytes(before)
+            );
+            return Err(Error::new(ErrorKind::TooSmall, &place, what).with_hint(hint));
+        }
+        if after == before {
+            return Ok((before, after));
+        }
+        match row.place.format {
+            OutputFormat::Raw => driver.grow(&place, after)?,
+            OutputFormat::Qcow2 | OutputFormat::Qcow2Zstd => grow_qcow2(&place, after)?,
+        }
+        if class.preallocation && row.place.format == OutputFormat::Raw {
+            let file = fs_err::OpenOptions::new().write(true).open(&place);
+            let grown = file.and_then(|file| fsops::preallocate(file.file(), after));
+            grown.map_err(|error| Error::io(error, &place, "cannot preallocate the disk"))?;
+        }
+        stop::at("grown");
+        db.resized(row.id, after)?;
+        Ok((before, after))
+    }
+}
+
+fn grow_qcow2(place: &std::path::Path, size: u64) -> Result<(), Error> {
+    let failed = |error| Error::io(error, place, format!("cannot resize `{}`", place.display()));
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(place).map_err(failed)?;
+    let storage = FileAt::new(file.into_file()).map_err(failed)?;
+    let grown = qcow2::edit(storage, None).and_then(|image| image.grow(size));
+    grown.map_err(|error| failed(std::io::Error::other(error)))
+}
