@@ -166,7 +166,8 @@ fn what_a_killed_import_left_outlives_refused_ones() {
     let gone = FaultServer::serve("", [Reply::status(404)]);
     let (cli, url, other) = (Cli::from_env(), server.url("disk.raw"), gone.url("disk.raw"));
     let import = |arguments: &[&str]| cli.run([&["import"], arguments].concat());
-    let output = import(&[&url, "--name", "v"]);
+    // One connection, so that the second request is the one that goes on.
+    let output = import(&[&url, "--name", "v", "--connections", "1"]);
     assert!(output.stderr.contains("go on from there"), "{output}");
     for (arguments, code, said) in [
         (&[&url, "--name", "v", "--max-size", "1Mi"][..], 4, "expected at most 1Mi"),
