@@ -18,6 +18,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::claims::ClaimArgs;
 use crate::commands::create::CreateCommand;
+use crate::commands::storage_class::StorageClassCommand;
+use crate::commands::volume::VolumeCommand;
 use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
@@ -51,6 +53,12 @@ pub(crate) enum Command {
     /// Make disks with nothing on them
     #[command(subcommand)]
     Create(CreateCommand),
+    /// Look after the volumes of the store
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Look after the storage classes, which say where volumes are made
+    #[command(subcommand)]
+    StorageClass(StorageClassCommand),
     /// Show what a disk image is, without importing it
     Inspect(Box<InspectArgs>),
     /// Make a second disk with the content of another

@@ -16,6 +16,7 @@ mod progress;
 mod settings;
 mod signals;
 mod stores;
+mod table;
 mod terminal;
 mod transfer;
 
@@ -30,11 +31,14 @@ fn main() -> ExitCode {
     // Two providers linked into one process make rustls panic at its first use; naming ours before
     // anything else happens is the rule that prevents it.
     bootyard_source::install_crypto_provider();
+    settings::stop_where_tests_say();
     let done = match Cli::parse().command {
         Command::Import(args) => commands::import::run(*args),
         Command::Importer => Ok(commands::importer::run()),
         Command::Create(command) => commands::create::run(command),
         Command::Clone(args) => commands::clone::run(&args),
+        Command::Volume(command) => commands::volume::run(&command),
+        Command::StorageClass(command) => commands::storage_class::run(command),
         Command::Push(args) => commands::push::run(&args),
         Command::Upload(args) => commands::upload::run(&args),
         Command::UploadServer(args) => commands::upload_server::run(*args),

@@ -38,6 +38,15 @@ pub(crate) fn store_home() -> Result<PathBuf, Failure> {
         })
 }
 
+/// Where a test wants this process to be killed: `$BOOTYARD_STOP_AT`, which release builds do not know.
+pub(crate) fn stop_where_tests_say() {
+    if cfg!(debug_assertions)
+        && let Ok(point) = env::var("BOOTYARD_STOP_AT")
+    {
+        bootyard_volume::stop::set(point);
+    }
+}
+
 /// `SOURCE_DATE_EPOCH`, or 1970 so that the same input gives the same seed on every day.
 pub(crate) fn seed_timestamp() -> Result<i64, Failure> {
     let Some(text) = env::var_os(EPOCH_VARIABLE) else { return Ok(0) };

@@ -10,5 +10,7 @@ pub(crate) mod machine;
 pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod seed;
+pub(crate) mod storage_class;
 pub(crate) mod upload;
 pub(crate) mod upload_server;
+pub(crate) mod volume;

@@ -15,6 +15,9 @@ use super::{State, Store, measure};
 use crate::part::LeftOver;
 use crate::{AttachedDisk, Error, ErrorKind, fsops};
 
+/// The largest sectors of loop devices, in bytes.
+const SECTOR_MAX: u64 = 4096;
+
 /// What a verification does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct VerifyOptions {
@@ -228,8 +231,9 @@ impl Round<'_> {
             self.tell(name, FindingKind::Damage, what);
             return Ok(());
         }
-        let is_file = driver.is_published(place);
-        let has_grown = size != row.size && is_file && Hold::of(name, place).is_ok();
+        // A file for a loop device has whole sectors.
+        let is_other = size.abs_diff(row.size) >= SECTOR_MAX && driver.is_published(place);
+        let has_grown = is_other && Hold::of(name, place).is_ok();
         if has_grown {
             self.repair(name, "has another size than was noted", |round| {
                 round.db.resized(row.id, size)

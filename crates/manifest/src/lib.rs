@@ -1,0 +1,8 @@
+//! Manifests as a cluster takes and prints them, turned into the words of `spec`.
+//!
+//! Wire types live here and nowhere else. What a field may be is checked where it is read, so that an
+//! error knows the line. Nothing here reads a file.
+
+mod storage;
+
+pub use storage::{Error, StorageDocument, storage};
