@@ -5,6 +5,7 @@
 mod access;
 mod cache;
 mod corpus;
+mod export;
 mod faults;
 mod formats;
 mod importer;

@@ -18,6 +18,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::claims::ClaimArgs;
 use crate::commands::create::CreateCommand;
+use crate::commands::export::ExportArgs;
 use crate::commands::storage_class::StorageClassCommand;
 use crate::commands::volume::VolumeCommand;
 use crate::disks::DiskArgs;
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Inspect(Box<InspectArgs>),
     /// Make a second disk with the content of another
     Clone(CloneArgs),
+    /// Make a file, a stream or a container image of a volume
+    Export(Box<ExportArgs>),
     /// Make a container image (a containerDisk) of a disk
     Push(Box<PushArgs>),
     /// Send a disk image to an upload server, or import it into the store here

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Importer => Ok(commands::importer::run()),
         Command::Create(command) => commands::create::run(command),
         Command::Clone(args) => commands::clone::run(&args),
+        Command::Export(args) => commands::export::run(*args),
         Command::Volume(command) => commands::volume::run(&command),
         Command::StorageClass(command) => commands::storage_class::run(command),
         Command::Push(args) => commands::push::run(&args),

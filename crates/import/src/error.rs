@@ -164,6 +164,21 @@ pub enum Error {
     /// The layer of an image cannot be made.
     #[error("cannot make the image's layer")]
     Pack(#[source] io::Error),
+    /// Anything but a raw disk has no end on a block device.
+    #[error("`{}` is a block device, which holds a raw disk", .path.display())]
+    OnlyRaw {
+        /// The target.
+        path: PathBuf,
+    },
+    /// What is exported cannot be written.
+    #[error("cannot write to {name}")]
+    Output {
+        /// Where to.
+        name: String,
+        /// What the system said.
+        #[source]
+        error: io::Error,
+    },
     /// This machine gives no more threads or descriptors.
     #[error("cannot start the import")]
     Setup(#[source] io::Error),
@@ -302,6 +317,14 @@ fn list(names: &[String]) -> String {
     }
 }
 
+impl Error {
+    /// A larger size cannot be asked for.
+    fn is_beyond_all(&self) -> bool {
+        matches!(self, Self::TooLarge { virtual_size, max_size }
+            if (*virtual_size).max(*max_size) >= SIZE_MAX)
+    }
+}
+
 impl Explain for Error {
     fn class(&self) -> Class {
         match self {
@@ -326,10 +349,12 @@ impl Explain for Error {
             | Self::BlankSize
             | Self::NotLocal { .. }
             | Self::Unneeded { .. }
+            | Self::OnlyRaw { .. }
             | Self::SameFile { .. } => Class::Usage,
             Self::Cancelled { .. } => Class::Interrupted,
             Self::Pack(_) => Class::Target,
             Self::Setup(_) => Class::Other,
+            Self::Output { .. } => Class::Target,
         }
     }
 
@@ -338,6 +363,7 @@ impl Explain for Error {
             Self::Source(error) => return error.hint(),
             Self::Target(error) => return error.hint(),
             Self::Image(error) => return error.hint(),
+            Self::Pack(_) | Self::Output { .. } | Self::Setup(_) => return None,
             Self::CacheDamaged { .. } => "run the same command again to fetch it".to_owned(),
             Self::Checksum { .. } => {
                 "compare with the digest that the publisher shows for exactly \
@@ -347,12 +373,7 @@ impl Explain for Error {
             Self::SizeTooSmall { virtual_size, .. } => {
                 format!("ask for at least `--size {virtual_size}`, or leave `--size` away")
             }
-            // A larger one cannot be asked for.
-            Self::TooLarge { virtual_size, max_size }
-                if (*virtual_size).max(*max_size) >= SIZE_MAX =>
-            {
-                return None;
-            }
+            Self::TooLarge { .. } if self.is_beyond_all() => return None,
             Self::TooLarge { virtual_size, .. } => {
                 format!("if that is what you want, allow it with `--max-size {virtual_size}`")
             }
@@ -395,12 +416,12 @@ impl Explain for Error {
                  command again",
                 device.display()
             ),
+            Self::OnlyRaw { .. } => "export it with `--format raw`, or to a file".to_owned(),
             Self::SameFile { .. } => "name another target".to_owned(),
             Self::NotLocal { .. } => "fetch it first, or import it without these flags".to_owned(),
             Self::Unneeded { path, .. } => {
                 format!("see what it needs: `bootyard inspect {}`", shell_word(path))
             }
-            Self::Pack(_) | Self::Setup(_) => return None,
         })
     }
 }

@@ -14,6 +14,7 @@ mod checksum;
 mod container_disk;
 mod error;
 mod event;
+mod export;
 mod inspect;
 mod joined;
 mod layers;
@@ -34,6 +35,9 @@ pub use checksum::published_checksum;
 pub use container_disk::{ContainerDisk, container_disk};
 pub use error::{BrokenOff, Error, ImageError, Share};
 pub use event::{Event, Events, Moved, Phase};
+pub use export::{
+    ExportFormat, ExportRequest, ExportTarget, Exported, ParseExportFormatError, export,
+};
 pub use inspect::inspect;
 pub use joined::{Besides, inspect_with, run_with};
 pub use layers::ImageReport;

@@ -74,7 +74,7 @@ impl AttachedDisk {
 
     /// How many bytes from `offset` on are alike: in a hole, which reads as zeros, or not. A block
     /// device has no holes that it tells of.
-    pub(crate) fn hole_at(&self, offset: u64) -> io::Result<(u64, bool)> {
+    pub fn hole_at(&self, offset: u64) -> io::Result<(u64, bool)> {
         let end = self.len();
         if self.file.metadata()?.file_type().is_block_device() {
             return Ok((end - offset, false));

@@ -3,6 +3,7 @@
 pub(crate) mod clone;
 pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod importer;
 pub(crate) mod inspect;
