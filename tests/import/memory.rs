@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use bootyard_testkit::{Cli, Nginx, pseudo_random, qemu_img, require_tool, run, sha256_file};
 
-/// Where the second version of cgroups is, if it is the only one (cgroups(7)).
+/// Where cgroups of the second version are, if they are the only ones, and those of the first with
+/// memory (cgroups(7)).
 const CGROUPS: &str = "/sys/fs/cgroup";
+const CGROUPS_1: &str = "/sys/fs/cgroup/memory";
 const LIMIT: &str = "128M";
 /// What is imported: much more than the limit.
 const DISK: u64 = 1100 << 20;
@@ -19,27 +21,35 @@ const PART: u64 = 50 << 20;
 const BYTES_PER_SECOND_MIN: f64 = (8 << 20) as f64;
 
 /// A cgroup with little memory and no swap; removed when dropped.
-struct Cgroup(PathBuf);
+struct Cgroup {
+    path: PathBuf,
+    /// Where it counts the processes that were killed.
+    events: &'static str,
+}
 
 impl Cgroup {
-    /// `None` where this machine has none of the second version, or we may not make one.
+    /// `None` where this machine has none with memory, or we may not make one.
     fn new() -> Option<Self> {
         let controllers = fs_err::read_to_string(Path::new(CGROUPS).join("cgroup.controllers"));
         let has_memory = controllers.is_ok_and(|all| all.split_whitespace().any(|c| c == "memory"));
-        let path = Path::new(CGROUPS).join(format!("bootyard-test-{}", std::process::id()));
-        if !has_memory || fs_err::create_dir(&path).is_err() {
-            return None;
-        }
-        let group = Self(path);
-        fs_err::write(group.0.join("memory.max"), LIMIT).ok()?;
+        let (parent, limit, swap, events) = match has_memory {
+            true => (CGROUPS, "memory.max", "memory.swap.max", "memory.events"),
+            false => {
+                (CGROUPS_1, "memory.limit_in_bytes", "memory.swappiness", "memory.oom_control")
+            }
+        };
+        let path = Path::new(parent).join(format!("bootyard-test-{}", std::process::id()));
+        fs_err::create_dir(&path).ok()?;
+        let group = Self { path, events };
+        fs_err::write(group.path.join(limit), LIMIT).ok()?;
         // Not there where the kernel has no swap.
-        let _ = fs_err::write(group.0.join("memory.swap.max"), "0");
+        let _ = fs_err::write(group.path.join(swap), "0");
         Some(group)
     }
 
     /// The same command, run within.
     fn within(&self, command: &Command, script: &Path) -> Command {
-        let procs = self.0.join("cgroup.procs");
+        let procs = self.path.join("cgroup.procs");
         let text = format!("#!/bin/sh\necho $$ > '{}' || exit 99\nexec \"$@\"\n", procs.display());
         fs_err::write(script, text).expect("a script");
         fs_err::set_permissions(script, Permissions::from_mode(0o755)).expect("it can be run");
@@ -52,7 +62,7 @@ impl Cgroup {
 
     /// How many processes were killed for want of memory.
     fn killed(&self) -> u64 {
-        let events = fs_err::read_to_string(self.0.join("memory.events")).expect("its events");
+        let events = fs_err::read_to_string(self.path.join(self.events)).expect("its events");
         let line = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         line.and_then(|count| count.parse().ok()).expect("a count")
     }
@@ -60,7 +70,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let _ = fs_err::remove_dir(&self.0);
+        let _ = fs_err::remove_dir(&self.path);
     }
 }
 
@@ -72,7 +82,7 @@ fn an_import_needs_no_more_than_a_small_cgroup_has() {
     }
     let Some(group) = Cgroup::new() else {
         // No package brings them, so that their absence is no fault of who runs the tests.
-        eprintln!("skipped: no cgroups of version 2 with memory");
+        eprintln!("skipped: no cgroups with memory");
         return;
     };
     // On a disk: what is written to a tmpfs never leaves the memory.

@@ -220,6 +220,9 @@ pub(crate) struct CloneArgs {
     /// Take all of the clone's space at once, and keep it; nothing is shared then
     #[arg(long)]
     pub(crate) preallocation: bool,
+    /// Refuse an original that is no snapshot of a volume
+    #[arg(long)]
+    pub(crate) from_snapshot: bool,
     /// Read and compare a clone that shares the original's blocks, too
     #[arg(long)]
     pub(crate) verify: bool,

@@ -315,6 +315,7 @@ fn publish(
         size: Some(size),
         sha256: Some(verified.sha256().clone()),
         fingerprint,
+        parent: None,
         labels: image.map(|image| image.labels.clone()).unwrap_or_default(),
     })?;
     Ok(staged.publish(verified)?)

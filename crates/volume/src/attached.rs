@@ -27,6 +27,8 @@ pub struct AttachedDisk {
 pub enum Access {
     /// It reads, as others may.
     Read,
+    /// It alone reads: those who may write share the disk.
+    ReadAlone,
     /// It alone writes and reads.
     Write,
     /// It writes, as others may: they agree among themselves.
@@ -42,7 +44,8 @@ impl AttachedDisk {
     /// Opens the file or block device at `path` for this use. Fails where others use it otherwise.
     pub fn open_for(path: &Path, access: Access) -> Result<Self, Error> {
         let failed = |error| Error::io(error, path, format!("cannot open `{}`", path.display()));
-        let write = access != Access::Read;
+        let write = matches!(access, Access::Write | Access::WriteShared);
+        let shared = matches!(access, Access::Read | Access::WriteShared);
         let file = fs_err::OpenOptions::new().read(true).write(write).open(path);
         let file = file.map_err(failed)?.into_file();
         let kind = file.metadata().map_err(failed)?.file_type();
@@ -50,7 +53,7 @@ impl AttachedDisk {
             let what = format!("`{}` is neither a file nor a block device", path.display());
             return Err(Error::new(ErrorKind::Io, path, what));
         }
-        match fsops::try_lock(&file, access != Access::Write) {
+        match fsops::try_lock(&file, shared) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let what = format!("disk `{}` is attached to another machine", path.display());

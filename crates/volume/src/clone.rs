@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bootyard_image::fingerprint::Collector;
 use bootyard_image::{Body, Disk, Extent, Fingerprint, Piece, ReadAt, Sink, copy};
-use bootyard_spec::ByteSize;
+use bootyard_spec::{ByteSize, VolumeName};
 
 use crate::{AttachedDisk, Error, ErrorKind, Facts, Published, Staged, fsops};
 
@@ -44,6 +44,13 @@ const FLUSH_PAUSE: Duration = Duration::from_millis(5);
 
 /// How a disk is cloned.
 pub struct CloneOptions<'a> {
+    /// What the original is called, for whoever asks the clone where it came from.
+    pub source: &'a str,
+    /// The volume that the clone is a snapshot of.
+    pub parent: Option<&'a VolumeName>,
+    /// The fingerprint that the original was found to have when it was made, if nobody has written to it
+    /// since. One that is read and has another one is damaged.
+    pub known: Option<Fingerprint>,
     /// The size of the clone in bytes; the original's if not given.
     pub size: Option<u64>,
     /// Whether the bytes are the disk itself, of which a fingerprint is taken, or a disk image's.
@@ -62,8 +69,11 @@ pub struct CloneOptions<'a> {
 
 impl fmt::Debug for CloneOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { size, is_raw, preallocation, verify, workers, .. } = self;
+        let Self { source, parent, known, size, is_raw, preallocation, verify, workers, .. } = self;
         f.debug_struct("CloneOptions")
+            .field("source", source)
+            .field("parent", parent)
+            .field("known", known)
             .field("size", size)
             .field("is_raw", is_raw)
             .field("preallocation", preallocation)
@@ -129,11 +139,15 @@ impl Staged {
                 if Version::of(original)? != version {
                     return Err(changed(original));
                 }
+                job.refuse_damaged(done.fingerprint)?;
                 let Done { method, data_bytes, resumed_bytes, fingerprint } = done;
+                // Shared blocks are what the original's are.
+                let carried = options.known.filter(|_| size == original.len());
                 self.describe(&Facts {
-                    source: Some(original.path().display().to_string()),
+                    source: Some(options.source.to_owned()),
                     size: options.is_raw.then_some(size),
-                    fingerprint,
+                    fingerprint: fingerprint.or(carried),
+                    parent: options.parent.map(ToString::to_string),
                     ..Facts::default()
                 })?;
                 let published = self.publish_compared(&Compared(()))?;
@@ -316,6 +330,19 @@ impl Job<'_> {
         fault.unwrap_or_else(|| {
             Error::io(io::Error::other(error), path, format!("cannot clone `{}`", path.display()))
         })
+    }
+
+    /// Refuses an original that is not what it was. One that is enlarged has another fingerprint anyway.
+    fn refuse_damaged(&self, found: Option<Fingerprint>) -> Result<(), Error> {
+        let (Some(known), Some(found)) = (self.options.known, found) else { return Ok(()) };
+        if self.size != self.original.len() || known == found {
+            return Ok(());
+        }
+        let path = self.original.path();
+        let what = format!("`{}` is damaged: expected {known}, got {found}", path.display());
+        let hint = "nobody is known to have written to it: see the kernel's messages about its disk, \
+                    and make the volume again from its source";
+        Err(Error::new(ErrorKind::Damaged, path, what).with_hint(hint))
     }
 
     fn differs(&self) -> Error {

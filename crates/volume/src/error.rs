@@ -34,6 +34,8 @@ pub enum ErrorKind {
     Permission,
     /// The user wanted to stop.
     Stopped,
+    /// A disk is not what it was although nobody is known to have written to it.
+    Damaged,
     /// An archive is damaged, too large, or has members that may not be unpacked.
     Archive,
     /// The store's database is damaged, or of a later version.

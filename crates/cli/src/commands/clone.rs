@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use bootyard_image::Fingerprint;
 use bootyard_import::{Cancel, Event, Events, Moved, Report};
 use bootyard_spec::{ByteSize, Claim, Class, ImportRequest, OutputFormat, Source, Target};
 use bootyard_supervise::DiskFormat;
@@ -41,7 +42,19 @@ pub(crate) fn run(args: &CloneArgs) -> Result<ExitCode, Failure> {
 fn clone(args: &CloneArgs) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings::store_home()?);
     let path = resolve(&store, &args.source)?;
-    let source = Original { args, store: &store, format: host::format_by_name(&path), path };
+    let (disk, known) = match args.source.parse() {
+        Ok(name) if !args.source.contains('/') => {
+            let (volume, disk) = store.original(&name)?;
+            if args.from_snapshot && volume.facts.parent.is_none() {
+                return Err(no_snapshot(&args.source));
+            }
+            (disk, volume.known_fingerprint())
+        }
+        _ if args.from_snapshot => return Err(no_snapshot(&args.source)),
+        _ => (AttachedDisk::open(&path, true)?, None),
+    };
+    let format = host::format_by_name(&path);
+    let source = Original { args, store: &store, format, path, disk, known };
     let cancel = cancel_on_signal()?;
     let display = Display::new(args.json);
     match source.format_of_clone()? {
@@ -56,6 +69,9 @@ struct Original<'a> {
     store: &'a Store,
     path: PathBuf,
     format: DiskFormat,
+    /// Nobody writes to it as long as this is held.
+    disk: AttachedDisk,
+    known: Option<Fingerprint>,
 }
 
 impl Original<'_> {
@@ -93,7 +109,6 @@ impl Original<'_> {
     }
 
     fn copy(&self, display: &Display, cancel: &Cancel) -> Result<ExitCode, Failure> {
-        let original = AttachedDisk::open(&self.path, true)?;
         if self.format == DiskFormat::Qcow2 {
             // An overlay without what it lies over is no disk.
             host::look_at(&self.path)?;
@@ -114,7 +129,7 @@ impl Original<'_> {
                 Staged::for_path(&path)?
             }
         };
-        let cloned = self.watched(staged, &original, display, cancel);
+        let cloned = self.watched(staged, display, cancel);
         let took = display.finish();
         let cloned = cloned?;
         match self.args.json {
@@ -131,12 +146,14 @@ impl Original<'_> {
     fn watched(
         &self,
         staged: Staged,
-        original: &AttachedDisk,
         display: &Display,
         cancel: &Cancel,
     ) -> Result<Cloned, Failure> {
         let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
         let options = CloneOptions {
+            source: &self.args.source,
+            parent: None,
+            known: self.known,
             size: self.args.size.map(ByteSize::bytes),
             is_raw: self.format == DiskFormat::Raw,
             preallocation: self.args.preallocation,
@@ -149,7 +166,7 @@ impl Original<'_> {
             stopped: &|| cancel.is_cancelled(),
         };
         let (send, ended) = mpsc::channel();
-        let work = move || drop(send.send(staged.publish_clone(original, &options)));
+        let work = move || drop(send.send(staged.publish_clone(&self.disk, &options)));
         thread::scope(|scope| {
             let cloning = scope.spawn(work);
             loop {
@@ -187,7 +204,6 @@ impl Original<'_> {
         display: &Display,
         cancel: &Cancel,
     ) -> Result<ExitCode, Failure> {
-        let _idle = AttachedDisk::open(&self.path, true)?;
         let name = self.args.source.parse().map_err(|error| Failure::new(Class::Usage, error))?;
         let request = ImportRequest {
             source: Source::Volume(name),
@@ -211,6 +227,12 @@ impl Original<'_> {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn no_snapshot(name: &str) -> Failure {
+    let what = format!("`{name}` is no snapshot");
+    Failure::new(Class::Usage, what)
+        .with_hint("make one: `bootyard volume snapshot VOLUME SNAPSHOT`; or leave out the flag")
 }
 
 fn refuse_same(original: &Path, target: &Path) -> Result<(), Failure> {

@@ -25,6 +25,9 @@ fn original(folder: &Path) -> PathBuf {
 
 fn options<'a>() -> CloneOptions<'a> {
     CloneOptions {
+        source: "golden",
+        parent: None,
+        known: None,
         size: None,
         is_raw: true,
         preallocation: false,
@@ -133,6 +136,20 @@ fn to_and_from_block_devices() {
         expected.resize(8 << 20, 0);
         assert!(back[..8 << 20] == expected, "{sector}");
     }
+}
+
+#[test]
+fn an_original_that_is_not_what_it_was_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (original, target) = (original(folder.path()), folder.path().join("clone"));
+    let known = Some(fingerprint(&original));
+    clone(&original, &target, &CloneOptions { known, ..options() }).unwrap();
+    let file = fs_err::OpenOptions::new().write(true).open(&original).unwrap();
+    file.file().write_all_at(b"rot", MIB).unwrap();
+    let target = folder.path().join("second");
+    let error = clone(&original, &target, &CloneOptions { known, ..options() }).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    assert!(!target.exists());
 }
 
 #[test]

@@ -50,7 +50,6 @@ pub(super) struct Row {
     pub(super) facts: Facts,
     pub(super) written: bool,
     pub(super) owner: Option<String>,
-    pub(super) parent: Option<String>,
     pub(super) holder: Option<u32>,
     pub(super) created: i64,
 }
@@ -292,13 +291,14 @@ impl Db {
         self.transact(|work| {
             work.execute(
                 "UPDATE volume SET size = :size, source = :source, sha256 = :sha256,
-                     fingerprint = :fingerprint WHERE id = :id",
+                     fingerprint = :fingerprint, parent = :parent WHERE id = :id",
                 named_params! {
                     ":id": id,
                     ":size": size,
                     ":source": facts.source,
                     ":sha256": facts.sha256.as_ref().map(ToString::to_string),
                     ":fingerprint": facts.fingerprint.as_ref().map(ToString::to_string),
+                    ":parent": facts.parent,
                 },
             )?;
             let mut label = work.prepare("INSERT OR REPLACE INTO label VALUES (?1, ?2, ?3)")?;
@@ -402,11 +402,11 @@ fn row(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
             size: Some(row.get("size")?).filter(|size| *size > 0),
             sha256: optional(row, "sha256")?,
             fingerprint: optional(row, "fingerprint")?,
+            parent: row.get("parent")?,
             labels: BTreeMap::new(),
         },
         written: row.get("written")?,
         owner: row.get("owner")?,
-        parent: row.get("parent")?,
         holder: row.get("holder")?,
         created: row.get("created")?,
     })

@@ -16,21 +16,22 @@
 //! attached, and on one that is removed is the operating system's. `verify` finds what is left.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bootyard_image::fingerprint::Fingerprint;
 use bootyard_image::raw::FileAt;
 use bootyard_spec::{
-    AccessModes, ByteSize, Claim, Digest, OutputFormat, StorageClass, StorageClassName, VolumeMode,
-    VolumeName,
+    AccessMode, AccessModes, ByteSize, Claim, Digest, OutputFormat, StorageClass, StorageClassName,
+    VolumeMode, VolumeName,
 };
 
 use self::access::Hold;
 use self::class::{BUILT_IN, resolve};
 use self::db::{Claimed, Db, Place, Row};
 use self::driver::Driver;
-use crate::{Access, Error, ErrorKind, Staged, stop};
+use crate::{Access, AttachedDisk, Error, ErrorKind, Staged, stop};
 
 mod access;
 mod class;
@@ -84,8 +85,6 @@ pub struct Volume {
     pub content_type: String,
     /// The machine whose life it shares.
     pub owner: Option<String>,
-    /// The volume that it is a snapshot of, or an overlay over.
-    pub parent: Option<String>,
     /// The process that prepares it.
     pub holder: Option<u32>,
     /// When it was made, in seconds since 1970; `None` where nobody has noted it.
@@ -114,6 +113,8 @@ pub struct Facts {
     pub sha256: Option<Digest>,
     /// The fingerprint of the disk when it was made.
     pub fingerprint: Option<Fingerprint>,
+    /// The volume that it is a snapshot of.
+    pub parent: Option<String>,
     /// Labels, such as a containerDisk brings.
     pub labels: BTreeMap<String, String>,
 }
@@ -135,6 +136,19 @@ impl State {
             Self::Ready => "ready",
             Self::Removing => "removing",
         }
+    }
+}
+
+impl Volume {
+    /// The fingerprint of what it holds, if that is certain: nobody has written to it since it was made,
+    /// neither a machine of ours nor, by the file's time, anybody else.
+    pub fn known_fingerprint(&self) -> Option<Fingerprint> {
+        // Between the last byte and the row's time lies at most the publishing.
+        const SLACK_SECONDS: i64 = 2;
+        let found = fs_err::metadata(&self.path).ok().filter(std::fs::Metadata::is_file)?;
+        let since = self.created?.saturating_add(SLACK_SECONDS);
+        let untouched = !self.is_written && MetadataExt::mtime(&found) <= since;
+        self.facts.fingerprint.filter(|_| untouched)
     }
 }
 
@@ -275,6 +289,22 @@ impl Store {
         Ok((path, access))
     }
 
+    /// Opens a volume's disk to be read as it stands, such as to be cloned: nobody writes to it meanwhile.
+    /// Fails where somebody does.
+    pub fn original(&self, name: &VolumeName) -> Result<(Volume, AttachedDisk), Error> {
+        let mut volume = self.get(name)?;
+        let many_write = volume.access_modes.as_slice().contains(&AccessMode::ReadWriteMany);
+        let access = if many_write { Access::ReadAlone } else { Access::Read };
+        if let Some(db) = Db::read(&self.home)?
+            && let Some(row) = db.volume(name)?
+        {
+            let driver = self.driver_of(&db, &row.place.class)?;
+            volume.path = driver.attach(&self.home.join(&row.place.path))?;
+        }
+        let disk = AttachedDisk::open_for(&volume.path, access)?;
+        Ok((volume, disk))
+    }
+
     /// Removes a volume, or what was begun under the name. Fails where it is in use.
     pub fn remove(&self, name: &VolumeName) -> Result<(), Error> {
         let mut db = Db::write(&self.home)?;
@@ -411,7 +441,6 @@ impl Store {
             facts: row.facts,
             is_written: row.written,
             owner: row.owner,
-            parent: row.parent,
             holder: row.holder,
             created: Some(row.created),
             ..bare(&row.name, &row.place, path, row.size)
@@ -530,7 +559,6 @@ fn bare(name: &VolumeName, place: &Place, path: PathBuf, size: u64) -> Volume {
         is_written: false,
         content_type: place.content_type.clone(),
         owner: None,
-        parent: None,
         holder: None,
         created: None,
     }
