@@ -30,6 +30,31 @@ fn a_volume_becomes_two_and_its_fingerprint_stays() {
 }
 
 #[test]
+fn a_snapshot_is_for_readers_and_knows_its_volume() {
+    let cli = Cli::from_env();
+    golden(&cli);
+    let output = cli.run(["volume", "snapshot", "golden", "golden-monday"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let shown = cli.run(["volume", "show", "golden-monday", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).expect("a JSON object");
+    assert_eq!(shown["parent"], "golden");
+    assert_eq!(shown["access_modes"], serde_json::json!(["ReadOnlyMany"]));
+    let disk = cli.store().join("volumes/golden/disk.raw");
+    fs_err::write(&disk, vec![7; 8 << 20]).unwrap();
+    let output = cli.run(["clone", "golden-monday", "restored", "--from-snapshot"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let restored = cli.store().join("volumes/restored/disk.raw");
+    assert_eq!(sha256_file(restored), sha256_file(cli.work().join("golden.raw")));
+    check(&cli, &["clone", "golden", "other", "--from-snapshot"], &expect![[r#"
+        exit code: 2
+        ----- stdout -----
+
+        ----- stderr -----
+        error: `golden` is no snapshot
+        hint: make one: `bootyard volume snapshot VOLUME SNAPSHOT`; or leave out the flag"#]]);
+}
+
+#[test]
 fn the_report_is_a_json_line() {
     let cli = Cli::from_env();
     golden(&cli);

@@ -13,14 +13,18 @@ use std::time::Duration;
 
 use bootyard_image::Fingerprint;
 use bootyard_import::{Cancel, Event, Events, Moved, Report};
-use bootyard_spec::{ByteSize, Claim, Class, ImportRequest, OutputFormat, Source, Target};
+use bootyard_spec::{
+    AccessMode, ByteSize, Claim, Class, ImportRequest, OutputFormat, Source, Target, VolumeName,
+};
 use bootyard_supervise::DiskFormat;
 use bootyard_volume::{AttachedDisk, CloneOptions, Cloned, StageOptions, Staged, Store, is_same};
 use indicatif::HumanBytes;
 
 use crate::args::CloneArgs;
+use crate::claims::ClaimArgs;
 use crate::commands::import::cancel_on_signal;
 use crate::commands::run::resolve;
+use crate::commands::volume::SnapshotArgs;
 use crate::error::Failure;
 use crate::json::{ClonedLine, FailureLine, ReportLine};
 use crate::progress::Display;
@@ -29,8 +33,36 @@ use crate::{host, output, settings};
 /// How often it is looked how far the threads have come.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// `bootyard volume snapshot`: a clone that nobody can write to, and that knows its volume.
+pub(crate) fn snapshot(args: &SnapshotArgs) -> Result<ExitCode, Failure> {
+    let volume = Store::open(&settings::store_home()?).get(&args.name)?;
+    let claim = ClaimArgs {
+        // Only there it can share the volume's blocks.
+        storage_class: Some(volume.class),
+        access_modes: vec![AccessMode::ReadOnlyMany],
+        volume_mode: Some(volume.volume_mode),
+    };
+    let clone = CloneArgs {
+        source: args.name.to_string(),
+        name: Some(args.snapshot.clone()),
+        to: None,
+        size: None,
+        output_format: None,
+        preallocation: false,
+        from_snapshot: false,
+        verify: false,
+        json: args.json,
+        claim,
+    };
+    run_as(&clone, Some(&args.name))
+}
+
 pub(crate) fn run(args: &CloneArgs) -> Result<ExitCode, Failure> {
-    let done = clone(args);
+    run_as(args, None)
+}
+
+fn run_as(args: &CloneArgs, parent: Option<&VolumeName>) -> Result<ExitCode, Failure> {
+    let done = clone(args, parent);
     if args.json
         && let Err(failure) = &done
     {
@@ -39,7 +71,7 @@ pub(crate) fn run(args: &CloneArgs) -> Result<ExitCode, Failure> {
     done
 }
 
-fn clone(args: &CloneArgs) -> Result<ExitCode, Failure> {
+fn clone(args: &CloneArgs, parent: Option<&VolumeName>) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings::store_home()?);
     let path = resolve(&store, &args.source)?;
     let (disk, known) = match args.source.parse() {
@@ -54,7 +86,7 @@ fn clone(args: &CloneArgs) -> Result<ExitCode, Failure> {
         _ => (AttachedDisk::open(&path, true)?, None),
     };
     let format = host::format_by_name(&path);
-    let source = Original { args, store: &store, format, path, disk, known };
+    let source = Original { args, parent, store: &store, format, path, disk, known };
     let cancel = cancel_on_signal()?;
     let display = Display::new(args.json);
     match source.format_of_clone()? {
@@ -66,6 +98,8 @@ fn clone(args: &CloneArgs) -> Result<ExitCode, Failure> {
 /// What is cloned.
 struct Original<'a> {
     args: &'a CloneArgs,
+    /// The volume of which the clone is a snapshot.
+    parent: Option<&'a VolumeName>,
     store: &'a Store,
     path: PathBuf,
     format: DiskFormat,
@@ -152,7 +186,7 @@ impl Original<'_> {
         let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
         let options = CloneOptions {
             source: &self.args.source,
-            parent: None,
+            parent: self.parent,
             known: self.known,
             size: self.args.size.map(ByteSize::bytes),
             is_raw: self.format == DiskFormat::Raw,

@@ -19,6 +19,8 @@ pub(crate) enum VolumeCommand {
     Ls(LsArgs),
     /// Show all that is known of a volume
     Show(ShowArgs),
+    /// Keep what a volume holds now as a volume of its own, which nobody can write to
+    Snapshot(SnapshotArgs),
     /// Remove volumes that nobody uses
     Rm(RmArgs),
     /// Make a volume larger; what is new reads as zeros
@@ -43,6 +45,18 @@ pub(crate) struct ShowArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// Where the file system shares blocks that takes no time and no space; elsewhere it is a copy.
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    /// The volume, which no machine may be writing to
+    pub(crate) name: VolumeName,
+    /// Name of the snapshot; `clone` makes volumes of it
+    pub(crate) snapshot: VolumeName,
+    /// Print events and the report as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +100,7 @@ pub(crate) fn run(command: &VolumeCommand) -> Result<ExitCode, Failure> {
     match command {
         VolumeCommand::Ls(args) => list(&store, args),
         VolumeCommand::Show(args) => show(&store, args),
+        VolumeCommand::Snapshot(args) => super::clone::snapshot(args),
         VolumeCommand::Rm(args) => remove(&store, args),
         VolumeCommand::Resize(args) => resize(&store, args),
         VolumeCommand::Verify(args) => verify(&store, args),
@@ -137,7 +152,7 @@ impl<'a> VolumeLine<'a> {
             written: volume.is_written,
             labels: &volume.facts.labels,
             owner: volume.owner.as_deref(),
-            parent: volume.parent.as_deref(),
+            parent: volume.facts.parent.as_deref(),
             created: volume.created.and_then(time),
         })
     }
@@ -221,7 +236,7 @@ fn show(store: &Store, args: &ShowArgs) -> Result<ExitCode, Failure> {
         ("source", volume.facts.source.clone()),
         ("digest", volume.facts.sha256.as_ref().map(ToString::to_string)),
         ("content", line.fingerprint.map(|fingerprint| format!("{fingerprint}{written}"))),
-        ("parent", volume.parent.clone()),
+        ("parent", volume.facts.parent.clone()),
         ("owner", volume.owner.clone()),
         ("created", line.created),
     ];
