@@ -10,6 +10,7 @@ mod inspect;
 mod run;
 mod seed;
 mod usage;
+mod volume;
 
 use bootyard_testkit::{Cli, qemu_img, sparse_image};
 use expect_test::Expect;

@@ -8,12 +8,12 @@ use bootyard_image::qcow2::BackingFormat;
 use bootyard_import::Cancel;
 use bootyard_spec::{ByteSize, Class, DiskLife, Source, VmDisk};
 use bootyard_supervise::DiskFormat;
-use bootyard_volume::{AttachedDisk, RunFolder, Store};
+use bootyard_volume::{Access, AttachedDisk, RunFolder, Store};
 use clap::{ArgGroup, Args};
 
 use crate::args::RunArgs;
 use crate::commands::create::empty_capacity;
-use crate::commands::run::resolve as resolve_name;
+use crate::commands::run::attach;
 use crate::error::Failure;
 use crate::progress::Display;
 use crate::{host, settings};
@@ -186,10 +186,14 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
     let (mut disks, mut scratch) = (Vec::new(), Scratch::default());
     check(args)?;
     for disk in &args.disks.disks {
-        let path = resolve_name(&store, &disk.name)?;
+        let (path, access) = attach(&store, &disk.name, disk.ephemeral)?;
+        let life = match access {
+            Access::WriteShared => DiskLife::Shared,
+            Access::Read | Access::Write => DiskLife::Kept,
+        };
         disks.push(match disk.ephemeral {
             true => scratch.overlay(path, disk.size)?,
-            false => VmDisk { path, read_only: false, life: DiskLife::Kept },
+            false => VmDisk { path, read_only: false, life },
         });
     }
     for ContainerDiskArg { image, size } in &args.disks.container_disks {

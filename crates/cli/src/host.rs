@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use bootyard_image::raw::{FileAt, RawDisk};
 use bootyard_image::{Disk, Format, HEAD_LEN, sniff};
 use bootyard_spec::Class;
-use bootyard_supervise::{DiskFormat, HostFacts, KvmFact};
+use bootyard_supervise::{DiskFormat, DiskUsage, HostFacts, KvmFact};
 use bootyard_vmm::doctor::{KvmVerdict, probe_kvm};
+use bootyard_volume::Access;
 
 use crate::error::Failure;
 use crate::settings;
@@ -27,6 +28,15 @@ pub(crate) fn format_by_name(path: &Path) -> DiskFormat {
 /// Whether there is a block device of this name.
 pub(crate) fn is_block_device(path: &Path) -> bool {
     fs_err::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+/// How a disk is locked for what a guest does with it.
+pub(crate) const fn access(usage: DiskUsage) -> Access {
+    match usage {
+        DiskUsage::Read => Access::Read,
+        DiskUsage::Write => Access::Write,
+        DiskUsage::Share => Access::WriteShared,
+    }
 }
 
 /// Opens a disk that the user named for a look, and checks what would only surprise later: that it

@@ -47,6 +47,8 @@ pub struct VmDisk {
 pub enum DiskLife {
     /// For good.
     Kept,
+    /// For good, on a disk to which other machines write too (access mode ReadWriteMany).
+    Shared,
     /// As long as the machine's life, which begins with an empty disk (KubeVirt's `emptyDisk`).
     Empty,
     /// As long as the machine's life, which begins with the content of this file or block device, that

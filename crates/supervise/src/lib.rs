@@ -26,6 +26,7 @@ pub use choose::{Choice, HostFacts, KvmFact, choose_engine};
 pub use engine::{Ended, Engine, Failure, KvmEngine, QemuEngine, Running, Serial, Woken};
 pub use error::Error;
 pub use plan::{
-    DiskFormat, LaunchPlan, PlanBacking, PlanDisk, parse_backing_argument, parse_disk_argument,
+    DiskFormat, DiskUsage, LaunchPlan, PlanBacking, PlanDisk, parse_backing_argument,
+    parse_disk_argument,
 };
 pub use run::{Observer, Outcome, run};

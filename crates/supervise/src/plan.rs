@@ -17,13 +17,24 @@ pub enum DiskFormat {
     Qcow2,
 }
 
+/// What a guest does with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskUsage {
+    /// It reads.
+    Read,
+    /// It alone writes and reads.
+    Write,
+    /// It writes, as other machines do.
+    Share,
+}
+
 /// One disk of a launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanDisk {
     /// The file or block device.
     pub path: PathBuf,
-    /// The guest may not write to it.
-    pub read_only: bool,
+    /// What the guest does with it.
+    pub usage: DiskUsage,
     /// How it is stored.
     pub format: DiskFormat,
     /// The disk that it is an overlay over. Whatever name stands in the image counts for nothing.
@@ -61,14 +72,19 @@ impl LaunchPlan {
         mut format: impl FnMut(&Path) -> Result<DiskFormat, E>,
     ) -> Result<Self, E> {
         let disk = |disk: &VmDisk| {
-            let (path, read_only) = (disk.path.clone(), disk.read_only);
+            let path = disk.path.clone();
+            let usage = match disk.life {
+                _ if disk.read_only => DiskUsage::Read,
+                DiskLife::Shared => DiskUsage::Share,
+                _ => DiskUsage::Write,
+            };
             let backing = match &disk.life {
                 DiskLife::Overlay(path) => {
                     Some(PlanBacking { path: path.clone(), format: format(path)? })
                 }
-                DiskLife::Kept | DiskLife::Empty => None,
+                DiskLife::Kept | DiskLife::Shared | DiskLife::Empty => None,
             };
-            Ok(PlanDisk { format: format(&path)?, path, read_only, backing })
+            Ok(PlanDisk { format: format(&path)?, path, usage, backing })
         };
         Ok(Self {
             name: spec.name.clone(),
@@ -80,27 +96,31 @@ impl LaunchPlan {
     }
 }
 
-/// A disk as the `machine` subcommand takes it: `PATH`, or `PATH:ro`. A writable disk whose path
-/// itself ends like that gets a `:rw` behind it. [`parse_disk_argument`] reads it back.
+/// What stands behind the path of a disk that is not the guest's alone, or whose path ends like that.
+const USAGES: [(&str, DiskUsage); 3] =
+    [(":ro", DiskUsage::Read), (":rw", DiskUsage::Write), (":shared", DiskUsage::Share)];
+
+/// A disk as the `machine` subcommand takes it: `PATH`, `PATH:ro` or `PATH:shared`. A disk of one
+/// writer whose path itself ends like that gets a `:rw` behind it. [`parse_disk_argument`] reads it
+/// back.
 pub(crate) fn disk_argument(disk: &PlanDisk) -> OsString {
     let mut argument = disk.path.clone().into_os_string();
-    let ambiguous = [&b":ro"[..], b":rw"].iter().any(|end| argument.as_bytes().ends_with(end));
-    match (disk.read_only, ambiguous) {
-        (true, _) => argument.push(":ro"),
-        (false, true) => argument.push(":rw"),
-        (false, false) => {}
+    let ends = |(end, _): &(&str, DiskUsage)| argument.as_bytes().ends_with(end.as_bytes());
+    if disk.usage != DiskUsage::Write || USAGES.iter().any(ends) {
+        let end = USAGES.iter().find(|(_, usage)| *usage == disk.usage);
+        argument.push(end.map_or("", |(end, _)| end));
     }
     argument
 }
 
-/// The path of a `--disk` argument of the `machine` subcommand, and whether it is read-only.
-pub fn parse_disk_argument(argument: impl AsRef<Path>) -> (PathBuf, bool) {
+/// The path of a `--disk` argument of the `machine` subcommand, and what the guest does with it.
+pub fn parse_disk_argument(argument: impl AsRef<Path>) -> (PathBuf, DiskUsage) {
     let bytes = argument.as_ref().as_os_str().as_bytes();
-    let (path, read_only) = match bytes.strip_suffix(b":ro") {
-        Some(path) => (path, true),
-        None => (bytes.strip_suffix(b":rw").unwrap_or(bytes), false),
-    };
-    (OsString::from_vec(path.to_vec()).into(), read_only)
+    let named = USAGES
+        .iter()
+        .find_map(|(end, usage)| bytes.strip_suffix(end.as_bytes()).map(|path| (path, *usage)));
+    let (path, usage) = named.unwrap_or((bytes, DiskUsage::Write));
+    (OsString::from_vec(path.to_vec()).into(), usage)
 }
 
 /// The backing disk of the disk number `index` as the `machine` subcommand takes it: `INDEX:PATH`.
@@ -144,8 +164,11 @@ mod tests {
             None => Err("no such disk"),
         };
         let plan = LaunchPlan::of(&spec, by_name).unwrap();
-        let formats: Vec<_> = plan.disks.iter().map(|disk| (disk.read_only, disk.format)).collect();
-        assert_eq!(formats, [(false, DiskFormat::Qcow2), (true, DiskFormat::Raw)]);
+        let formats: Vec<_> = plan.disks.iter().map(|disk| (disk.usage, disk.format)).collect();
+        assert_eq!(
+            formats,
+            [(DiskUsage::Write, DiskFormat::Qcow2), (DiskUsage::Read, DiskFormat::Raw)]
+        );
         let spec = VmSpec { disks: vec![disk("/b", false)], ..spec };
         assert_eq!(LaunchPlan::of(&spec, by_name), Err("no such disk"));
         let life = DiskLife::Overlay("/base".into());
@@ -157,19 +180,22 @@ mod tests {
 
     #[test]
     fn disk_arguments_parse_back() {
-        for (path, read_only, expected) in [
-            ("/a", false, "/a"),
-            ("/a", true, "/a:ro"),
-            ("/a:ro", false, "/a:ro:rw"),
-            ("/a:ro", true, "/a:ro:ro"),
-            ("/a:rw", false, "/a:rw:rw"),
-            ("a:b", false, "a:b"),
+        use DiskUsage::{Read, Share, Write};
+        for (path, usage, expected) in [
+            ("/a", Write, "/a"),
+            ("/a", Read, "/a:ro"),
+            ("/a", Share, "/a:shared"),
+            ("/a:ro", Write, "/a:ro:rw"),
+            ("/a:ro", Read, "/a:ro:ro"),
+            ("/a:rw", Write, "/a:rw:rw"),
+            ("/a:shared", Write, "/a:shared:rw"),
+            ("a:b", Write, "a:b"),
         ] {
             let (path, format) = (path.into(), DiskFormat::Raw);
-            let disk = PlanDisk { path, read_only, format, backing: None };
+            let disk = PlanDisk { path, usage, format, backing: None };
             let argument = disk_argument(&disk);
             assert_eq!(argument, expected);
-            assert_eq!(parse_disk_argument(argument), (disk.path, read_only));
+            assert_eq!(parse_disk_argument(argument), (disk.path, usage));
         }
     }
 

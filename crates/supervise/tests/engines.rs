@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use bootyard_spec::{ByteSize, Class, Explain, GuestEnd, RunStrategy};
 use bootyard_supervise::strategy::{BackOff, Policy, State};
 use bootyard_supervise::{
-    Cancel, DiskFormat, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, PlanDisk,
-    QemuEngine, Serial, Woken, run,
+    Cancel, DiskFormat, DiskUsage, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome,
+    PlanDisk, QemuEngine, Serial, Woken, run,
 };
 use bootyard_testkit::require_tool;
 use fs_err::File;
@@ -56,7 +56,8 @@ impl Guest {
         // QEMU's options are separated by commas.
         let path = dir.path().join("disk,1.raw");
         write_boot_sector(&path, code);
-        let disk = PlanDisk { path, read_only: false, format: DiskFormat::Raw, backing: None };
+        let disk =
+            PlanDisk { path, usage: DiskUsage::Write, format: DiskFormat::Raw, backing: None };
         let plan = LaunchPlan {
             name: "guest".to_owned(),
             cpus: NonZeroU32::MIN,

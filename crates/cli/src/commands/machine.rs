@@ -12,7 +12,7 @@ use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, qcow2};
 use bootyard_spec::Class;
 use bootyard_supervise::{
-    DiskFormat, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
+    DiskFormat, DiskUsage, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
 };
 use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
 use bootyard_volume::AttachedDisk;
@@ -85,8 +85,9 @@ fn open(
     argument: &str,
     backing: Option<Box<dyn Disk>>,
 ) -> Result<DiskConfig, Failure> {
-    let (path, read_only) = parse_disk_argument(argument);
-    let storage = AttachedDisk::open(&path, read_only)?;
+    let (path, usage) = parse_disk_argument(argument);
+    let read_only = usage == DiskUsage::Read;
+    let storage = AttachedDisk::open_for(&path, host::access(usage))?;
     let disk: Arc<dyn Disk> = match host::format_by_name(&path) {
         DiskFormat::Raw if read_only => Arc::new(RawDisk::read_only(storage)),
         DiskFormat::Raw => Arc::new(RawDisk::new(storage)),

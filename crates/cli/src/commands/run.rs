@@ -11,7 +11,7 @@ use bootyard_supervise::{
     Serial, choose_engine,
 };
 use bootyard_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
-use bootyard_volume::{AttachedDisk, Store};
+use bootyard_volume::{Access, AttachedDisk, ErrorKind, Store};
 
 use crate::args::RunArgs;
 use crate::disks::{self, Disks, Scratch};
@@ -83,16 +83,26 @@ fn cpus(asked: NonZeroU32) -> Result<NonZeroU32, Failure> {
 /// What has a slash is a path, everything else the name of a volume: what a command does shall not
 /// depend on which files happen to lie in the folder.
 pub(crate) fn resolve(store: &Store, disk: &str) -> Result<PathBuf, Failure> {
+    attach(store, disk, true).map(|(path, _)| path)
+}
+
+/// [`resolve`] for a disk that is written to, or not; and how it may be opened then.
+pub(crate) fn attach(
+    store: &Store,
+    disk: &str,
+    read_only: bool,
+) -> Result<(PathBuf, Access), Failure> {
     if disk.contains('/') {
         host::check_name(disk.as_ref())?;
-        return Ok(disk.into());
+        return Ok((disk.into(), if read_only { Access::Read } else { Access::Write }));
     }
     let name = disk.parse::<VolumeName>().map_err(|error| no_volume(disk, error))?;
-    store.get(&name).map(|volume| volume.path).map_err(|error| {
-        match std::path::Path::new(disk).exists() {
-            true => no_volume(disk, error),
-            false => Failure::from(error).with_class(Class::Usage),
+    store.attach(&name, read_only).map_err(|error| match std::path::Path::new(disk).exists() {
+        true => no_volume(disk, error),
+        false if error.kind() == ErrorKind::NotFound => {
+            Failure::from(error).with_class(Class::Usage)
         }
+        false => Failure::from(error),
     })
 }
 
@@ -108,7 +118,7 @@ fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
     let mut locks = Vec::new();
     for (index, VmDisk { path, read_only, life }) in spec.disks.iter().enumerate() {
         let path = match life {
-            DiskLife::Kept => path,
+            DiskLife::Kept | DiskLife::Shared => path,
             DiskLife::Overlay(below) => below,
             DiskLife::Empty => continue,
         };
@@ -116,7 +126,12 @@ fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
         if index == 0 {
             host::check_boot_sector(path, disk.as_ref())?;
         }
-        locks.push(AttachedDisk::open(path, *read_only || *life != DiskLife::Kept)?);
+        let access = match life {
+            DiskLife::Kept if !read_only => Access::Write,
+            DiskLife::Shared if !read_only => Access::WriteShared,
+            _ => Access::Read,
+        };
+        locks.push(AttachedDisk::open_for(path, access)?);
     }
     Ok(locks)
 }

@@ -116,13 +116,13 @@ mod tests {
     use bootyard_spec::ByteSize;
 
     use super::*;
-    use crate::{DiskFormat, PlanBacking, PlanDisk};
+    use crate::{DiskFormat, DiskUsage, PlanBacking, PlanDisk};
 
     #[test]
     fn the_child_is_told_everything_on_its_command_line() {
         let disk = |path: &str, read_only| PlanDisk {
             path: path.into(),
-            read_only,
+            usage: if read_only { DiskUsage::Read } else { DiskUsage::Write },
             format: DiskFormat::Raw,
             backing: None,
         };

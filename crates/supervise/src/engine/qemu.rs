@@ -11,7 +11,7 @@ use bootyard_spec::{Class, GuestEnd};
 use super::child::Child;
 use super::qmp::Qmp;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
-use crate::{Cancel, DiskFormat, Error, LaunchPlan, PlanDisk};
+use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
 
 /// Runs guests on QEMU.
 #[derive(Debug, Clone)]
@@ -70,7 +70,10 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
     option("-m", format!("{}B", plan.memory.bytes()).into());
     for (index, disk) in plan.disks.iter().enumerate() {
         option("-drive", drive(index, disk));
-        option("-device", format!("virtio-blk-pci,drive=disk{index}{}", boot(index)).into());
+        option(
+            "-device",
+            format!("virtio-blk-pci,drive=disk{index}{}", device(index, disk)).into(),
+        );
     }
     option("-device", "virtio-rng-pci".into());
     option("-device", "pvpanic".into());
@@ -87,7 +90,10 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
 
 fn drive(index: usize, disk: &PlanDisk) -> OsString {
     let format = driver(disk.format);
-    let access = if disk.read_only { ",readonly=on" } else { ",discard=unmap" };
+    let access = match disk.usage {
+        DiskUsage::Read => ",readonly=on",
+        DiskUsage::Write | DiskUsage::Share => ",discard=unmap",
+    };
     // A full host disk is an error that the guest sees, not a guest that stops without a word.
     let mut drive = OsString::from(format!(
         "if=none,id=disk{index},format={format},werror=report,rerror=report{access},file="
@@ -114,9 +120,11 @@ fn push_path(option: &mut OsString, path: &Path) {
     option.push(escaped(path.as_os_str()));
 }
 
-/// The first disk is the only one that the BIOS tries.
-const fn boot(index: usize) -> &'static str {
-    if index == 0 { ",bootindex=0" } else { "" }
+/// The first disk is the only one that the BIOS tries. One that is shared gets no lock of QEMU's own.
+fn device(index: usize, disk: &PlanDisk) -> String {
+    let boot = if index == 0 { ",bootindex=0" } else { "" };
+    let share = if disk.usage == DiskUsage::Share { ",share-rw=on" } else { "" };
+    format!("{boot}{share}")
 }
 
 /// A value within a comma-separated option, where a comma is written twice.
@@ -191,7 +199,7 @@ mod tests {
     fn plan(disks: &[(&str, bool, DiskFormat)]) -> LaunchPlan {
         let disk = |&(path, read_only, format): &(&str, bool, DiskFormat)| PlanDisk {
             path: path.into(),
-            read_only,
+            usage: if read_only { DiskUsage::Read } else { DiskUsage::Write },
             format,
             backing: None,
         };

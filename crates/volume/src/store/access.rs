@@ -7,7 +7,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
-use bootyard_spec::{AccessMode, AccessModes, VolumeName, shell_word};
+use bootyard_spec::{AccessMode, AccessModes, OutputFormat, VolumeName, shell_word};
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
 
@@ -19,16 +19,18 @@ pub(super) fn access(
     name: &VolumeName,
     path: &Path,
     modes: &AccessModes,
+    format: OutputFormat,
     read_only: bool,
 ) -> Result<Access, Error> {
     let has = |mode| modes.as_slice().contains(&mode);
     if read_only {
         return Ok(Access::Read);
     }
-    if has(AccessMode::ReadWriteMany) {
+    // Two machines that change the tables of one qcow2 destroy it.
+    if has(AccessMode::ReadWriteMany) && format == OutputFormat::Raw {
         return Ok(Access::WriteShared);
     }
-    if has(AccessMode::ReadWriteOnce) {
+    if has(AccessMode::ReadWriteOnce) || has(AccessMode::ReadWriteMany) {
         return Ok(Access::Write);
     }
     let what = format!("volume `{name}` is for readers only: its access mode is {modes}");

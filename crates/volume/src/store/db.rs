@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -19,7 +20,7 @@ use rusqlite::{
 };
 
 use super::{Facts, State};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, fsops};
 
 mod class;
 
@@ -87,6 +88,7 @@ impl Db {
         let opened = Self::connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE);
         let db = match opened.and_then(|db| db.version().map(|version| (db, version))) {
             // Others may look, but only who writes can keep an index of the log.
+            Err(error) if error.kind() == ErrorKind::InUse => return Err(error),
             Err(_) => Self::immutable(&path)?,
             Ok((db, version)) if version < MIGRATIONS.len() => {
                 if db.is_read_only() {
@@ -104,7 +106,10 @@ impl Db {
     /// The database in `home`, which is made, or brought to this version, where it has to be.
     pub(super) fn write(home: &Path) -> Result<Self, Error> {
         let path = home.join(FILE);
-        let failed = |error| Error::io(error, &path, "cannot write to the store");
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Error::read_only(home),
+            _ => Error::io(error, &path, "cannot write to the store"),
+        };
         fs_err::create_dir_all(home).map_err(failed)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let found = Self::connect(&path, flags);
@@ -437,15 +442,23 @@ where
     text.map(|text| text.parse().map_err(failed)).transpose()
 }
 
+fn is_full(home: &Path) -> bool {
+    let free = fs_err::File::open(home).and_then(|folder| fsops::free_bytes(folder.file()));
+    free.is_ok_and(|free| free == 0)
+}
+
 /// Gives a failure of SQLite our words.
 fn failure(error: rusqlite::Error, path: &Path) -> Error {
-    use std::io::ErrorKind as Io;
+    use io::ErrorKind as Io;
     let home = path.parent().unwrap_or(path);
-    let io = |kind, error| {
-        Error::io(std::io::Error::new(kind, error), path, "cannot write to the store")
-    };
+    let io =
+        |kind, error| Error::io(io::Error::new(kind, error), path, "cannot write to the store");
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => io(Io::StorageFull, error),
+        // SQLite does not say why its index of the log could not grow.
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) if is_full(home) => {
+            io(Io::StorageFull, error)
+        }
         Some(ErrorCode::PermissionDenied) => io(Io::PermissionDenied, error),
         Some(ErrorCode::ReadOnly) => Error::read_only(home),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
@@ -460,7 +473,7 @@ fn failure(error: rusqlite::Error, path: &Path) -> Error {
                  `local` are found again without it",
                 shell_word(path)
             );
-            Error::database(std::io::Error::other(error), path, what).with_hint(hint)
+            Error::database(io::Error::other(error), path, what).with_hint(hint)
         }
     }
 }

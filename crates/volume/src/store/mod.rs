@@ -278,7 +278,8 @@ impl Store {
     /// opened. Fails where its access modes do not allow it.
     pub fn attach(&self, name: &VolumeName, read_only: bool) -> Result<(PathBuf, Access), Error> {
         let volume = self.get(name)?;
-        let access = access::access(name, &volume.path, &volume.access_modes, read_only)?;
+        let access =
+            access::access(name, &volume.path, &volume.access_modes, volume.format, read_only)?;
         let Some(db) = Db::read(&self.home)? else { return Ok((volume.path, access)) };
         let Some(row) = db.volume(name)? else { return Ok((volume.path, access)) };
         let driver = self.driver_of(&db, &row.place.class)?;
