@@ -45,13 +45,17 @@ fn a_snapshot_is_for_readers_and_knows_its_volume() {
     assert_eq!(output.code, Some(0), "{output}");
     let restored = cli.store().join("volumes/restored/disk.raw");
     assert_eq!(sha256_file(restored), sha256_file(cli.work().join("golden.raw")));
-    check(&cli, &["clone", "golden", "other", "--from-snapshot"], &expect![[r#"
+    check(
+        &cli,
+        &["clone", "golden", "other", "--from-snapshot"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
 
         ----- stderr -----
         error: `golden` is no snapshot
-        hint: make one: `bootyard volume snapshot VOLUME SNAPSHOT`; or leave out the flag"#]]);
+        hint: make one: `bootyard volume snapshot VOLUME SNAPSHOT`; or leave out the flag"#]],
+    );
 }
 
 #[test]

@@ -189,7 +189,7 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
         let (path, access) = attach(&store, &disk.name, disk.ephemeral)?;
         let life = match access {
             Access::WriteShared => DiskLife::Shared,
-            Access::Read | Access::Write => DiskLife::Kept,
+            _ => DiskLife::Kept,
         };
         disks.push(match disk.ephemeral {
             true => scratch.overlay(path, disk.size)?,

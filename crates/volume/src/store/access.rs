@@ -5,6 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bootyard_spec::{AccessMode, AccessModes, OutputFormat, VolumeName, shell_word};
@@ -56,7 +57,8 @@ impl Hold {
             result => result.map_err(failed)?.into_file(),
         };
         match fsops::try_lock(&file, false) {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            // Whoever had it before may have removed it, and another may have come.
+            Ok(()) => Ok(leads_to(path, &file).then_some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => {
                 let what = format!("volume `{name}` is in use");
                 let hint = format!("stop who uses it; see who: `fuser -v {}`", shell_word(path));
@@ -65,4 +67,10 @@ impl Hold {
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }
     }
+}
+
+/// Whether the path, through whatever links, still leads to the open file or device.
+fn leads_to(path: &Path, file: &File) -> bool {
+    let (Ok(named), Ok(open)) = (fs_err::metadata(path), file.metadata()) else { return false };
+    (named.dev(), named.ino()) == (open.dev(), open.ino())
 }

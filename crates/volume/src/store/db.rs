@@ -322,9 +322,10 @@ impl Db {
         self.execute(sql, params![id, size]).map(drop)
     }
 
-    /// The disk is about to go.
-    pub(super) fn removing(&self, id: i64) -> Result<(), Error> {
-        self.execute("UPDATE volume SET state = 'removing' WHERE id = ?1", [id]).map(drop)
+    /// The disk is about to go. False if there is no such volume any more.
+    pub(super) fn removing(&self, id: i64) -> Result<bool, Error> {
+        let changed = self.execute("UPDATE volume SET state = 'removing' WHERE id = ?1", [id]);
+        changed.map(|rows| rows > 0)
     }
 
     /// The disk is gone.

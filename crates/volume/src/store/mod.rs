@@ -324,11 +324,13 @@ impl Store {
             State::Preparing => None,
             State::Ready | State::Removing => Hold::of(&row.name, &driver.attached(&place))?,
         };
-        if row.state == State::Ready {
-            db.removing(row.id)?;
-            stop::at("removing");
+        if row.state == State::Ready && !db.removing(row.id)? {
+            // Somebody else was quicker.
+            return Err(self.not_found(&row.name));
         }
-        driver.remove(&place, held)?;
+        stop::at("removing");
+        let is_ours = || Ok(db.volume(&row.name)?.is_some_and(|now| now.id == row.id));
+        driver.remove(&place, held, &is_ours)?;
         stop::at("removed");
         db.forget(row.id)
     }

@@ -4,9 +4,9 @@ use bootyard_image::qcow2;
 use bootyard_image::raw::FileAt;
 use bootyard_spec::{ByteSize, OutputFormat, VolumeName};
 
-use super::Store;
 use super::access::Hold;
 use super::db::Db;
+use super::{State, Store};
 use crate::{Error, ErrorKind, fsops, stop};
 
 impl Store {
@@ -14,15 +14,18 @@ impl Store {
     /// that it has, in bytes. A volume that is smaller already does not change; one that is in use, or
     /// would have to shrink, is refused.
     pub fn resize(&self, name: &VolumeName, size: ByteSize) -> Result<(u64, u64), Error> {
-        let volume = self.get(name)?;
+        let path = self.get(name)?.path;
         let mut db = Db::write(&self.home)?;
         self.settle(&mut db, name)?;
         let row = db.volume(name)?.ok_or_else(|| self.not_found(name))?;
         let place = self.home.join(&row.place.path);
         let class = self.class_for(&db, Some(&row.place.class))?;
         let driver = super::driver::of(&class.driver, &self.home);
-        let _held = Hold::of(name, &volume.path)?;
-        let (before, after) = (volume.size, size.bytes());
+        let held = Hold::of(name, &path)?;
+        // Held, it is the same volume until the end.
+        let now = db.volume(name)?.filter(|now| now.id == row.id && now.state == State::Ready);
+        let (Some(_held), Some(row)) = (held, now) else { return Err(self.not_found(name)) };
+        let (before, after) = (row.size, size.bytes());
         if after < before {
             let what = format!(
                 "volume `{name}` has {}, and does not shrink to {size}",

@@ -193,7 +193,7 @@ impl Round<'_> {
 
     fn unregistered(&mut self, driver: &dyn Driver, found: &Found) -> Result<(), Error> {
         let (store, name) = (self.store, &found.name);
-        let remove = |_: &mut Self| driver.remove(&found.path, None);
+        let remove = |_: &mut Self| driver.remove(&found.path, None, &|| Ok(true));
         match (found.format, driver.left(&found.path)) {
             (Some(_), _) => self.repair(name, "is not in the database", |round| {
                 store.adopt(&mut round.db, |adopted| adopted == name)

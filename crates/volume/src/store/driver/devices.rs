@@ -119,13 +119,22 @@ impl Driver for Devices {
     }
 
     /// A device that is not there any more has nothing to clear.
-    fn remove(&self, place: &Path, held: Option<Hold>) -> Result<(), Error> {
+    fn remove(
+        &self,
+        place: &Path,
+        held: Option<Hold>,
+        is_ours: &dyn Fn() -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         if held.is_none() && !place.exists() {
             return Ok(());
         }
         let failed = |error| Error::io(error, place, format!("cannot clear `{}`", place.display()));
         capacity(place)?;
-        Staged::claim_device(place)?.with_device(clear).map_err(failed)
+        let device = Staged::claim_device(place)?;
+        if !is_ours()? {
+            return Ok(());
+        }
+        device.with_device(clear).map_err(failed)
     }
 
     /// What is on a device only the database knows; whoever writes has it for itself.

@@ -82,13 +82,19 @@ impl Driver for Directory {
         fsops::grow_file(place, size)
     }
 
-    fn remove(&self, place: &Path, _held: Option<Hold>) -> Result<(), Error> {
+    fn remove(
+        &self,
+        place: &Path,
+        held: Option<Hold>,
+        _is_ours: &dyn Fn() -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let failed =
             |error| Error::io(error, place, format!("cannot remove `{}`", place.display()));
-        match fs_err::remove_file(place) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        // What we do not hold may be a new disk of somebody else's.
+        if held.is_some() {
+            fs_err::remove_file(place).map_err(failed)?;
         }
+        drop(held);
         if !place.parent().is_some_and(Path::is_dir) {
             return Ok(());
         }

@@ -86,12 +86,17 @@ impl Driver for Loop {
         }
     }
 
-    fn remove(&self, place: &Path, held: Option<Hold>) -> Result<(), Error> {
-        if let Some(device) = device_of(place) {
+    fn remove(
+        &self,
+        place: &Path,
+        held: Option<Hold>,
+        is_ours: &dyn Fn() -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        if let Some(device) = device_of(place).filter(|_| held.is_some()) {
             let words = [OsStr::new("--detach"), device.as_os_str()];
             command::run("losetup", &words, place)?;
         }
-        self.files.remove(place, held)
+        self.files.remove(place, held, is_ours)
     }
 
     fn left(&self, place: &Path) -> LeftOver {

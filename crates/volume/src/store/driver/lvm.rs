@@ -85,10 +85,15 @@ impl Driver for LvmThin {
         command::run("lvextend", &self.extend(place, size), place).map(drop)
     }
 
-    fn remove(&self, place: &Path, held: Option<Hold>) -> Result<(), Error> {
+    fn remove(
+        &self,
+        place: &Path,
+        held: Option<Hold>,
+        is_ours: &dyn Fn() -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         // LVM removes nothing that is open.
         drop(held);
-        if !place.exists() {
+        if !place.exists() || !is_ours()? {
             return Ok(());
         }
         command::run("lvremove", &["--yes".to_owned(), self.volume(place)], place).map(drop)

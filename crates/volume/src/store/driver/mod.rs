@@ -55,8 +55,14 @@ pub(super) trait Driver: std::fmt::Debug {
     /// Makes room for a disk of `size` bytes where there was less. The disk is held by the caller.
     fn grow(&self, place: &Path, size: u64) -> Result<(), Error>;
 
-    /// Removes a disk, which the caller holds, or what is left of it.
-    fn remove(&self, place: &Path, held: Option<Hold>) -> Result<(), Error>;
+    /// Removes a disk, which the caller holds, or what is left of it where it does not. Whether the
+    /// place is still that of the disk says `is_ours`, which is asked when nobody else can have it.
+    fn remove(
+        &self,
+        place: &Path,
+        held: Option<Hold>,
+        is_ours: &dyn Fn() -> Result<bool, Error>,
+    ) -> Result<(), Error>;
 
     /// What another process has left in a place, or is still writing there.
     fn left(&self, place: &Path) -> LeftOver;
