@@ -5,7 +5,7 @@ mod access;
 mod client;
 mod resumable;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -329,4 +329,35 @@ fn a_silent_client_and_a_deadline_end_an_upload() {
     stalled.kill().expect("SIGKILL");
     stalled.wait().expect("its end");
     assert_nothing_left(&cli);
+}
+
+/// In snappy's frames, as CDI's cloner packs what it sends.
+fn snappy(data: &[u8]) -> Vec<u8> {
+    let mut encoder = snap::write::FrameEncoder::new(Vec::new());
+    encoder.write_all(data).expect("memory");
+    encoder.into_inner().expect("memory")
+}
+
+#[test]
+fn what_cdis_cloner_sends_is_taken() {
+    if missing() {
+        return;
+    }
+    let images = Images::new();
+    let line = "cp disk.raw disk.img && tar -cSf files.tar ./disk.img";
+    run(Command::new("sh").args(["-ec", line]).current_dir(images.folder.path()));
+    let expected = sha256_file(images.path("disk.raw"));
+    for (kind, file) in [("blockdevice-clone", "disk.raw"), ("filesystem-clone", "files.tar")] {
+        let packed = images.path("packed");
+        let data = fs_err::read(images.path(file)).expect("the file");
+        fs_err::write(&packed, snappy(&data)).expect("it in frames");
+        let cli = Cli::from_env();
+        let server = Server::start(&cli, &["--name", "v"]);
+        let header = format!("x-cdi-content-type: {kind}");
+        let url = server.url("/v1beta1/upload");
+        let (status, body) = post(&url, &packed, &["-H", &header]);
+        assert_eq!(status, 200, "{kind}: {body}");
+        assert_eq!(server.end().0, Some(0));
+        assert_eq!(sha256_file(volume(&cli, "v")), expected, "{kind}");
+    }
 }

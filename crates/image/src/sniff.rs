@@ -47,6 +47,8 @@ pub enum Format {
     Bzip2,
     /// LZ4 frames.
     Lz4,
+    /// Snappy's framing format.
+    Snappy,
     /// LZMA alone: xz's forerunner.
     Lzma,
     /// Unix `compress`.
@@ -62,7 +64,7 @@ pub enum Format {
 }
 
 /// What stands where in the head: magic numbers from each format's own description.
-const MAGIC: [(usize, &[u8], Format); 31] = [
+const MAGIC: [(usize, &[u8], Format); 32] = [
     (0, b"QFI\xfb\0\0\0\x01", Format::Qcow1),
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
@@ -85,6 +87,7 @@ const MAGIC: [(usize, &[u8], Format); 31] = [
     (0, b"\x28\xb5\x2f\xfd", Format::Zstd),
     (0, b"\x04\x22\x4d\x18", Format::Lz4),
     (0, b"\x02\x21\x4c\x18", Format::Lz4),
+    (0, b"\xff\x06\0\0sNaPpY", Format::Snappy),
     (0, b"\x1f\x9d", Format::Compress),
     (0, b"PK\x03\x04", Format::Zip),
     (0, b"PK\x05\x06", Format::Zip),
@@ -119,6 +122,7 @@ impl Format {
             Self::Zstd => "zstd",
             Self::Bzip2 => "bzip2",
             Self::Lz4 => "lz4",
+            Self::Snappy => "snappy",
             Self::Lzma => "lzma",
             Self::Compress => "compress",
             Self::Zip => "zip",
@@ -137,6 +141,7 @@ impl Format {
                 | Self::Zstd
                 | Self::Bzip2
                 | Self::Lz4
+                | Self::Snappy
                 | Self::Lzma
                 | Self::Tar
                 | Self::Ova

@@ -25,7 +25,8 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// Go on answering after the upload is complete.
     pub keep: bool,
-    /// How long a client may send nothing within a request.
+    /// How long a client may send nothing within a request, and how long an upload that waits for its
+    /// client stands in the way of another one.
     pub stall_timeout: Duration,
 }
 

@@ -46,8 +46,6 @@ const UPLOAD_METADATA: &str = "upload-metadata";
 const UPLOAD_OFFSET: &str = "upload-offset";
 const MEDIA_TYPE: &str = "application/offset+octet-stream";
 
-/// How long an upload whose client is silent stands in the way of another one.
-const GRACE: Duration = Duration::from_secs(30);
 /// How long a request waits until the one before it, whose connection may be dead, lets go.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(10);
 /// The most characters of an upload's id.
@@ -88,6 +86,14 @@ impl Sessions {
         self.newest.send_modify(|newest| *newest += 1);
         if let Ok(mut current) = timeout(TAKEOVER_LIMIT, self.current.lock()).await {
             current.take();
+        }
+    }
+
+    /// Lets go of an upload whose client has been silent for so long, so that another one may come.
+    pub(crate) async fn make_way(&self, grace: Duration) {
+        let Ok(mut current) = self.current.try_lock() else { return };
+        if current.as_ref().is_some_and(|session| session.touched.elapsed() >= grace) {
+            Session::end(current.take()).await;
         }
     }
 
@@ -206,14 +212,11 @@ async fn create(shared: Arc<Shared>, client: IpAddr, headers: &HeaderMap) -> Ans
             session.touched = Instant::now();
             return Ok(created(&session.id, session.offset));
         }
-        if session.touched.elapsed() < GRACE {
+        if session.touched.elapsed() < shared.options.stall_timeout {
             return Err(Refusal::busy());
         }
     }
-    if let Some(Session { feed, ended, .. }) = current.take() {
-        drop(feed);
-        let _ = verdict(ended).await;
-    }
+    Session::end(current.take()).await;
     let claim = shared.claim()?;
     // The same for every attempt at this file, from wherever.
     let name = match &metadata.file_name {
@@ -347,6 +350,14 @@ async fn append_chunks(
 }
 
 impl Session {
+    /// Ends an upload; its import keeps what can be gone on with.
+    async fn end(session: Option<Self>) {
+        if let Some(Self { feed, ended, .. }) = session {
+            drop(feed);
+            let _ = verdict(ended).await;
+        }
+    }
+
     /// Learns the length that was deferred.
     fn announce(&mut self, len: Option<u64>) -> Result<(), Refusal> {
         match (self.len, len) {

@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::body::Chunks;
 use crate::error::Refusal;
 use crate::job::{Content, Ended, Job, Outcome, Watch, verdict};
 use crate::resumable;
@@ -342,7 +343,10 @@ async fn answer(
         Some(Route::Health) => Ok(Response::new(Full::from("OK"))),
         Some(Route::Discovery) => Ok(Response::default()),
         Some(route) => match shared.authorize(peer, request.headers()) {
-            Err(refusal) => Err(refusal),
+            Err(refusal) => {
+                Chunks::new(request.into_body(), shared.options.stall_timeout).drain();
+                Err(refusal)
+            }
             Ok(()) => {
                 // A task of its own: hyper drops this one when the client is gone.
                 let task = tokio::spawn(async move {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Request, Response};
 
 use crate::body::{Chunks, REPR_DIGEST, digest, repr_digest};
@@ -16,8 +16,10 @@ use crate::job::{Content, Ended, verdict};
 use crate::route::Form;
 use crate::server::{Finished, Running, Shared, Start};
 
-/// Marks what CDI's cloner sends.
+/// Marks what CDI's cloner sends,
 const CDI_CONTENT_TYPE: &str = "x-cdi-content-type";
+/// and what that may be.
+const CLONES: [&[u8]; 2] = [b"filesystem-clone", b"blockdevice-clone"];
 
 /// Receives an upload to its end. Is to be run as a task of its own: once all bytes are here, it does
 /// not matter whether the client still is.
@@ -45,10 +47,14 @@ async fn take(
     len: Option<u64>,
     chunks: &mut Chunks,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
+    shared.sessions.make_way(shared.options.stall_timeout).await;
     let claim = shared.claim()?;
-    if headers.contains_key(CDI_CONTENT_TYPE) {
-        let text =
-            format!("`{CDI_CONTENT_TYPE}` is for CDI's cloner, which this server is not for");
+    // Both are snappy, of a disk or of a tar with one in it: its first bytes say so themselves.
+    let kind = headers.get(CDI_CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if kind.is_some_and(|kind| !CLONES.contains(&kind)) {
+        let text = format!(
+            "expected `{CDI_CONTENT_TYPE}: filesystem-clone` or `blockdevice-clone`, or none"
+        );
         return Err(Refusal::bad_request(text));
     }
     if form == Form::Multipart {

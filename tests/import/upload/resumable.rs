@@ -1,10 +1,13 @@
 //! The resumable protocol, request by request, with curl.
 
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
 use bootyard_testkit::{Cli, run, sha256_file};
 
-use super::{Server, curl, missing, volume};
+use super::{Server, curl, missing, post, volume};
 use crate::{Images, assert_nothing_visible};
-use std::process::Command;
 
 /// Begins an upload, and gives its URL.
 fn create(server: &Server, headers: &[&str]) -> (u16, String) {
@@ -115,4 +118,26 @@ fn a_digest_that_follows_is_compared_before_anything_is_visible() {
     assert_eq!(patch(&url, 0, &image, &[&length]).0, 204);
     assert_eq!(server.end().0, Some(0));
     assert_eq!(sha256_file(volume(&cli, "v")), sha256_file(images.path("disk.raw")));
+}
+
+#[test]
+fn an_upload_whose_client_is_gone_makes_way() {
+    if missing() {
+        return;
+    }
+    let (images, cli) = (Images::new(), Cli::from_env());
+    let image = images.convert("disk.qcow2", &[]);
+    for is_resumable in [true, false] {
+        let name = format!("v{is_resumable}").to_lowercase();
+        let server = Server::start(&cli, &["--name", &name, "--stall-timeout", "1s"]);
+        assert_eq!(create(&server, &["Upload-Length: 1000000", "Upload-Metadata: id YWJj"]).0, 201);
+        let next = || match is_resumable {
+            true => create(&server, &["Upload-Length: 5", "Upload-Metadata: id ZGVm"]).0,
+            false => post(&server.url("/v1beta1/upload"), &image, &[]).0,
+        };
+        assert_eq!(next(), 503);
+        sleep(Duration::from_millis(1100));
+        assert_eq!(next(), if is_resumable { 201 } else { 200 });
+    }
+    assert_eq!(sha256_file(volume(&cli, "vfalse")), sha256_file(images.path("disk.raw")));
 }

@@ -10,7 +10,7 @@ use super::{DEPTH_MAX, own, refuse, unpack};
 use crate::sniff::HEAD_LEN;
 use crate::{Error, ErrorKind, Format, chain_name, sniff};
 
-/// Reads what is in a file after all compression is taken off: gzip, xz, zstd, bzip2, lz4, lzma, also
+/// Reads what is in a file after all compression is taken off: gzip, xz, zstd, bzip2, lz4, lzma, snappy, also
 /// round each other. An archive is not looked into, and what is not compressed comes as it is.
 ///
 /// At the end, `Ok(0)`, all checksums were found right. A failure holds an [`Error`], which says what
@@ -60,8 +60,8 @@ impl Decompressed {
 }
 
 const fn is_compression(format: Format) -> bool {
-    use Format::{Bzip2, Gzip, Lz4, Lzma, Xz, Zstd};
-    matches!(format, Gzip | Xz | Lzma | Zstd | Bzip2 | Lz4)
+    use Format::{Bzip2, Gzip, Lz4, Lzma, Snappy, Xz, Zstd};
+    matches!(format, Gzip | Xz | Lzma | Zstd | Bzip2 | Lz4 | Snappy)
 }
 
 impl Read for Decompressed {

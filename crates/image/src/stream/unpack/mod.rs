@@ -17,6 +17,7 @@ mod member;
 mod ova;
 mod peek;
 mod scan;
+mod snappy;
 mod source;
 mod tar;
 #[cfg(test)]
@@ -141,6 +142,7 @@ fn unpack(
         Format::Zstd => Box::new(Unpack::new(zstd::Zstd::new()?, inner)),
         Format::Bzip2 => Box::new(Unpack::new(bzip2::Bzip2::default(), inner)),
         Format::Lz4 => Box::new(lz4::Lz4::new(inner)),
+        Format::Snappy => Box::new(snappy::Snappy::new(inner)),
         other => {
             return Err(other
                 .refusal()
