@@ -156,10 +156,13 @@ impl fmt::Debug for Snappy {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use bootyard_testkit::{pseudo_random, workspace_root};
 
     use super::*;
     use crate::Format;
+    use crate::stream::Decompressed;
     use crate::stream::unpack::tests::{check, disk};
     use crate::support::decode;
 
@@ -172,6 +175,13 @@ mod tests {
         text.extend([b'z'; 70_000]);
         text.extend((0..300_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()));
         text
+    }
+
+    fn read(file: Vec<u8>) -> io::Result<Vec<u8>> {
+        let mut data = Vec::new();
+        let opened = Decompressed::new(io::Cursor::new(file), NonZeroUsize::MIN);
+        opened.map_err(io::Error::other)?.read_to_end(&mut data)?;
+        Ok(data)
     }
 
     fn packed() -> Vec<u8> {
@@ -192,13 +202,8 @@ mod tests {
 
     #[test]
     fn a_disk_comes_out_as_it_was() {
-        let padded = |mut data: Vec<u8>| {
-            data.resize(data.len().next_multiple_of(512), 0);
-            data
-        };
-        let file = packed();
-        check(&file, &padded(text()), &CHAIN, "packed");
-        check(&file.repeat(2), &padded(text().repeat(2)), &CHAIN, "one after the other");
+        assert_eq!(read(packed()).unwrap(), text());
+        assert_eq!(read(packed().repeat(2)).unwrap(), text().repeat(2));
         check(&stored(&disk()), &disk(), &CHAIN, "stored");
     }
 
@@ -211,10 +216,11 @@ mod tests {
         let error = decode(&file, &[65_536]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         let file = packed();
-        for at in 14..file.len() {
+        for at in 10..file.len() {
             let mut file = file.clone();
             file[at] ^= 0x55;
-            assert!(decode(&file, &[65_536]).is_err(), "byte {at}");
+            // In a run of one byte a copy may be of another place without a difference.
+            assert!(read(file).map_or(true, |data| data == text()), "byte {at}");
         }
     }
 
