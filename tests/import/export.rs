@@ -63,13 +63,13 @@ fn assert_is_the_disk(cli: &Cli, made: &Path, format: &str, report: &Value) {
     let plain = unpacked(cli, made, format);
     let kind = if format.starts_with("qcow2") { "qcow2" } else { "raw" };
     qemu_img(["compare", "-f", "raw", "-F", kind, &disk, &plain.display().to_string()]);
-    let volume = format!("again-{}", format.replace('.', "-"));
-    let path = made.display().to_string();
-    let output = cli.run(["import", &path, "--name", &volume, "--json"]);
+    let (path, again) = (made.display().to_string(), cli.root().join("again.raw"));
+    let words = ["import", &path, "--to", &again.display().to_string(), "--json"];
+    let output = cli.run(words);
+    fs_err::remove_file(again).expect("the import");
     assert_eq!(output.code, Some(0), "{format}: {output}");
     let again = self::report(&output.stdout);
     assert_eq!(again["fingerprint"], report["fingerprint"], "{format}");
-    fs_err::remove_dir_all(cli.store().join("volumes").join(volume)).expect("the volume");
 }
 
 #[test]
