@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bootyard_testkit::{Cli, qemu_img, require_tool, run, sha256_file, sparse_image};
+use bootyard_testkit::{
+    Cli, S3Server, pseudo_random, qemu_img, require_tool, run, sha256_file, sparse_image,
+};
 use serde_json::Value;
 
 const FORMATS: [(&str, &str); 6] = [
@@ -190,4 +192,68 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     assert_eq!(report(&output.stdout)["event"], "failed");
     assert!(!cli.work().join("a.raw").exists());
     assert_nothing_hidden(&cli);
+}
+
+/// A command line that knows the server's key.
+fn with_key(server: &S3Server) -> Cli {
+    Cli::from_env()
+        .env("AWS_ACCESS_KEY_ID", S3Server::KEY)
+        .env("AWS_SECRET_ACCESS_KEY", S3Server::SECRET)
+        .env("AWS_ENDPOINT_URL_S3", &server.endpoint())
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+}
+
+#[test]
+fn an_object_is_the_same_disk_again() {
+    let Some(server) = crate::s3::server() else { return };
+    let cli = with_key(server);
+    // Three parts, as it is and hardly packed.
+    let path = cli.work().join("disk.raw");
+    fs_err::write(&path, pseudo_random(40 << 20, 3)).expect("a disk");
+    let mut fingerprints = Vec::new();
+    for name in ["a.raw", "a.raw.gz", "a.raw.zst", "a.qcow2", "with space + ä.raw"] {
+        let target = format!("s3://private/exports/{name}");
+        let output = cli.run(["export", "./disk.raw", &target, "--json"]);
+        assert_eq!(output.code, Some(0), "{output}");
+        let sent = report(&output.stdout);
+        let output = cli.run(["import", &target, "--to", "again.raw", "--json"]);
+        assert_eq!(output.code, Some(0), "{output}");
+        let got = report(&output.stdout);
+        assert_eq!(got["sha256"], sent["sha256"], "{name}");
+        assert_eq!(got["source_bytes"], sent["bytes"], "{name}");
+        assert_eq!(got["fingerprint"], sent["fingerprint"], "{name}");
+        fs_err::remove_file(cli.work().join("again.raw")).expect("the import");
+        fingerprints.push(sent["fingerprint"].to_string());
+    }
+    fingerprints.dedup();
+    assert_eq!(fingerprints.len(), 1);
+}
+
+#[test]
+fn an_object_that_fails_is_never_seen() {
+    let Some(server) = crate::s3::server() else { return };
+    let cli = with_key(server);
+    fs_err::write(cli.work().join("disk.raw"), pseudo_random(40 << 20, 4)).expect("a disk");
+    let [raw, torn] = ["disk.raw", "torn.qcow2"].map(|name| cli.work().join(name));
+    let names = [&raw, &torn].map(|path| path.display().to_string());
+    qemu_img(["convert", "-f", "raw", "-O", "qcow2", &names[0], &names[1]]);
+    let file = fs_err::File::options().write(true).open(&torn).expect("the image");
+    file.set_len(36 << 20).expect("a cut");
+    let broken = cli.run(["export", "./torn.qcow2", "s3://private/torn.raw"]);
+    assert_eq!(broken.code, Some(4), "{broken}");
+    assert!(broken.stderr.contains("ends beyond the file"), "{broken}");
+    let dots = cli.run(["export", "./disk.raw", "s3://private/a/../b.raw"]);
+    assert_eq!(dots.code, Some(3), "{dots}");
+    let anonymous = Cli::from_env();
+    fs_err::write(anonymous.work().join("disk.raw"), "x".repeat(512)).expect("a disk");
+    let endpoint = server.endpoint();
+    let words = ["export", "./disk.raw", "s3://public/a.raw", "--s3-anonymous", "--s3-endpoint"];
+    let denied = anonymous.run([&words[..], &[&endpoint]].concat());
+    assert_eq!(denied.code, Some(3), "{denied}");
+    assert!(denied.stderr.contains("hint: give credentials that may write there"), "{denied}");
+    let there = cli.run(["import", "s3://private/torn.raw", "--to", "again.raw"]);
+    assert_eq!(there.code, Some(3), "{there}");
+    let uploads = server.get("private?uploads=");
+    assert!(uploads.contains("ListMultipartUploadsResult"), "{uploads}");
+    assert!(!uploads.contains("torn.raw"), "{uploads}");
 }

@@ -64,7 +64,7 @@ pub(crate) enum Command {
     Inspect(Box<InspectArgs>),
     /// Make a second disk with the content of another
     Clone(CloneArgs),
-    /// Make a file, a stream or a container image of a volume
+    /// Make a file, a stream, an object of S3 or a container image of a volume
     Export(Box<ExportArgs>),
     /// Make a container image (a containerDisk) of a disk
     Push(Box<PushArgs>),

@@ -1,4 +1,4 @@
-//! The way out: a disk as a file or as a stream, in a form that others read.
+//! The way out: a disk as a file, as a stream or as an object of a store, in a form that others read.
 //!
 //! ```text
 //! disk ─► blocks, read and packed by all processors ─► in their order ─► digest ─► target
@@ -9,6 +9,8 @@
 //! Memory does not grow with the disk. Not for container images: that is [`push`](crate::push()).
 
 mod blocks;
+#[cfg(feature = "s3")]
+mod object;
 mod packing;
 
 use std::fmt;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use bootyard_image::fingerprint::Collector;
 use bootyard_image::raw::RawDisk;
 use bootyard_image::{Body, Disk, Extent, Fingerprint, Piece, ReadAt, Sink, WriteAt, copy, qcow2};
+use bootyard_source as source;
 use bootyard_spec::{Digest, Source, Verified, Verifier};
 use bootyard_volume::{self as volume, AttachedDisk, SpillFile, Staged};
 
@@ -51,12 +54,17 @@ pub enum ExportTarget<'a> {
     Path(PathBuf),
     /// Whoever takes the bytes in their order; with its name.
     Stream(&'a mut dyn Write, String),
+    /// An object of S3, which is replaced if it is there.
+    #[cfg(feature = "s3")]
+    S3(bootyard_spec::ObjectName),
 }
 
 impl fmt::Debug for ExportTarget<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            #[cfg(feature = "s3")]
+            Self::S3(object) => f.debug_tuple("S3").field(object).finish(),
             Self::Stream(_, name) => f.debug_tuple("Stream").field(name).finish_non_exhaustive(),
         }
     }
@@ -144,13 +152,21 @@ pub struct Exported {
 pub fn export(
     request: &ExportRequest,
     target: ExportTarget<'_>,
+    options: &source::Options,
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Exported, Error> {
     let disk = open(&request.disk)?;
     let job = Job { request, disk: &*disk, collector: Collector::new(), events, cancel };
     events.event(Event::Phase(Phase::Transferring));
+    #[cfg(not(feature = "s3"))]
+    let _ = options;
     match target {
+        #[cfg(feature = "s3")]
+        ExportTarget::S3(name) => {
+            let verified = object::send(&job, &name, options)?;
+            job.exported(&verified, None)
+        }
         ExportTarget::Path(path) => job.write_file(&path),
         ExportTarget::Stream(stream, name) => {
             let verified = job.pass(&mut Stream { stream, name })?;

@@ -160,6 +160,20 @@ impl Error {
         self
     }
 
+    /// The server took no part of a new object.
+    #[cfg(feature = "s3")]
+    pub(crate) fn put(name: &str, status: u16, retry_after: Option<Duration>) -> Self {
+        let kind = match status {
+            404 | 410 => ErrorKind::NotFound,
+            401 | 403 | 407 => ErrorKind::Denied,
+            _ => ErrorKind::Status,
+        };
+        let mut error = Self::new(kind, format!("`{name}` answered with HTTP status {status}"));
+        error.0.status = Some(status);
+        error.0.retry_after = retry_after;
+        error
+    }
+
     /// Nobody knows who we are to this server.
     #[cfg(feature = "s3")]
     pub(crate) fn no_credentials(

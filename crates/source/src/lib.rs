@@ -43,6 +43,8 @@ pub use header::{Header, ParseHeaderError};
 pub use inlet::{Feed, Inlet, Openings};
 pub use object::Object;
 pub use proxy::{NoProxy, ProxyOptions};
+#[cfg(feature = "s3")]
+pub use s3::NewObject;
 pub use s3::S3Options;
 pub use upload::{Sending, Sent, Upload, upload};
 pub use validator::{ParseValidatorError, Validator};

@@ -11,8 +11,12 @@ use crate::store::object_in;
 #[cfg(feature = "s3")]
 mod look_up;
 #[cfg(feature = "s3")]
+mod put;
+#[cfg(feature = "s3")]
 mod sign;
 
+#[cfg(feature = "s3")]
+pub use put::NewObject;
 #[cfg(feature = "s3")]
 pub(crate) use sign::S3;
 

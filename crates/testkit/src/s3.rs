@@ -79,7 +79,16 @@ impl S3Server {
         self.request("PUT", &self.url(path), Some(file));
     }
 
-    fn request(&self, method: &str, url: &str, file: Option<&Path>) {
+    /// What the server answers to a signed `GET` of `path`, as [`S3Server::url`] takes it.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses it.
+    pub fn get(&self, path: &str) -> String {
+        self.request("GET", &self.url(path), None)
+    }
+
+    fn request(&self, method: &str, url: &str, file: Option<&Path>) -> String {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--fail-with-body", "-X", method])
             .args(["--aws-sigv4", "aws:amz:us-east-1:s3"])
@@ -90,7 +99,7 @@ impl S3Server {
         if let Some(file) = file {
             curl.arg("-T").arg(file);
         }
-        run(&mut curl);
+        run(&mut curl)
     }
 
     fn try_start() -> Option<Self> {

@@ -19,6 +19,7 @@ use crate::commands::{push, run::resolve};
 use crate::error::Failure;
 use crate::json::FailureLine;
 use crate::progress::Display;
+use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
 use crate::{output, settings};
 
@@ -29,8 +30,8 @@ pub(crate) struct ExportArgs {
     /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw
     #[arg(value_name = "VOLUME|FILE")]
     disk: String,
-    /// Where it goes: a new file, a block device, - for standard output, or a container image
-    /// as docker://HOST/NAME:TAG, oci:FOLDER:TAG or oci-archive:FILE:TAG
+    /// Where it goes: a new file, a block device, - for standard output, s3://BUCKET/KEY, or a
+    /// container image as docker://HOST/NAME:TAG, oci:FOLDER:TAG or oci-archive:FILE:TAG
     target: Source,
     /// raw, raw.gz, raw.zst, raw.xz, qcow2 or qcow2-zstd [default: what the target's name ends in; raw
     /// for others, qcow2-zstd for container images]
@@ -46,6 +47,8 @@ pub(crate) struct ExportArgs {
     image: ImageArgs,
     #[command(flatten)]
     transfer: SourceArgs,
+    #[command(flatten)]
+    stores: StoreArgs,
 }
 
 /// The last line of `export --json` when all is well.
@@ -81,6 +84,8 @@ fn export(args: &ExportArgs) -> Result<ExitCode, Failure> {
     let name = args.target.to_string();
     let (target, format) = match &args.target {
         Source::File(path) => (ExportTarget::Path(path.clone()), ExportFormat::of_name(&name)),
+        #[cfg(feature = "s3")]
+        Source::S3(object) => (ExportTarget::S3(object.clone()), ExportFormat::of_name(&name)),
         Source::Stdin if stdout.is_terminal() => {
             let what = "a disk is nothing for a terminal";
             let hint = "write it to a file: `bootyard export … FILE`, or pipe it somewhere";
@@ -94,6 +99,8 @@ fn export(args: &ExportArgs) -> Result<ExitCode, Failure> {
     };
     args.image.check(&args.target)?;
     args.transfer.check(&args.target, None)?;
+    let mut options = args.transfer.options()?;
+    args.stores.apply(&args.target, &mut options)?;
     let store = Store::open(&settings::store_home()?);
     let disk = resolve(&store, &args.disk)?;
     let request = ExportRequest {
@@ -104,7 +111,7 @@ fn export(args: &ExportArgs) -> Result<ExitCode, Failure> {
     let (to_stdout, cancel) = (args.target == Source::Stdin, cancel_on_signal()?);
     // What is written to standard output leaves no place for anything else there.
     let display = Display::new(args.json && !to_stdout);
-    let exported = bootyard_import::export(&request, target, &display, &cancel);
+    let exported = bootyard_import::export(&request, target, &options, &display, &cancel);
     let took = display.finish();
     let exported = exported.map_err(|error| match error {
         Error::Output { error, .. } if to_stdout && error.kind() == io::ErrorKind::BrokenPipe => {
@@ -122,7 +129,7 @@ fn no_target(other: &Source) -> Failure {
     let hint = match other {
         Source::Volume(_) => "a copy within the store is a clone: `bootyard clone`",
         _ => {
-            "expected a file, a block device, -, docker://HOST/NAME:TAG, \
+            "expected a file, a block device, -, s3://BUCKET/KEY, docker://HOST/NAME:TAG, \
              oci:FOLDER:TAG or oci-archive:FILE:TAG"
         }
     };

@@ -93,7 +93,9 @@ impl S3 {
         Ok(Self { object, config, credentials: shared.credentials_provider(), state })
     }
 
-    async fn sign(&self) -> Result<Location, Error> {
+    /// A client for the bucket's region with the credentials of now, and how long these are good for
+    /// a signature.
+    pub(super) async fn client(&self) -> Result<(Client, Duration), Error> {
         let name = self.name();
         let now = SystemTime::now();
         let mut config = self.config.clone().region(Region::new(self.state().region.clone()));
@@ -111,11 +113,19 @@ impl S3 {
                 config.set_credentials_provider(Some(SharedCredentialsProvider::new(credentials)));
             }
         }
-        let client = Client::from_conf(config.build());
+        Ok((Client::from_conf(config.build()), good_for))
+    }
+
+    /// The object that is meant.
+    pub(super) const fn object(&self) -> &ObjectName {
+        &self.object
+    }
+
+    async fn sign(&self) -> Result<Location, Error> {
+        let (name, now) = (self.name(), SystemTime::now());
+        let (client, good_for) = self.client().await?;
         let request = client.get_object().bucket(&self.object.bucket).key(&self.object.key);
-        let validity = PresigningConfig::builder().start_time(now).expires_in(SIGNED_FOR).build();
-        let validity = validity.map_err(|error| unsigned(&name, error))?;
-        let presigned = request.presigned(validity).await;
+        let presigned = request.presigned(validity(&name)?).await;
         let presigned = presigned.map_err(|error| unsigned(&name, error))?;
         let location = self.location(&presigned)?;
         let until = now + good_for.saturating_sub(MARGIN);
@@ -123,7 +133,7 @@ impl S3 {
         Ok(location)
     }
 
-    fn location(&self, presigned: &PresignedRequest) -> Result<Location, Error> {
+    pub(super) fn location(&self, presigned: &PresignedRequest) -> Result<Location, Error> {
         let url: SafeUrl = presigned
             .uri()
             .parse()
@@ -239,7 +249,14 @@ impl fmt::Debug for S3 {
     }
 }
 
-fn unsigned(name: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+/// From now on.
+pub(super) fn validity(name: &str) -> Result<PresigningConfig, Error> {
+    let now = SystemTime::now();
+    let validity = PresigningConfig::builder().start_time(now).expires_in(SIGNED_FOR).build();
+    validity.map_err(|error| unsigned(name, error))
+}
+
+pub(super) fn unsigned(name: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::unusable(format!("cannot sign a request for `{name}`")).because(error)
 }
 
