@@ -284,9 +284,12 @@ impl Db {
         name: &VolumeName,
         place: &Place,
         size: u64,
+        is_there: impl FnOnce() -> bool,
     ) -> Result<(), Error> {
         self.transact(|work| match find(work, name)? {
             Some(_) => Ok(()),
+            // Whoever removes a disk has a row until it is gone.
+            None if !is_there() => Ok(()),
             None => insert(work, name, place, State::Ready, size, None).map(|_| ()),
         })
     }

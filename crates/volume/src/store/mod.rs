@@ -230,9 +230,18 @@ impl Store {
 
     /// Finds a volume.
     pub fn get(&self, name: &VolumeName) -> Result<Volume, Error> {
-        let volume = self.find(name)?.filter(|volume| volume.state == State::Ready);
-        let Some(volume) = volume else { return Err(self.not_found(name)) };
-        if !volume.path.exists() {
+        let find = || Ok::<_, Error>(self.find(name)?.filter(|found| found.state == State::Ready));
+        let Some(mut volume) = find()? else { return Err(self.not_found(name)) };
+        while !volume.path.exists() {
+            // It may just have been removed, and made again.
+            match find()? {
+                None => return Err(self.not_found(name)),
+                Some(now) if now != volume => {
+                    volume = now;
+                    continue;
+                }
+                Some(_) => {}
+            }
             let path = volume.path.display();
             let what = format!("the disk of volume `{name}` is not there: expected `{path}`");
             let hint = format!("bring it back, or forget the volume: `bootyard volume rm {name}`");
@@ -375,7 +384,7 @@ impl Store {
     fn adopt(&self, db: &mut Db, wanted: impl Fn(&VolumeName) -> bool) -> Result<(), Error> {
         for (volume, place) in self.unregistered(db)? {
             if wanted(&volume.name) {
-                db.adopt(&volume.name, &place, volume.size)?;
+                db.adopt(&volume.name, &place, volume.size, || volume.path.exists())?;
             }
         }
         Ok(())

@@ -8,10 +8,10 @@ use bootyard_testkit::{qemu_img, require_tool, run, sparse_image};
 use fs_err as fs;
 
 use super::model::{Model, Random};
-use super::{Memory, backing, live, walk};
+use super::{Memory, backing, image, live, walk};
 use crate::qcow2::{Backing, BackingFormat, Create, create, edit};
 use crate::raw::FileAt;
-use crate::{Disk, ReadAt, conformance};
+use crate::{Disk, ErrorKind, ReadAt, conformance};
 
 const SIZE: u64 = (2 << 20) + 512 * 9;
 
@@ -274,4 +274,43 @@ fn the_refcount_table_moves_when_the_file_outgrows_it() {
     editor.writer().unwrap().flush().unwrap();
     judge(dir.path(), &memory.bytes(), &model.disk);
     assert!(memory.len() < 16 << 20, "old tables are used for other things");
+}
+
+/// What `qemu-img` finds in an image that we have made larger, and what it reads from it.
+#[test]
+fn a_disk_that_has_grown_is_whole() {
+    if !require_tool("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (cluster_bits, before, after) in [
+        (16, 1 << 20, 3 << 20),
+        (16, 1 << 20, 1 << 40),
+        (9, 64 << 10, 8 << 20),
+        (12, 1 << 20, 1 << 33),
+    ] {
+        let memory = image(before, cluster_bits);
+        let editor = edit(memory.clone(), None).unwrap();
+        let writer = editor.writer().unwrap();
+        writer.write_at(&[7; 3000], before / 2).unwrap();
+        writer.flush().unwrap();
+        drop(editor);
+        edit(memory.clone(), None).unwrap().grow(after).unwrap();
+        let path = folder.path().join("grown.qcow2");
+        fs::write(&path, memory.bytes()).unwrap();
+        let file = path.to_str().unwrap();
+        qemu_img(["check", file]);
+        assert!(qemu_img(["info", file]).contains(&format!("({after} bytes)")), "{after}");
+        // It is written on, at its old and at its new end.
+        let editor = edit(memory.clone(), None).unwrap();
+        let mut found = [0; 3000];
+        editor.read_at(&mut found, before / 2).unwrap();
+        assert_eq!(found, [7; 3000]);
+        editor.writer().unwrap().write_at(&[9; 512], after - 512).unwrap();
+        editor.writer().unwrap().flush().unwrap();
+        fs::write(&path, memory.bytes()).unwrap();
+        qemu_img(["check", file]);
+        let error = edit(memory, None).unwrap().grow(before).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    }
 }
