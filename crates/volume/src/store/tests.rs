@@ -1,7 +1,9 @@
 //! The store: what is true of a volume after whatever happened, and what its classes give.
+#![expect(clippy::disallowed_methods, reason = "losetup is a program")]
 
 use bootyard_image::{Body, Piece, Sink};
 use bootyard_spec::{AccessMode, Explain, StorageDriver, Verified, Verifier};
+use bootyard_testkit::run;
 use tempfile::TempDir;
 
 use super::*;
@@ -248,4 +250,58 @@ fn a_database_of_later_days_is_refused() {
     refused(store.get(&name("v")), ErrorKind::Database, &what);
     fs_err::remove_file(path).unwrap();
     assert_eq!(store.get(&name("v")).unwrap().size, 4 * MIB);
+}
+
+/// A loop device over a file, until it is dropped.
+struct Device(String);
+
+impl Device {
+    fn new(folder: &Path, mib: u64) -> Self {
+        let file = folder.join(format!("{mib}.img"));
+        // What was on it before.
+        fs_err::write(&file, vec![0xaa; (mib * MIB) as usize]).unwrap();
+        let mut command = std::process::Command::new("losetup");
+        Self(run(command.args(["--find", "--show"]).arg(file)).trim().to_owned())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        run(std::process::Command::new("losetup").args(["--detach", &self.0]));
+    }
+}
+
+#[test]
+fn each_volume_has_the_smallest_device_that_fits() {
+    if !bootyard_testkit::require_tool("losetup") {
+        return;
+    }
+    let (folder, store) = store();
+    let devices = [8, 16].map(|mib| Device::new(folder.path(), mib));
+    let paths = devices.iter().map(|device| PathBuf::from(&device.0)).collect();
+    let disks = StorageClass::new("disks".parse().unwrap(), StorageDriver::Devices(paths));
+    store.add_class(&disks).unwrap();
+    let claim = Claim { class: Some(disks.name), ..Claim::default() };
+    let options = |mib| StageOptions { claim: claim.clone(), size: Some(ByteSize::from_mib(mib)) };
+    make(&store, "a", &options(4));
+    make(&store, "b", &options(4));
+    let path = |volume: &str| store.get(&name(volume)).unwrap().path;
+    assert_eq!([path("a"), path("b")], [&devices[0].0, &devices[1].0].map(PathBuf::from));
+    refused(
+        store.stage_as(&name("c"), OutputFormat::Raw, &options(4)),
+        ErrorKind::NoSpace,
+        "class `disks` has no free device of at least 4Mi",
+    );
+    assert_eq!(store.resize(&name("a"), ByteSize::from_mib(8)).unwrap(), (4 * MIB, 8 * MIB));
+    let too_large = store.resize(&name("a"), ByteSize::from_mib(9)).unwrap_err();
+    assert_eq!(too_large.kind(), ErrorKind::TooSmall, "{too_large}");
+    store.remove(&name("a")).unwrap();
+    assert_eq!(fs_err::read(&devices[0].0).unwrap()[..MIB as usize], [0; MIB as usize]);
+    // A row without a process is all that a killed one leaves of a volume on a device.
+    let staged = store.stage_as(&name("c"), OutputFormat::Raw, &options(4)).unwrap();
+    let living = findings(&store, REPAIR);
+    assert_eq!(living, [format!("c is being made by process {}: note", std::process::id())]);
+    drop(staged);
+    assert_eq!(findings(&store, VerifyOptions { deep: true, ..REPAIR }).len(), 1);
+    assert_eq!(store.list_all().unwrap().len(), 1);
 }
