@@ -59,6 +59,39 @@ fn a_snapshot_is_for_readers_and_knows_its_volume() {
 }
 
 #[test]
+fn a_disk_that_may_be_written_to_is_not_read_as_it_stands() {
+    let cli = Cli::from_env();
+    golden(&cli);
+    let output = cli.run(["clone", "golden", "shared", "--access-mode", "RWX"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    // As a machine holds it: one of several that write, and the only one.
+    let open = |name: &str| {
+        let path = cli.store().join(format!("volumes/{name}/disk.raw"));
+        File::open(path).unwrap()
+    };
+    let (shared, alone) = (open("shared"), open("golden"));
+    shared.lock_shared().unwrap();
+    alone.lock().unwrap();
+    for name in ["shared", "golden"] {
+        let source = format!("volume:{name}");
+        for arguments in [
+            &["clone", name, "other"][..],
+            &["volume", "snapshot", name, "other"],
+            &["export", name, "out.raw"],
+            &["push", name, "oci:image:latest"],
+            &["import", &source, "--name", "other"],
+        ] {
+            let output = cli.run(arguments);
+            assert_eq!(output.code, Some(6), "{output}");
+            assert!(output.stderr.contains("is attached to another machine"), "{output}");
+        }
+    }
+    drop(shared);
+    let output = cli.run(["export", "shared", "out.raw"]);
+    assert_eq!(output.code, Some(0), "{output}");
+}
+
+#[test]
 fn the_report_is_a_json_line() {
     let cli = Cli::from_env();
     golden(&cli);

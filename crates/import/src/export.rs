@@ -24,7 +24,7 @@ use bootyard_image::raw::RawDisk;
 use bootyard_image::{Body, Disk, Extent, Fingerprint, Piece, ReadAt, Sink, WriteAt, copy, qcow2};
 use bootyard_source as source;
 use bootyard_spec::{Digest, Source, Verified, Verifier};
-use bootyard_volume::{self as volume, AttachedDisk, SpillFile, Staged};
+use bootyard_volume::{self as volume, Access, AttachedDisk, SpillFile, Staged};
 
 use self::blocks::{Blocks, Part};
 use self::packing::Packing;
@@ -42,6 +42,8 @@ const ZEROS: &[u8; PART] = &[0; PART];
 pub struct ExportRequest {
     /// The disk: qcow2 if the name says so, else raw.
     pub disk: PathBuf,
+    /// How it is opened: [`Access::ReadAlone`] where many may write.
+    pub access: Access,
     /// In which form it leaves.
     pub format: ExportFormat,
     /// Where a qcow2 is made that is not for a file.
@@ -156,7 +158,7 @@ pub fn export(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Exported, Error> {
-    let disk = open(&request.disk)?;
+    let disk = open(&request.disk, request.access)?;
     let job = Job { request, disk: &*disk, collector: Collector::new(), events, cancel };
     events.event(Event::Phase(Phase::Transferring));
     #[cfg(not(feature = "s3"))]
@@ -450,8 +452,8 @@ impl Receiver for Stream<'_> {
 }
 
 /// Opens the disk, which no machine may be writing to.
-fn open(path: &Path) -> Result<Box<dyn Disk>, Error> {
-    let file = AttachedDisk::open(path, true)?;
+pub(crate) fn open(path: &Path, access: Access) -> Result<Box<dyn Disk>, Error> {
+    let file = AttachedDisk::open_for(path, access)?;
     // A guest writes its own first sector: a raw disk is never asked what it is.
     if path.extension().is_none_or(|extension| extension != "qcow2") {
         return Ok(Box::new(Sparse(RawDisk::read_only(file))));

@@ -15,16 +15,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, ReadAt, WriteAt, qcow2};
 use bootyard_source::oci::{self, Content, NewImage};
 use bootyard_source::{self as source};
 use bootyard_spec::{Digest, OutputFormat, Platform, Source, Verifier};
-use bootyard_volume::{AttachedDisk, SpillFile};
+use bootyard_volume::{Access, SpillFile};
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::Error;
+use crate::export::open;
 use crate::run::runtime;
 
 /// The user and the group that QEMU runs as in KubeVirt's pods.
@@ -39,6 +39,8 @@ const PART: usize = 1 << 20;
 pub struct PushRequest {
     /// The disk: qcow2 if the name says so, else raw.
     pub disk: PathBuf,
+    /// How it is opened: [`Access::ReadAlone`] where many may write.
+    pub access: Access,
     /// A registry, or a layout, with the image's name.
     pub target: Source,
     /// How the disk is stored in the layer.
@@ -111,7 +113,7 @@ pub struct Pushed {
 
 /// Makes the image and stores it. As [`run`](crate::run()) it must not be called from async code.
 pub fn push(request: &PushRequest, options: &source::Options) -> Result<Pushed, Error> {
-    let disk = open(&request.disk)?;
+    let disk = open(&request.disk, request.access)?;
     let (name, stored): (&str, Box<dyn ReadAt>) = match request.format {
         OutputFormat::Raw => ("disk/disk.img", Box::new(Flat(disk.as_ref()))),
         format => ("disk/disk.qcow2", Box::new(convert(&*disk, format, &request.scratch)?)),
@@ -137,17 +139,6 @@ pub fn push(request: &PushRequest, options: &source::Options) -> Result<Pushed, 
     let manifest = runtime()?.block_on(oci::push(&request.target, &image, options))?;
     let (layer_bytes, virtual_size) = (layer.len, disk.virtual_size());
     Ok(Pushed { digest: manifest, layer: digest, layer_bytes, virtual_size })
-}
-
-/// Opens the disk, which no machine may be writing to.
-fn open(path: &Path) -> Result<Box<dyn Disk>, Error> {
-    let file = AttachedDisk::open(path, true)?;
-    // A guest writes its own first sector: a raw disk is never asked what it is.
-    if path.extension().is_none_or(|extension| extension != "qcow2") {
-        return Ok(Box::new(RawDisk::read_only(file)));
-    }
-    bootyard_image::open(file)
-        .map_err(|error| Error::image(error, &Source::File(path.into()), None))
 }
 
 /// The disk as qcow2. One thread writes it, so that its clusters stand in the order of the disk.

@@ -6,7 +6,7 @@ use bootyard_volume::{Prospect, Store};
 
 use crate::joined::Joined;
 use crate::opened::{Lookup, Opened};
-use crate::run::{refuse_same, resolve, runtime};
+use crate::run::{Resolved, refuse_same, resolve, runtime};
 use crate::transfer::unless;
 use crate::trust::refuse_dubious;
 use crate::{Besides, Cancel, Error, Plan, Probe, plan};
@@ -20,7 +20,7 @@ pub fn rehearse(
     options: &source::Options,
     cancel: &Cancel,
 ) -> Result<Plan, Error> {
-    let (request, is_raw) = resolve(request, store)?;
+    let Resolved { request, is_raw, _idle } = resolve(request, store)?;
     refuse_same(&request, store)?;
     let target = match &request.target {
         Target::Volume(name) => Prospect::of_volume(store, name)?,

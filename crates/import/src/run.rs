@@ -15,7 +15,7 @@ use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, ErrorKind, Extent, Format, ReadAt};
 use bootyard_source as source;
 use bootyard_spec::{Digest, ImportRequest, OutputFormat, Source, Target, Verified, Verifier};
-use bootyard_volume::{Facts, Published, StageOptions, Staged, Store};
+use bootyard_volume::{AttachedDisk, Facts, Published, StageOptions, Staged, Store};
 use tokio::runtime::Runtime;
 
 use crate::cache::Cache;
@@ -79,7 +79,7 @@ pub fn run(
     events: &dyn Events,
     cancel: &Cancel,
 ) -> Result<Report, Error> {
-    let (request, is_raw) = resolve(request, store)?;
+    let Resolved { request, is_raw, _idle } = resolve(request, store)?;
     let (request, staged) = claim(request, store)?;
     let request = &request;
     if request.source == Source::Blank {
@@ -436,16 +436,24 @@ pub(crate) fn refuse_same(request: &ImportRequest, store: &Store) -> Result<(), 
     }
 }
 
-/// The request with the file behind a volume that is its source, and whether that is known to be
-/// raw: the store knows, and a guest could have written anything into it.
-pub(crate) fn resolve(
-    request: &ImportRequest,
-    store: &Store,
-) -> Result<(ImportRequest, bool), Error> {
-    let Source::Volume(name) = &request.source else { return Ok((request.clone(), false)) };
-    let volume = store.get(name)?;
+/// A request whose source is no volume by name any more.
+pub(crate) struct Resolved {
+    pub(crate) request: ImportRequest,
+    /// The source is known to be raw: the store knows, and a guest could have written anything into it.
+    pub(crate) is_raw: bool,
+    /// Keeps whoever would write to the volume away.
+    pub(crate) _idle: Option<AttachedDisk>,
+}
+
+/// Finds the disk behind a volume that is the source.
+pub(crate) fn resolve(request: &ImportRequest, store: &Store) -> Result<Resolved, Error> {
+    let Source::Volume(name) = &request.source else {
+        return Ok(Resolved { request: request.clone(), is_raw: false, _idle: None });
+    };
+    let (volume, idle) = store.original(name)?;
     let is_raw = volume.format == OutputFormat::Raw;
-    Ok((ImportRequest { source: Source::File(volume.path), ..request.clone() }, is_raw))
+    let request = ImportRequest { source: Source::File(volume.path), ..request.clone() };
+    Ok(Resolved { request, is_raw, _idle: Some(idle) })
 }
 
 /// Makes a volume of nothing but zeros, of the size that was asked for.

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::args::{ImageArgs, PushArgs, PushFormat};
 use crate::commands::import::cancel_on_signal;
-use crate::commands::{push, run::resolve};
+use crate::commands::{push, run::resolve_to_read};
 use crate::error::Failure;
 use crate::json::FailureLine;
 use crate::progress::Display;
@@ -102,10 +102,11 @@ fn export(args: &ExportArgs) -> Result<ExitCode, Failure> {
     let mut options = args.transfer.options()?;
     args.stores.apply(&args.target, &mut options)?;
     let store = Store::open(&settings::store_home()?);
-    let disk = resolve(&store, &args.disk)?;
+    let (disk, access) = resolve_to_read(&store, &args.disk)?;
     let request = ExportRequest {
         scratch: scratch(args.scratch.as_deref(), &disk),
         disk,
+        access,
         format: args.format.unwrap_or(format),
     };
     let (to_stdout, cancel) = (args.target == Source::Stdin, cancel_on_signal()?);

@@ -9,7 +9,7 @@ use bootyard_spec::{ByteSize, Class, ImageLayout, OutputFormat, Platform, Source
 use bootyard_volume::Store;
 
 use crate::args::{PushArgs, PushFormat};
-use crate::commands::run::resolve;
+use crate::commands::run::resolve_to_read;
 use crate::error::Failure;
 use crate::json::{FailureLine, PushedLine};
 use crate::{output, settings};
@@ -46,7 +46,7 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
     let mut options = args.transfer.options()?;
     options.image = settings::image_options(&args.image);
     let store = Store::open(&settings::store_home()?);
-    let disk = resolve(&store, &args.disk)?;
+    let (disk, access) = resolve_to_read(&store, &args.disk)?;
     let (format, usual) = match args.format {
         // What is compressed cluster by cluster gains nothing by another compression.
         PushFormat::Qcow2 => (OutputFormat::Qcow2Zstd, LayerCompression::None),
@@ -56,6 +56,7 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
     let request = PushRequest {
         scratch: scratch.filter(|path| *path != Path::new("")).unwrap_or_else(|| ".".into()),
         disk,
+        access,
         target: args.target.clone(),
         format,
         compression: args.compression.unwrap_or(usual),

@@ -106,6 +106,16 @@ pub(crate) fn attach(
     })
 }
 
+/// As [`resolve`], for a disk that is read as it stands: also how it is opened for that.
+pub(crate) fn resolve_to_read(store: &Store, disk: &str) -> Result<(PathBuf, Access), Failure> {
+    let path = resolve(store, disk)?;
+    let access = match disk.parse() {
+        Ok(name) if !disk.contains('/') => store.original(&name)?.0.reading(),
+        _ => Access::Read,
+    };
+    Ok((path, access))
+}
+
 /// The user most likely means the file of that name.
 fn no_volume(disk: &str, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     Failure::new(Class::Usage, error)

@@ -140,6 +140,14 @@ impl State {
 }
 
 impl Volume {
+    /// How its disk is opened to be read as it stands: alone, where many may write.
+    pub fn reading(&self) -> Access {
+        match self.access_modes.as_slice().contains(&AccessMode::ReadWriteMany) {
+            true => Access::ReadAlone,
+            false => Access::Read,
+        }
+    }
+
     /// The fingerprint of what it holds, if that is certain: nobody has written to it since it was made,
     /// neither a machine of ours nor, by the file's time, anybody else.
     pub fn known_fingerprint(&self) -> Option<Fingerprint> {
@@ -303,15 +311,13 @@ impl Store {
     /// Fails where somebody does.
     pub fn original(&self, name: &VolumeName) -> Result<(Volume, AttachedDisk), Error> {
         let mut volume = self.get(name)?;
-        let many_write = volume.access_modes.as_slice().contains(&AccessMode::ReadWriteMany);
-        let access = if many_write { Access::ReadAlone } else { Access::Read };
         if let Some(db) = Db::read(&self.home)?
             && let Some(row) = db.volume(name)?
         {
             let driver = self.driver_of(&db, &row.place.class)?;
             volume.path = driver.attach(&self.home.join(&row.place.path))?;
         }
-        let disk = AttachedDisk::open_for(&volume.path, access)?;
+        let disk = AttachedDisk::open_for(&volume.path, volume.reading())?;
         Ok((volume, disk))
     }
 
