@@ -87,6 +87,7 @@ fn an_overlay_lands_with_all_that_is_under_it() {
         (&[][..], 4, "--backing FILE"),
         (&both[..2], 4, "needs"),
         (&[&both[..], &["--backing", "base.raw"]].concat(), 2, "is no overlay"),
+        (&["--backing", "./top.qcow2"], 2, "is named twice"),
         (&["--backing", "none.qcow2"], 3, "`none.qcow2` does not exist"),
         (&[&both[..], &["--checksum", &wrong]].concat(), 5, "checksum mismatch"),
         (&[&both[..], &["--size", "1Mi"]].concat(), 2, "is too small"),

@@ -1,10 +1,10 @@
 //! Metrics in a file, as node_exporter's textfile collector reads them.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use bootyard_testkit::{Cli, FaultServer, Reply, pseudo_random};
+use bootyard_testkit::{Cli, FaultServer, Reply, pseudo_random, run};
 
 /// The value in a file of metrics, all of which is checked.
 #[track_caller]
@@ -66,4 +66,39 @@ fn a_file_that_cannot_be_written_is_refused_before_the_import() {
     let output = cli.run(["import", &url, "--name", "v", "--metrics-file", "b", "--dry-run"]);
     assert_eq!(output.code, Some(2), "{output}");
     assert!(server.requests().is_empty());
+}
+
+#[test]
+fn what_is_no_metrics_is_not_replaced() {
+    let cli = Cli::from_env();
+    let path = |name: &str| cli.work().join(name);
+    for (name, data) in
+        [("disk.raw", &pseudo_random(1 << 20, 5)[..]), ("notes", b"text"), ("list", b"")]
+    {
+        fs_err::write(path(name), data).expect("a file");
+    }
+    fs_err::write(path("old.prom"), "# HELP a b.\n").expect("a file");
+    std::os::unix::fs::symlink("old.prom", path("link")).expect("a link");
+    run(Command::new("mkfifo").arg(path("pipe")));
+    // A pipe that stands where the new text is written first does not hold the import up either.
+    run(Command::new("mkfifo").arg(path(".old.prom.bootyard-part")));
+    for (file, why) in [
+        ("disk.raw", "itself reads or writes"),
+        ("./new.raw", "itself reads or writes"),
+        ("list", "itself reads or writes"),
+        ("notes", "something else is there"),
+        ("link", "something else is there"),
+        ("pipe", "something else is there"),
+    ] {
+        let arguments = ["import", "disk.raw", "--to", "new.raw", "--data-file", "list"];
+        let output = cli.run([&arguments[..], &["--metrics-file", file]].concat());
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.contains(why), "{output}");
+    }
+    assert_eq!(fs_err::read(path("notes")).expect("it"), b"text");
+    assert!(fs_err::symlink_metadata(path("link")).expect("it").is_symlink());
+    assert!(!path("new.raw").exists());
+    let arguments = ["import", "disk.raw", "--to", "new.raw", "--metrics-file", "old.prom"];
+    assert_eq!(cli.run(arguments).code, Some(0));
+    assert_eq!(value(&fs_err::read_to_string(path("old.prom")).expect("it"), "new.raw"), 100.0);
 }

@@ -4,7 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "a file is written again once time has passed")]
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,8 +106,10 @@ pub(crate) struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Writes the file for the first time. One that cannot be written is of no use to an import.
-    pub(crate) fn create(path: &Path, owner: &str) -> Result<Self, Failure> {
+    /// Writes the file for the first time. One that cannot be written is of no use to an import. What is
+    /// there already is replaced only if it is metrics, and none of the `others`, which the import reads
+    /// or writes.
+    pub(crate) fn create(path: &Path, owner: &str, others: &[&Path]) -> Result<Self, Failure> {
         let refused = |why: &str| {
             let what = format!("cannot write metrics to `{}`: {why}", path.display());
             Failure::new(Class::Usage, what)
@@ -118,6 +120,13 @@ impl MetricsFile {
             return Err(refused("it is a folder").with_hint(hint));
         }
         let Some(name) = path.file_name() else { return Err(refused("it is no name of a file")) };
+        if others.iter().any(|other| is_same(path, other)) {
+            return Err(refused("the import itself reads or writes this file"));
+        }
+        if !is_ours(path).map_err(|error| refused(&error.to_string()))? {
+            let hint = "name a new file, or one that an earlier import has written its metrics to";
+            return Err(refused("something else is there").with_hint(hint));
+        }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(".bootyard-part");
@@ -143,12 +152,46 @@ impl MetricsFile {
     }
 
     fn write(&self) -> io::Result<()> {
+        // What a process that was killed has left. Never written into: it may be a link or a pipe.
+        match fs_err::remove_file(&self.beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut options = fs_err::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o644);
-        let mut file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&self.beside)?;
+        let mut file = options.write(true).create_new(true).mode(0o644).open(&self.beside)?;
         file.write_all(self.metrics.prometheus().as_bytes())?;
         fs_err::rename(&self.beside, &self.path)
     }
+}
+
+/// Whether both are, or would become, one file.
+fn is_same(path: &Path, other: &Path) -> bool {
+    let folder = |path: &Path| match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    bootyard_volume::is_same(path, other)
+        || (path.file_name() == other.file_name()
+            && bootyard_volume::is_same(&folder(path), &folder(other)))
+}
+
+/// Whether nothing is lost if `path` is replaced: it is not there, or a file that is empty or begins as
+/// metrics do.
+fn is_ours(path: &Path) -> io::Result<bool> {
+    match fs_err::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        found => {
+            if !found?.is_file() {
+                return Ok(false);
+            }
+        }
+    }
+    let mut options = fs_err::OpenOptions::new();
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options.read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let mut head = Vec::new();
+    file.take(7).read_to_end(&mut head)?;
+    Ok(head.is_empty() || head == b"# HELP " || head == b"# TYPE ")
 }
 
 impl Events for MetricsFile {

@@ -147,6 +147,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// An image cannot lie over itself.
+    #[error("`{}` is named twice: an image is read with other files than itself", .path.display())]
+    NamedTwice {
+        /// The file.
+        path: PathBuf,
+    },
     /// Only a file can be read together with others.
     #[error("`{source_name}` is no file of this machine: it can only be read by itself, as it is")]
     NotLocal {
@@ -350,7 +356,8 @@ impl Explain for Error {
             | Self::NotLocal { .. }
             | Self::Unneeded { .. }
             | Self::OnlyRaw { .. }
-            | Self::SameFile { .. } => Class::Usage,
+            | Self::SameFile { .. }
+            | Self::NamedTwice { .. } => Class::Usage,
             Self::Cancelled { .. } => Class::Interrupted,
             Self::Pack(_) => Class::Target,
             Self::Setup(_) => Class::Other,
@@ -419,7 +426,7 @@ impl Explain for Error {
             Self::OnlyRaw { .. } => "export it with `--format raw`, or to a file".to_owned(),
             Self::SameFile { .. } => "name another target".to_owned(),
             Self::NotLocal { .. } => "fetch it first, or import it without these flags".to_owned(),
-            Self::Unneeded { path, .. } => {
+            Self::NamedTwice { path } | Self::Unneeded { path, .. } => {
                 format!("see what it needs: `bootyard inspect {}`", shell_word(path))
             }
         })

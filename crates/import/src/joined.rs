@@ -38,7 +38,8 @@ impl Besides {
         self.snapshot.is_none() && self.backing.is_empty() && self.data_file.is_none()
     }
 
-    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+    /// The files that are read besides the image.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.backing.iter().chain(&self.data_file)
     }
 }
@@ -111,6 +112,13 @@ impl Joined {
         let Source::File(path) = source else {
             return Err(Error::NotLocal { source_name: source.to_string() });
         };
+        let mut named: Vec<&PathBuf> = vec![path];
+        for file in besides.files() {
+            if named.iter().any(|other| bootyard_volume::is_same(file, other)) {
+                return Err(Error::NamedTwice { path: file.clone() });
+            }
+            named.push(file);
+        }
         let infos: Vec<Info> = [path]
             .into_iter()
             .chain(&besides.backing)

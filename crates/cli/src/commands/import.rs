@@ -1,6 +1,6 @@
 //! `bootyard import`: from the arguments to a request, from the report to a result.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +47,10 @@ fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode
     let (published, metrics) = (args.checksum_file.clone(), args.metrics_file.clone());
     let besides = args.besides.check(&args.source)?;
     let mut request = request(args)?;
+    let list = match &published {
+        Some(Source::File(list)) => Some(list.clone()),
+        _ => None,
+    };
     if let Some(list) = published {
         let source = &request.source;
         let digest = bootyard_import::published_checksum(&list, source, options, &limit.cancel)?;
@@ -61,7 +65,8 @@ fn within(limit: &Limit, args: ImportArgs, options: &Options) -> Result<ExitCode
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let watch = Watch::new(json, metrics.as_deref(), &request.target)?;
+    let files: Vec<&Path> = besides.files().chain(&list).map(PathBuf::as_path).collect();
+    let watch = Watch::new(json, metrics.as_deref(), &request, files)?;
     if content_type == ContentType::Archive {
         return archive(request, options, json, &watch, limit);
     }
@@ -84,12 +89,24 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(json: bool, metrics: Option<&Path>, target: &Target) -> Result<Self, Failure> {
-        let owner = match target {
+    /// The import reads `files` besides its source.
+    fn new<'a>(
+        json: bool,
+        metrics: Option<&Path>,
+        request: &'a ImportRequest,
+        mut files: Vec<&'a Path>,
+    ) -> Result<Self, Failure> {
+        let owner = match &request.target {
             Target::Volume(name) => name.to_string(),
-            Target::Path(path) => path.display().to_string(),
+            Target::Path(path) => {
+                files.push(path);
+                path.display().to_string()
+            }
         };
-        let metrics = metrics.map(|path| MetricsFile::create(path, &owner)).transpose()?;
+        if let Source::File(path) = &request.source {
+            files.push(path);
+        }
+        let metrics = metrics.map(|path| MetricsFile::create(path, &owner, &files)).transpose()?;
         Ok(Self { display: Display::new(json), metrics })
     }
 
