@@ -126,6 +126,9 @@ impl Names {
 
     /// Removes a part file that its dead owner has published: the disk has both names.
     pub(crate) fn sweep(&self) -> bool {
+        if is_other(&self.path) {
+            return false;
+        }
         let Ok(disk) = fs_err::File::open(&self.path) else { return false };
         let disk = disk.into_file();
         let is_left = is_at(&disk, &self.part) && disk.try_lock().is_ok();

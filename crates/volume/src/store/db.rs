@@ -28,6 +28,9 @@ mod class;
 const FILE: &str = "bootyard.db";
 /// Who makes or migrates the database holds this file's lock.
 const LOCK_FILE: &str = ".bootyard.db.lock";
+/// What is set aside for removing volumes from a full file system, and how many bytes.
+const RESERVE_FILE: &str = "bootyard.reserve";
+const RESERVE: u64 = 1 << 20;
 /// How long another process may write. One transaction takes milliseconds, and a slow disk seconds.
 const BUSY_MAX: Duration = Duration::from_secs(60);
 /// What leads from each version of the schema to the next: `user_version` counts those that are done.
@@ -76,6 +79,8 @@ pub(super) enum Claimed {
     Taken,
     /// Somebody else has the place.
     PlaceTaken,
+    /// The class was removed meanwhile.
+    NoClass,
 }
 
 impl Db {
@@ -135,6 +140,7 @@ impl Db {
         db.refuse_newer()?;
         let migrated = db.migrate();
         migrated.map_err(|error| db.failed(error))?;
+        Self::put_reserve(home);
         Ok(db)
     }
 
@@ -264,10 +270,14 @@ impl Db {
     ) -> Result<Claimed, Error> {
         self.transact(|work| {
             if let Some(row) = find(work, name)? {
-                if Some(row.id) != instead {
+                if Some(row.id) != instead || row.state != State::Preparing {
                     return Ok(Claimed::Taken);
                 }
                 work.execute("DELETE FROM volume WHERE id = ?1", [row.id])?;
+            }
+            let class = "SELECT EXISTS (SELECT 1 FROM class WHERE name = ?1)";
+            if !work.query_row(class, [place.class.as_str()], |row| row.get(0))? {
+                return Ok(Claimed::NoClass);
             }
             let path = place.path.as_os_str().as_bytes();
             let taken = "SELECT EXISTS (SELECT 1 FROM volume WHERE path = ?1)";
@@ -327,13 +337,33 @@ impl Db {
 
     /// The disk is about to go. False if there is no such volume any more.
     pub(super) fn removing(&self, id: i64) -> Result<bool, Error> {
-        let changed = self.execute("UPDATE volume SET state = 'removing' WHERE id = ?1", [id]);
-        changed.map(|rows| rows > 0)
+        let sql = "UPDATE volume SET state = 'removing' WHERE id = ?1 AND state != 'preparing'";
+        self.execute(sql, [id]).map(|rows| rows > 0)
     }
 
-    /// The disk is gone.
-    pub(super) fn forget(&self, id: i64) -> Result<(), Error> {
-        self.execute("DELETE FROM volume WHERE id = ?1", [id]).map(drop)
+    /// The disk is gone that was in this state.
+    pub(super) fn forget(&self, id: i64, state: State) -> Result<(), Error> {
+        let sql = "DELETE FROM volume WHERE id = ?1 AND state = ?2";
+        self.execute(sql, params![id, state.name()]).map(drop)
+    }
+
+    /// Sets some space aside, so that what makes space can begin where there is none. Without it that
+    /// may fail, and nothing else.
+    pub(super) fn put_reserve(home: &Path) {
+        let path = home.join(RESERVE_FILE);
+        if path.exists() || !home.join(FILE).exists() {
+            return;
+        }
+        let made =
+            fs_err::File::create(&path).and_then(|file| fsops::preallocate(file.file(), RESERVE));
+        if made.is_err() {
+            Self::take_reserve(home);
+        }
+    }
+
+    /// Gives that space free; false if there is none.
+    pub(super) fn take_reserve(home: &Path) -> bool {
+        fs_err::remove_file(home.join(RESERVE_FILE)).is_ok()
     }
 
     /// The disk has another size, and with it another fingerprint.

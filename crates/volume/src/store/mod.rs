@@ -27,6 +27,9 @@ use bootyard_spec::{
     VolumeMode, VolumeName,
 };
 
+use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::OFlags;
+
 use self::access::Hold;
 use self::class::{BUILT_IN, resolve};
 use self::db::{Claimed, Db, Place, Row};
@@ -323,6 +326,22 @@ impl Store {
 
     /// Removes a volume, or what was begun under the name. Fails where it is in use.
     pub fn remove(&self, name: &VolumeName) -> Result<(), Error> {
+        self.on_reserve(|| self.try_remove(name))
+    }
+
+    /// Does what makes space, and takes what is set aside for that where there is none left to begin.
+    fn on_reserve<T>(&self, work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let done = match work() {
+            Err(error) if error.kind() == ErrorKind::NoSpace && Db::take_reserve(&self.home) => {
+                work()
+            }
+            done => done,
+        };
+        Db::put_reserve(&self.home);
+        done
+    }
+
+    fn try_remove(&self, name: &VolumeName) -> Result<(), Error> {
         let mut db = Db::write(&self.home)?;
         self.settle(&mut db, name)?;
         match db.volume(name)? {
@@ -344,10 +363,22 @@ impl Store {
             return Err(self.not_found(&row.name));
         }
         stop::at("removing");
-        let is_ours = || Ok(db.volume(&row.name)?.is_some_and(|now| now.id == row.id));
+        let state = match row.state {
+            State::Preparing => State::Preparing,
+            State::Ready | State::Removing => State::Removing,
+        };
+        // Before the disk was held, others may have ended what they did to it, and begun anew.
+        let is_ours = || {
+            let now = db.volume(&row.name)?;
+            Ok(now.is_some_and(|now| now.id == row.id && now.state == state))
+        };
         driver.remove(&place, held, &is_ours)?;
         stop::at("removed");
-        db.forget(row.id)
+        if state == State::Preparing && driver.is_published(&place) {
+            // Who was writing it has just published it.
+            return self.finish(db, row);
+        }
+        db.forget(row.id, state)
     }
 
     /// Opens the database to look, after `settle` where that may write. `None` if there is none.
@@ -530,6 +561,9 @@ impl Attempt<'_> {
             match db.claim(self.name, &place, before, std::process::id())? {
                 Claimed::Ours(id) => return Ok(Some((staged, id))),
                 Claimed::PlaceTaken => continue,
+                Claimed::NoClass => {
+                    return Err(Store::open(home).no_class(self.place.class.as_str()));
+                }
                 Claimed::Taken => return Ok(None),
             }
         }
@@ -584,7 +618,12 @@ fn bare(name: &VolumeName, place: &Place, path: PathBuf, size: u64) -> Volume {
 
 /// The size that a guest sees; 0 of a disk that cannot be read.
 fn measure(path: &Path, format: OutputFormat) -> u64 {
-    let open = || FileAt::new(fs_err::File::open(path).ok()?.into_file()).ok();
+    let open = || {
+        // Where a pipe stands in a disk's place, nobody waits for its other end.
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let file = fs_err::OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+        FileAt::new(file.into_file()).ok()
+    };
     let Some(file) = open() else { return 0 };
     match format {
         OutputFormat::Raw => bootyard_image::ReadAt::len(&file),

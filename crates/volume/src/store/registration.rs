@@ -58,7 +58,7 @@ impl Drop for Registration {
         if !self.kept
             && let Ok(db) = Db::write(&self.home)
         {
-            let _ = db.forget(self.id);
+            let _ = db.forget(self.id, State::Preparing);
         }
     }
 }

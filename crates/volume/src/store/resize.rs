@@ -1,5 +1,7 @@
 //! Growing a volume.
 
+use std::path::Path;
+
 use bootyard_image::qcow2;
 use bootyard_image::raw::FileAt;
 use bootyard_spec::{ByteSize, OutputFormat, VolumeName};
@@ -41,14 +43,14 @@ impl Store {
         if after == before {
             return Ok((before, after));
         }
+        // Who is killed from here on leaves another disk than the one whose fingerprint is known.
+        db.written(row.id)?;
         match row.place.format {
             OutputFormat::Raw => driver.grow(&place, after)?,
             OutputFormat::Qcow2 | OutputFormat::Qcow2Zstd => grow_qcow2(&place, after)?,
         }
         if class.preallocation && row.place.format == OutputFormat::Raw {
-            let file = fs_err::OpenOptions::new().write(true).open(&place);
-            let grown = file.and_then(|file| fsops::preallocate(file.file(), after));
-            grown.map_err(|error| Error::io(error, &place, "cannot preallocate the disk"))?;
+            preallocate(&place, before, after)?;
         }
         stop::at("grown");
         db.resized(row.id, after)?;
@@ -56,7 +58,19 @@ impl Store {
     }
 }
 
-fn grow_qcow2(place: &std::path::Path, size: u64) -> Result<(), Error> {
+/// Takes the space of what is new for good; where there is none, the disk has the size that it had.
+fn preallocate(place: &Path, before: u64, after: u64) -> Result<(), Error> {
+    let failed = |error| Error::io(error, place, "cannot preallocate the disk");
+    let file = fs_err::OpenOptions::new().write(true).open(place).map_err(failed)?.into_file();
+    fsops::preallocate(&file, after).map_err(|error| {
+        if file.metadata().is_ok_and(|found| found.is_file()) {
+            let _ = file.set_len(before);
+        }
+        failed(error)
+    })
+}
+
+fn grow_qcow2(place: &Path, size: u64) -> Result<(), Error> {
     let failed = |error| Error::io(error, place, format!("cannot resize `{}`", place.display()));
     let file = fs_err::OpenOptions::new().read(true).write(true).open(place).map_err(failed)?;
     let storage = FileAt::new(file.into_file()).map_err(failed)?;

@@ -3,11 +3,11 @@
 
 use bootyard_image::{Body, Piece, Sink};
 use bootyard_spec::{AccessMode, Explain, StorageDriver, Verified, Verifier};
-use bootyard_testkit::run;
+use bootyard_testkit::{Mount, run};
 use tempfile::TempDir;
 
 use super::*;
-use crate::AttachedDisk;
+use crate::{AttachedDisk, fsops};
 
 const MIB: u64 = 1 << 20;
 
@@ -70,6 +70,50 @@ fn a_volume_keeps_what_is_known_of_it() {
     store.remove(&name("v")).unwrap();
     assert_eq!(store.list_all().unwrap(), []);
     refused(store.remove(&name("v")), ErrorKind::NotFound, "there is no volume `v`");
+}
+
+#[test]
+fn a_volume_that_was_removed_and_made_again_is_another_one() {
+    let (_folder, store) = store();
+    make(&store, "v", &StageOptions::default());
+    let db = Db::write(&store.home).unwrap();
+    db.set_state(db.volume(&name("v")).unwrap().unwrap().id, State::Removing);
+    let removing = db.volume(&name("v")).unwrap().unwrap();
+    store.remove(&name("v")).unwrap();
+    make(&store, "v", &StageOptions::default());
+    store.remove_row(&db, &removing).unwrap();
+    assert!(store.get(&name("v")).unwrap().path.is_file());
+    // Nor does who found it being made take it when it is ready.
+    let begun = Row { state: State::Preparing, ..db.volume(&name("v")).unwrap().unwrap() };
+    store.remove_row(&db, &begun).unwrap();
+    assert_eq!(findings(&store, REPAIR), [""; 0]);
+    let place = begun.place.clone();
+    let mut db = Db::write(&store.home).unwrap();
+    let claimed = db.claim(&name("v"), &place, Some(begun.id), 1).unwrap();
+    assert!(matches!(claimed, Claimed::Taken), "{claimed:?}");
+}
+
+#[test]
+fn a_volume_is_removed_from_a_full_file_system() {
+    let Some(mount) = Mount::new("ext4", 16) else { return };
+    let store = Store::open(&mount.path().join("home"));
+    make(&store, "v", &StageOptions::default());
+    let mut file = fs_err::File::create(mount.path().join("rest")).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    assert_eq!(fsops::free_bytes(file.file()).unwrap(), 0);
+    store.remove(&name("v")).unwrap();
+    assert_eq!(store.list_all().unwrap(), []);
+}
+
+#[test]
+fn a_pipe_in_a_disks_place_keeps_nobody_waiting() {
+    let (folder, store) = store();
+    make(&store, "v", &StageOptions::default());
+    let disk = store.get(&name("v")).unwrap().path;
+    fs_err::remove_file(&disk).unwrap();
+    run(std::process::Command::new("mkfifo").arg(&disk));
+    assert_eq!(findings(&store, REPAIR).len(), 1);
+    drop(folder);
 }
 
 #[test]

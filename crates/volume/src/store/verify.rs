@@ -74,6 +74,18 @@ impl Store {
         options: VerifyOptions,
         progress: &dyn Fn(&VolumeName),
     ) -> Result<Vec<Finding>, Error> {
+        match options.repair {
+            true => self.on_reserve(|| self.try_verify(names, options, progress)),
+            false => self.try_verify(names, options, progress),
+        }
+    }
+
+    fn try_verify(
+        &self,
+        names: &[VolumeName],
+        options: VerifyOptions,
+        progress: &dyn Fn(&VolumeName),
+    ) -> Result<Vec<Finding>, Error> {
         let db = match options.repair {
             true => Some(Db::write(&self.home)?),
             false => Db::read(&self.home)?,
@@ -152,6 +164,9 @@ impl Round<'_> {
 
     fn row(&mut self, row: &Row) -> Result<(), Error> {
         let (store, name) = (self.store, &row.name);
+        // What was read before may be long ago.
+        let now = self.db.volume(name)?.filter(|now| now.id == row.id);
+        let Some(row) = &now else { return Ok(()) };
         let driver = store.driver_of(&self.db, &row.place.class)?;
         let place = store.home.join(&row.place.path);
         match row.state {

@@ -86,12 +86,12 @@ impl Driver for Directory {
         &self,
         place: &Path,
         held: Option<Hold>,
-        _is_ours: &dyn Fn() -> Result<bool, Error>,
+        is_ours: &dyn Fn() -> Result<bool, Error>,
     ) -> Result<(), Error> {
         let failed =
             |error| Error::io(error, place, format!("cannot remove `{}`", place.display()));
         // What we do not hold may be a new disk of somebody else's.
-        if held.is_some() {
+        if held.is_some() && is_ours()? {
             fs_err::remove_file(place).map_err(failed)?;
         }
         drop(held);
