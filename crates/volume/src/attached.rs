@@ -3,7 +3,7 @@
 //! The lock is the operating system's and dies with its holder. It keeps two of our machines from
 //! writing to one disk; QEMU's locks are of another kind.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bootyard_image::{ReadAt, WriteAt};
 use bootyard_spec::shell_word;
+use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::OFlags;
 
+use crate::device::in_use;
 use crate::{Error, ErrorKind, fsops};
+
+/// How often a disk may be removed between being opened and being locked. Each time needs another
+/// removal in that very moment.
+const ATTEMPTS_MAX: u32 = 16;
 
 /// A disk that is attached to a machine: its bytes, or an image that grows as the guest writes.
 #[derive(Debug)]
@@ -43,11 +50,26 @@ impl AttachedDisk {
 
     /// Opens the file or block device at `path` for this use. Fails where others use it otherwise.
     pub fn open_for(path: &Path, access: Access) -> Result<Self, Error> {
+        for _ in 0..ATTEMPTS_MAX {
+            let disk = Self::try_open(path, access)?;
+            // Its holder until now may have removed it: what was locked is nobody's disk then.
+            if fsops::leads_to(path, &disk.file) {
+                disk.refuse_mounted()?;
+                return Ok(disk);
+            }
+        }
+        let what = format!("`{}` is replaced all the time", path.display());
+        Err(Error::new(ErrorKind::InUse, path, what).with_hint("run the same command again"))
+    }
+
+    fn try_open(path: &Path, access: Access) -> Result<Self, Error> {
         let failed = |error| Error::io(error, path, format!("cannot open `{}`", path.display()));
         let write = matches!(access, Access::Write | Access::WriteShared);
         let shared = matches!(access, Access::Read | Access::WriteShared);
-        let file = fs_err::OpenOptions::new().read(true).write(write).open(path);
-        let file = file.map_err(failed)?.into_file();
+        let mut options = fs_err::OpenOptions::new();
+        // A pipe is refused, not waited for.
+        options.read(true).write(write).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let file = options.open(path).map_err(failed)?.into_file();
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let what = format!("`{}` is neither a file nor a block device", path.display());
@@ -64,6 +86,19 @@ impl AttachedDisk {
         }
         let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
         Ok(Self { file, path: path.to_owned(), len: AtomicU64::new(len) })
+    }
+
+    /// Refuses a block device that the system itself uses: its file system is written to, whatever the
+    /// locks say.
+    fn refuse_mounted(&self) -> Result<(), Error> {
+        let is_device = |found: Metadata| found.file_type().is_block_device();
+        if !self.file.metadata().is_ok_and(is_device) {
+            return Ok(());
+        }
+        match fsops::open_alone(&self.path, false) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(in_use(&self.path)),
+            _ => Ok(()),
+        }
     }
 
     /// Its name.
@@ -131,6 +166,8 @@ impl WriteAt for AttachedDisk {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use bootyard_spec::Explain as _;
+
     use super::*;
 
     fn disk(len: usize) -> (tempfile::TempDir, PathBuf) {
@@ -151,6 +188,60 @@ mod tests {
         drop(writer);
         let _readers = [(); 2].map(|()| AttachedDisk::open(&path, true).unwrap());
         assert_eq!(AttachedDisk::open(&path, false).unwrap_err().kind(), ErrorKind::InUse);
+    }
+
+    #[test]
+    fn a_disk_that_is_replaced_before_it_is_locked_is_not_attached() {
+        let (_folder, path) = disk(512);
+        let old = fs_err::File::open(&path).unwrap().into_file();
+        old.lock().unwrap();
+        std::thread::scope(|scope| {
+            let opening = scope.spawn(|| AttachedDisk::open(&path, false).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(8));
+            fs_err::remove_file(&path).unwrap();
+            fs_err::write(&path, [9; 1024]).unwrap();
+            drop(old);
+            assert_eq!(opening.join().unwrap().len(), 1024);
+        });
+    }
+
+    #[test]
+    fn a_pipe_is_no_disk_and_a_mounted_device_is_in_use() {
+        let (folder, path) = disk(512);
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .unwrap();
+        let error = AttachedDisk::open(&pipe, true).unwrap_err();
+        assert!(error.to_string().ends_with("is neither a file nor a block device"), "{error}");
+
+        fs_err::write(&path, vec![0; 1 << 20]).unwrap();
+        let Some(device) = bootyard_testkit::LoopDevice::attach(&path, 512) else { return };
+        // Whoever mounts it opens it so.
+        let mounted = fsops::open_alone(device.path(), false).unwrap();
+        for access in [Access::Read, Access::ReadAlone, Access::Write, Access::WriteShared] {
+            let error = AttachedDisk::open_for(device.path(), access).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        }
+        drop(mounted);
+        AttachedDisk::open(device.path(), false).unwrap();
+    }
+
+    #[test]
+    fn a_machines_device_is_not_written_and_one_that_is_written_not_attached() {
+        let (_folder, path) = disk(1 << 20);
+        let Some(device) = bootyard_testkit::LoopDevice::attach(&path, 512) else { return };
+        for read_only in [false, true] {
+            let machine = AttachedDisk::open(device.path(), read_only).unwrap();
+            let error = crate::Staged::for_path(device.path()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("fuser -v")), "{error:?}");
+            drop(machine);
+        }
+        let staged = crate::Staged::for_path(device.path()).unwrap();
+        let error = AttachedDisk::open(device.path(), true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        drop(staged);
+        AttachedDisk::open(device.path(), true).unwrap();
     }
 
     #[test]

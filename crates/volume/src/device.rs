@@ -4,7 +4,7 @@
 //! table, the boot code and a qcow2 header, is therefore kept in memory, with zeros in its place,
 //! until the disk is published: what was not verified does not boot.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -13,8 +13,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bootyard_image::Body;
 use bootyard_spec::{ByteSize, shell_word};
-use fs_err::os::unix::fs::OpenOptionsExt;
-use rustix::fs::OFlags;
 
 use crate::fsops;
 use crate::{Error, ErrorKind};
@@ -34,22 +32,18 @@ pub(crate) struct Device {
 impl Device {
     /// Opens the device for this process alone.
     pub(crate) fn claim(path: &Path) -> Result<Self, Error> {
-        let mut options = fs_err::OpenOptions::new();
-        // Without O_CREAT, O_EXCL makes the kernel refuse a device that is mounted, is part of
-        // another device, or was opened so by another process (open(2)).
-        options.read(true).write(true).custom_flags(OFlags::EXCL.bits() as i32);
-        let file = match options.open(path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                let what = format!("block device `{}` is in use", path.display());
-                let hint = format!(
-                    "see what holds it with `lsblk {0}` and `fuser -v {0}`; unmount it first",
-                    shell_word(path)
-                );
-                return Err(Error::new(ErrorKind::InUse, path, what).with_hint(hint));
-            }
+        let mut file = match fsops::open_alone(path, true) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(in_use(path)),
             result => result.map_err(|e| Error::io(e, path, "cannot open the block device"))?,
         };
-        let mut file = file.into_file();
+        // A machine's disk is only locked (`AttachedDisk`): who runs it may not open it so.
+        match fsops::try_lock(&file, false) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(path)),
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::io(error, path, "cannot lock the block device"));
+            }
+        }
         let capacity = file
             .seek(SeekFrom::End(0))
             .map_err(|e| Error::io(e, path, "cannot tell the block device's size"))?;
@@ -133,6 +127,16 @@ impl Device {
     fn head(&self) -> MutexGuard<'_, Vec<u8>> {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The error for a block device that somebody uses.
+pub(crate) fn in_use(path: &Path) -> Error {
+    let what = format!("block device `{}` is in use", path.display());
+    let hint = format!(
+        "see what holds it with `lsblk {0}` and `fuser -v {0}`; unmount it, or stop the machine, first",
+        shell_word(path)
+    );
+    Error::new(ErrorKind::InUse, path, what).with_hint(hint)
 }
 
 /// The part of `head`, the first bytes of a device, that `len` bytes at `offset` touch.

@@ -1,6 +1,6 @@
 //! The few file operations that `std` does not have.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -8,8 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Error;
+use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, RenameFlags, SeekFrom, fallocate, fstatvfs, linkat,
+    AtFlags, CWD, FallocateFlags, OFlags, RenameFlags, SeekFrom, fallocate, fstatvfs, linkat,
     renameat_with, seek,
 };
 
@@ -127,11 +128,31 @@ pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<u64> {
 /// free: that takes microseconds, and so does the start of a program, which has all files open.
 const LOOKS_MAX: u32 = 4;
 const LOOK: Duration = Duration::from_millis(5);
+/// The same for a block device, which udev locks while it looks what is on it (systemd's
+/// BLOCK_DEVICE_LOCKING).
+const DEVICE_LOOKS_MAX: u32 = 40;
+
+/// Opens a block device for this process alone. Without O_CREAT, O_EXCL makes the kernel refuse a
+/// device that is mounted, is part of another device, or was opened so by another process, with
+/// [`io::ErrorKind::ResourceBusy`] (open(2)). A file is opened as ever.
+pub(crate) fn open_alone(path: &Path, write: bool) -> io::Result<File> {
+    let mut options = fs_err::OpenOptions::new();
+    let flags = OFlags::EXCL | OFlags::NONBLOCK;
+    options.read(true).write(write).custom_flags(flags.bits() as i32);
+    for _ in 0..LOOKS_MAX {
+        match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(LOOK),
+            result => return result.map(fs_err::File::into_file),
+        }
+    }
+    options.open(path).map(fs_err::File::into_file)
+}
 
 /// Locks a file for one holder, or for many that share it, as soon as nobody else works with it.
 pub(crate) fn try_lock(file: &File, shared: bool) -> Result<(), TryLockError> {
     let attempt = || if shared { file.try_lock_shared() } else { file.try_lock() };
-    for _ in 0..LOOKS_MAX {
+    let is_device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+    for _ in 0..if is_device { DEVICE_LOOKS_MAX } else { LOOKS_MAX } {
         match attempt() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
             result => return result,
@@ -155,11 +176,21 @@ pub(crate) fn grow_file(path: &Path, len: u64) -> Result<(), Error> {
     })
 }
 
+/// True if `path`, through whatever links, still leads to the open file or block device.
+pub(crate) fn leads_to(path: &Path, file: &File) -> bool {
+    let (Ok(named), Ok(open)) = (fs_err::metadata(path), file.metadata()) else { return false };
+    is_one(&named, &open)
+}
+
 /// True if both paths lead to one file, or to one block device, which may have many files.
 pub fn is_same(one: &Path, other: &Path) -> bool {
     let (Ok(one), Ok(other)) = (fs_err::metadata(one), fs_err::metadata(other)) else {
         return false;
     };
+    is_one(&one, &other)
+}
+
+fn is_one(one: &Metadata, other: &Metadata) -> bool {
     let devices = one.file_type().is_block_device() && other.file_type().is_block_device();
     (devices && one.rdev() == other.rdev()) || (one.dev(), one.ino()) == (other.dev(), other.ino())
 }

@@ -5,13 +5,11 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bootyard_spec::{AccessMode, AccessModes, OutputFormat, VolumeName, shell_word};
-use fs_err::os::unix::fs::OpenOptionsExt;
-use rustix::fs::OFlags;
 
+use crate::device::in_use;
 use crate::{Access, Error, ErrorKind, fsops};
 
 /// How a machine that may write, or not, uses a volume with these modes. Fails where none of them
@@ -51,14 +49,15 @@ impl Hold {
     /// Holds the disk at `path`; nothing if there is none. Fails where it is attached.
     pub(super) fn of(name: &VolumeName, path: &Path) -> Result<Option<Self>, Error> {
         let failed = |error| Error::io(error, path, format!("cannot open `{}`", path.display()));
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = match fs_err::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        // Who mounts a device takes no lock.
+        let file = match fsops::open_alone(path, false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.map_err(failed)?.into_file(),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(in_use(path)),
+            result => result.map_err(failed)?,
         };
         match fsops::try_lock(&file, false) {
             // Whoever had it before may have removed it, and another may have come.
-            Ok(()) => Ok(leads_to(path, &file).then_some(Self { _file: file })),
+            Ok(()) => Ok(fsops::leads_to(path, &file).then_some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => {
                 let what = format!("volume `{name}` is in use");
                 let hint = format!("stop who uses it; see who: `fuser -v {}`", shell_word(path));
@@ -67,10 +66,4 @@ impl Hold {
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }
     }
-}
-
-/// Whether the path, through whatever links, still leads to the open file or device.
-fn leads_to(path: &Path, file: &File) -> bool {
-    let (Ok(named), Ok(open)) = (fs_err::metadata(path), file.metadata()) else { return false };
-    (named.dev(), named.ino()) == (open.dev(), open.ino())
 }

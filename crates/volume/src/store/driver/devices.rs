@@ -130,6 +130,8 @@ impl Driver for Devices {
         }
         let failed = |error| Error::io(error, place, format!("cannot clear `{}`", place.display()));
         capacity(place)?;
+        // The claim takes the same lock; whoever is quicker is told by `is_ours`.
+        drop(held);
         let device = Staged::claim_device(place)?;
         if !is_ours()? {
             return Ok(());
