@@ -29,7 +29,7 @@ const FILE: &str = "bootyard.db";
 /// Who makes or migrates the database holds this file's lock.
 const LOCK_FILE: &str = ".bootyard.db.lock";
 /// What is set aside for removing volumes from a full file system, and how many bytes.
-const RESERVE_FILE: &str = "bootyard.reserve";
+const RESERVE_FILE: &str = "bootyard.db-reserve";
 const RESERVE: u64 = 1 << 20;
 /// How long another process may write. One transaction takes milliseconds, and a slow disk seconds.
 const BUSY_MAX: Duration = Duration::from_secs(60);
