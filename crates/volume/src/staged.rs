@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -197,6 +197,7 @@ impl Staged {
     /// space later: by fallocate where the file system has it, else with zeros. Must come after
     /// [`Staged::reserve`], and before anything is stored on a block device.
     pub fn preallocate(&self, size: u64) -> Result<(), Error> {
+        self.refuse_more_than_free(size)?;
         let result = match &self.medium {
             Medium::File(part) => fsops::preallocate(&part.file, size),
             Medium::Device(device) => fsops::preallocate(&device.file, size),
@@ -212,6 +213,18 @@ impl Staged {
             }
             _ => Error::io(error, &self.path, "cannot preallocate the disk"),
         })
+    }
+
+    /// Taking what is not there would leave none to anybody else until it has failed.
+    fn refuse_more_than_free(&self, size: u64) -> Result<(), Error> {
+        let Medium::File(part) = &self.medium else { return Ok(()) };
+        let (Ok(free), Ok(found)) = (fsops::free_bytes(&part.file), part.file.metadata()) else {
+            return Ok(());
+        };
+        match size.saturating_sub(found.blocks() * 512) {
+            wanted if wanted > free => Err(Error::no_space(&self.path, wanted, free)),
+            _ => Ok(()),
+        }
     }
 
     /// The name under which the disk will be published.
