@@ -51,7 +51,8 @@ pub struct CloneOptions<'a> {
     /// The fingerprint that the original was found to have when it was made, if nobody has written to it
     /// since. One that is read and has another one is damaged.
     pub known: Option<Fingerprint>,
-    /// The size of the clone in bytes; the original's if not given.
+    /// The size of the clone in bytes; the original's if not given. A class may ask for more, and on
+    /// a block device a raw clone is all of it.
     pub size: Option<u64>,
     /// Whether the bytes are the disk itself, of which a fingerprint is taken, or a disk image's.
     pub is_raw: bool,
@@ -131,7 +132,9 @@ impl Staged {
         original: &AttachedDisk,
         options: &CloneOptions<'_>,
     ) -> Result<Cloned, Error> {
-        let size = clone_size(original, options)?;
+        let preallocation = options.preallocation || self.wants_preallocation();
+        let options = &CloneOptions { preallocation, ..*options };
+        let size = clone_size(original, options, &self)?;
         let version = Version::of(original)?;
         let job = Job { original, options, staged: &self, size };
         match job.clone(&version) {
@@ -163,7 +166,13 @@ impl Staged {
     }
 }
 
-fn clone_size(original: &AttachedDisk, options: &CloneOptions<'_>) -> Result<u64, Error> {
+/// A raw clone has its class's smallest size at least, and is all of a block device: behind the
+/// original is what the device held before.
+fn clone_size(
+    original: &AttachedDisk,
+    options: &CloneOptions<'_>,
+    staged: &Staged,
+) -> Result<u64, Error> {
     let (least, path) = (original.len(), original.path());
     match options.size {
         Some(size) if size < least => {
@@ -172,6 +181,10 @@ fn clone_size(original: &AttachedDisk, options: &CloneOptions<'_>) -> Result<u64
                 format!("a clone of `{}` needs at least {least}, got {size}", path.display());
             let hint = format!("name a larger one, `--size {least}`, or none");
             Err(Error::new(ErrorKind::TooSmall, path, what).with_hint(hint))
+        }
+        size if options.is_raw => {
+            let least = size.unwrap_or(least).max(staged.minimum_size().bytes());
+            Ok(least.max(staged.capacity().unwrap_or(0)))
         }
         size => Ok(size.unwrap_or(least)),
     }

@@ -147,12 +147,18 @@ pub(crate) fn empty_capacity(name: &str, asked: ByteSize) -> Result<ByteSize, Fa
 /// Refuses a file that is anything but an empty disk of this capacity, or one that a guest has used.
 fn check_kept(path: &Path, capacity: ByteSize) -> Result<(), Failure> {
     let failed = |error| Failure::new(Class::Target, error);
-    let file = fs_err::File::open(path).map_err(failed)?;
-    let is_file = file.metadata().map_err(failed)?.is_file();
-    let storage = FileAt::new(file.into_file()).map_err(failed)?;
-    // Nothing in it leads elsewhere: what needs a backing disk or a data file cannot be opened.
-    let info = bootyard_image::inspect(&storage).ok().filter(|info| info.format == Format::Qcow2);
-    let disk = info.filter(|_| is_file).and_then(|_| bootyard_image::open(storage).ok());
+    // A pipe would block at its opening.
+    let disk = match fs_err::metadata(path).map_err(failed)?.is_file() {
+        true => {
+            let file = fs_err::File::open(path).map_err(failed)?;
+            let storage = FileAt::new(file.into_file()).map_err(failed)?;
+            // Nothing in it leads elsewhere: what needs a backing disk or a data file cannot be opened.
+            let info = bootyard_image::inspect(&storage).ok();
+            let info = info.filter(|info| info.format == Format::Qcow2);
+            info.and_then(|_| bootyard_image::open(storage).ok())
+        }
+        false => None,
+    };
     let found = match disk.map(|disk| ByteSize::from_bytes(disk.virtual_size())) {
         Some(found) if found == capacity => return Ok(()),
         Some(found) => format!("one of {found}"),

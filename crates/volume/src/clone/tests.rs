@@ -128,13 +128,18 @@ fn to_and_from_block_devices() {
     for sector in [512, 4096] {
         let Some(device) = LoopDevice::attach(&backing, sector) else { return };
         let done = clone(&original, device.path(), &options()).unwrap();
-        assert_eq!(done.fingerprint, Some(fingerprint(&original)), "{sector}");
+        assert_eq!(done.size, 12 * MIB, "{sector}");
+        assert_eq!(done.fingerprint, Some(fingerprint(device.path())), "{sector}");
         let back = folder.path().join(format!("back-{sector}"));
         clone(device.path(), &back, &options()).unwrap();
         let (back, mut expected) = (fs_err::read(&back).unwrap(), fs_err::read(&original).unwrap());
         assert_eq!(back.len(), 12 << 20);
-        expected.resize(8 << 20, 0);
-        assert!(back[..8 << 20] == expected, "{sector}");
+        expected.resize(12 << 20, 0);
+        assert!(back == expected, "{sector}: what was on the device is read behind the clone");
+        let options = CloneOptions { size: Some(13 * MIB), ..options() };
+        let error = clone(&original, device.path(), &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooSmall, "{error}");
+        fs_err::write(&backing, pseudo_random(12 << 20, 7)).unwrap();
     }
 }
 

@@ -281,6 +281,45 @@ fn classes_have_their_own_folders_and_a_default() {
 }
 
 #[test]
+fn a_clone_has_what_its_class_asks_for() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let (folder, store) = store();
+    make(&store, "golden", &StageOptions::default());
+    let driver = StorageDriver::Directory(folder.path().join("full"));
+    let full = StorageClass {
+        preallocation: true,
+        minimum_size: Some(ByteSize::from_mib(8)),
+        ..StorageClass::new("full".parse().unwrap(), driver)
+    };
+    store.add_class(&full).unwrap();
+    let claim = Claim { class: Some(full.name), ..Claim::default() };
+    let (_, original) = store.original(&name("golden")).unwrap();
+    for (volume, size, expected) in [("a", None, 8), ("b", Some(5), 8), ("c", Some(9), 9)] {
+        let size = size.map(ByteSize::from_mib);
+        let options = StageOptions { claim: claim.clone(), size };
+        let staged = store.stage_as(&name(volume), OutputFormat::Raw, &options).unwrap();
+        let options = crate::CloneOptions {
+            source: "golden",
+            parent: None,
+            known: None,
+            size: size.map(ByteSize::bytes),
+            is_raw: true,
+            preallocation: false,
+            verify: false,
+            workers: std::num::NonZeroUsize::MIN,
+            progress: &|_, _| {},
+            stopped: &|| false,
+        };
+        let cloned = staged.publish_clone(&original, &options).unwrap();
+        assert_eq!(cloned.size, expected * MIB);
+        let found = store.get(&name(volume)).unwrap();
+        assert_eq!(found.size, expected * MIB);
+        assert!(fs_err::metadata(&found.path).unwrap().blocks() * 512 >= expected * MIB);
+    }
+}
+
+#[test]
 fn a_database_of_later_days_is_refused() {
     let (_folder, store) = store();
     make(&store, "v", &StageOptions::default());
