@@ -80,6 +80,7 @@ fn a_disk_that_may_be_written_to_is_not_read_as_it_stands() {
             &["export", name, "out.raw"],
             &["push", name, "oci:image:latest"],
             &["import", &source, "--name", "other"],
+            &["run", "--engine", "qemu", "--disk", &format!("{name},ephemeral")],
         ] {
             let output = cli.run(arguments);
             assert_eq!(output.code, Some(6), "{output}");

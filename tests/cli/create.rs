@@ -104,6 +104,10 @@ fn what_is_there_is_refused_or_kept() {
     assert!(fs_err::read(&path).unwrap() == used, "what a guest wrote stays");
     fs_err::write(&path, vec![0; 1 << 20]).unwrap();
     text += &format!("{}\n", create("1Mi", &["--keep"]));
+    fs_err::remove_file(&path).unwrap();
+    bootyard_testkit::run(std::process::Command::new("mkfifo").arg(&path));
+    let pipe = create("1Mi", &["--keep"]);
+    assert!(pipe.stderr.contains("expected an empty disk of 1Mi, got something else"), "{pipe}");
     expect![[r#"
         exit code: 6
         ----- stdout -----

@@ -344,3 +344,33 @@ fn block_volumes_are_on_loop_devices_of_both_sectors() {
         ok(&cli.run(["storage-class", "rm", &class]));
     }
 }
+
+#[test]
+fn a_mounted_volume_is_left_alone() {
+    if !["losetup", "mkfs.ext4", "mount", "umount"].into_iter().all(require_tool) {
+        return;
+    }
+    let cli = Cli::from_env();
+    let folder = cli.root().join("loops");
+    let add = ["storage-class", "add", "loop", "--driver", "loop", "--path"];
+    ok(&cli.run([&add[..], &[folder.to_str().unwrap()]].concat()));
+    ok(&blank(&cli, "v", &["--storage-class", "loop"]));
+    let disk = folder.join("v/disk.raw");
+    run(Command::new("mkfs.ext4").arg("-q").arg(&disk));
+    let device = run(Command::new("losetup").args(["--find", "--show", "--nooverlap"]).arg(&disk));
+    let (device, point) = (device.trim(), cli.work().join("point"));
+    fs_err::create_dir(&point).unwrap();
+    run(Command::new("mount").arg(device).arg(&point));
+    let used: [&[&str]; 3] =
+        [&["volume", "rm", "v"], &["volume", "resize", "v", "3Mi"], &["clone", "v", "w"]];
+    let outputs = used.map(|arguments| cli.run(arguments));
+    let listed = cli.run(["volume", "ls"]);
+    run(Command::new("umount").arg(&point));
+    for output in outputs {
+        assert_eq!(output.code, Some(6), "{output}");
+        assert!(output.stderr.contains(&format!("block device `{device}` is in use")), "{output}");
+    }
+    assert!(listed.stdout.contains("ready"), "{listed}");
+    ok(&cli.run(["volume", "rm", "v"]));
+    assert_eq!(run(Command::new("losetup").arg("-j").arg(&disk)), "");
+}

@@ -161,8 +161,13 @@ impl Scratch {
     }
 
     /// An overlay of `size` bytes, by default as large as what it lies over.
-    fn overlay(&mut self, below: PathBuf, size: Option<ByteSize>) -> Result<VmDisk, Failure> {
-        let lock = AttachedDisk::open(&below, true)?;
+    fn overlay(
+        &mut self,
+        below: PathBuf,
+        access: Access,
+        size: Option<ByteSize>,
+    ) -> Result<VmDisk, Failure> {
+        let lock = AttachedDisk::open_for(&below, access)?;
         let least = ByteSize::from_bytes(host::look_at(&below)?.virtual_size());
         let size = size.unwrap_or(least);
         if size < least {
@@ -192,7 +197,7 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
             _ => DiskLife::Kept,
         };
         disks.push(match disk.ephemeral {
-            true => scratch.overlay(path, disk.size)?,
+            true => scratch.overlay(path, reading(&store, &disk.name)?, disk.size)?,
             false => VmDisk { path, read_only: false, life },
         });
     }
@@ -202,7 +207,7 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
         let display = Display::new(false);
         let folder = home.join("containerdisks");
         let disk = bootyard_import::container_disk(image, &folder, &options, &display, cancel)?;
-        disks.push(scratch.overlay(disk.path, *size)?);
+        disks.push(scratch.overlay(disk.path, Access::Read, *size)?);
     }
     for (index, capacity) in args.disks.empty_disks.iter().enumerate() {
         let size = empty_capacity(&format!("empty-disk-{index}"), *capacity)?;
@@ -210,6 +215,14 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
         disks.push(VmDisk { path, read_only: false, life: DiskLife::Empty });
     }
     Ok(Disks { disks, scratch })
+}
+
+/// How a disk is opened that nobody may write to meanwhile.
+fn reading(store: &Store, disk: &str) -> Result<Access, Failure> {
+    match disk.parse() {
+        Ok(name) if !disk.contains('/') => Ok(store.get(&name)?.reading()),
+        _ => Ok(Access::Read),
+    }
 }
 
 /// Refuses flags that are for container images where there is none.

@@ -61,20 +61,14 @@ fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Opens what overlays lie over, by the number of the overlay.
+/// Opens what overlays lie over, by the number of the overlay. The process that started this one, and
+/// whose end is its end, has it locked.
 fn backings(arguments: &[String]) -> Result<BTreeMap<usize, Box<dyn Disk>>, Failure> {
     let opened = arguments.iter().map(|argument| {
         let parsed = parse_backing_argument(argument);
         let what = || format!("expected INDEX:PATH, got `{argument}`");
         let (index, path) = parsed.ok_or_else(|| Failure::new(Class::Usage, what()))?;
-        let storage = AttachedDisk::open(&path, true)?;
-        let disk: Box<dyn Disk> = match host::format_by_name(&path) {
-            DiskFormat::Raw => Box::new(RawDisk::read_only(storage)),
-            DiskFormat::Qcow2 => {
-                bootyard_image::open(storage).map_err(|error| host::unusable(&path, &error))?
-            }
-        };
-        Ok((index, disk))
+        Ok((index, host::look_at(&path)?))
     });
     opened.collect()
 }
@@ -183,7 +177,6 @@ mod tests {
         assert_eq!((found[511], found[512], found[1023], found[1024]), (5, 6, 6, 5));
         assert_eq!(config.disk.virtual_size(), 2 << 20);
         assert!(fs_err::read(&base).unwrap() == vec![5; 1 << 20]);
-        assert!(AttachedDisk::open(&base, false).is_err(), "nobody writes to it meanwhile");
         assert!(open(1, overlay.to_str().unwrap(), None).is_err());
     }
 }

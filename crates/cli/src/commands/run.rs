@@ -139,6 +139,8 @@ fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
         let access = match life {
             DiskLife::Kept if !read_only => Access::Write,
             DiskLife::Shared if !read_only => Access::WriteShared,
+            // The scratch has the lock of what is below.
+            DiskLife::Overlay(_) => continue,
             _ => Access::Read,
         };
         locks.push(AttachedDisk::open_for(path, access)?);
