@@ -112,10 +112,10 @@ fn a_container_disk_is_fetched_once() {
     assert_eq!(pushed.code, Some(0), "{pushed}");
     let fetched = || {
         let entries = fs_err::read_dir(cli.store().join("containerdisks")).unwrap();
-        let facts = entries.map(|entry| {
-            let path = entry.unwrap().path();
-            (sha256_file(&path), fs_err::metadata(&path).unwrap().modified().unwrap())
-        });
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let disks = paths.filter(|path| path.extension().is_some_and(|name| name == "raw"));
+        let facts = disks
+            .map(|path| (sha256_file(&path), fs_err::metadata(&path).unwrap().modified().unwrap()));
         facts.collect::<Vec<_>>()
     };
     let disk = ["--container-disk", "oci:images:web,size=2Gi"];

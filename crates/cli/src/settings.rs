@@ -141,6 +141,7 @@ pub(crate) fn image_options(args: &ImageArgs) -> ImageOptions {
     ImageOptions {
         platform: args.platform.clone(),
         path: args.image_path.clone(),
+        digest: None,
         insecure: args.insecure,
         auth_file: args.registry_auth.clone().or_else(|| set("REGISTRY_AUTH_FILE")),
         default_auth_files: defaults.into_iter().flatten().collect(),

@@ -47,6 +47,9 @@ pub struct ImageOptions {
     /// The disk's path in the image, or an artifact's file, for who looks into the layers. By default
     /// the only file in `/disk`.
     pub path: Option<String>,
+    /// The digest that the image must have, as [`Image::digest`] tells it: it was found by its name
+    /// before, which may name another one since.
+    pub digest: Option<Digest>,
     /// Takes any certificate of the registry, and plain HTTP if it speaks no TLS.
     pub insecure: bool,
     /// A file with credentials, as `docker login` writes it. It must be there.
@@ -86,6 +89,19 @@ enum Blobs {
 ///
 /// If `source` is no container image.
 pub async fn resolve(source: &Source, options: &crate::Options) -> Result<Image, Error> {
+    let image = find(source, options).await?;
+    match &options.image.digest {
+        Some(wanted) if *wanted != image.digest => {
+            let name = &image.name;
+            let what =
+                format!("`{name}` is another image meanwhile: was {wanted}, is {}", image.digest);
+            Err(Error::new(ErrorKind::Changed, what))
+        }
+        _ => Ok(image),
+    }
+}
+
+async fn find(source: &Source, options: &crate::Options) -> Result<Image, Error> {
     let finder = Finder { name: source.to_string(), platform: options.image.platform.clone() };
     match source {
         Source::Registry(reference) => {

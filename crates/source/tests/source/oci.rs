@@ -124,6 +124,21 @@ async fn a_registry_is_held_to_what_it_says() {
 }
 
 #[tokio::test]
+async fn a_name_that_means_another_image_meanwhile_is_told() {
+    let manifest = manifest(b"layer");
+    let image_digest = digest(manifest.as_bytes());
+    let server = FaultServer::serve_with("", move |request, _| {
+        part(request, &manifest).unwrap_or_else(Reply::honest)
+    });
+    let mut options = insecure();
+    options.image.digest = Some(image_digest);
+    image(&server, &options).await.unwrap();
+    options.image.digest = Some(digest(b"another"));
+    let error = image(&server, &options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Changed);
+}
+
+#[tokio::test]
 async fn a_layer_has_the_length_that_its_manifest_says() {
     let body = pseudo_random(100_000, 9);
     for (more, chunked) in [(true, false), (true, true), (false, false), (false, true)] {
