@@ -331,6 +331,15 @@ fn a_silent_client_and_a_deadline_end_an_upload() {
     assert_nothing_left(&cli);
 }
 
+#[test]
+fn a_deadline_without_a_client_says_so() {
+    let cli = Cli::from_env();
+    let output = cli.run("upload-server --name v --listen 127.0.0.1:0 --deadline 1s".split(' '));
+    assert_eq!(output.code, Some(10), "{output}");
+    assert!(output.stderr.contains("error: no upload came within 1s"), "{output}");
+    assert!(!output.stderr.contains("kept"), "{output}");
+}
+
 /// In snappy's frames, as CDI's cloner packs what it sends; the bytes as they are, with their checksum.
 fn snappy(data: &[u8]) -> Vec<u8> {
     let mut file = b"\xff\x06\0\0sNaPpY".to_vec();

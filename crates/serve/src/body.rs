@@ -20,7 +20,7 @@ pub(crate) const REPR_DIGEST: &str = "repr-digest";
 
 /// How long the rest of a refused body is still taken, so that the client sees the answer instead of a
 /// broken connection.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// A body as it passes.
 #[derive(Debug)]

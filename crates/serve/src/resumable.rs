@@ -16,7 +16,7 @@
 //! last request, an empty one, will have it as `Repr-Digest`.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -57,14 +57,37 @@ type Answer = Result<Response<Full<Bytes>>, Refusal>;
 #[derive(Debug)]
 pub(crate) struct Sessions {
     current: Mutex<Option<Session>>,
-    /// Counts the requests: one that sees a newer one lets go.
+    /// Which one it is, for who need not wait for it.
+    id: CurrentId,
+    /// Counts the requests for it: one that sees a newer one lets go.
     newest: watch::Sender<u64>,
+}
+
+/// The id of the upload that is under way.
+type CurrentId = Arc<std::sync::Mutex<Option<String>>>;
+
+/// Says which upload is under way, until it is dropped.
+#[derive(Debug)]
+struct Named(CurrentId);
+
+impl Named {
+    fn new(current: &CurrentId, id: &str) -> Self {
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.to_owned());
+        Self(Arc::clone(current))
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 /// An upload that is not complete.
 #[derive(Debug)]
 struct Session {
     id: String,
+    named: Named,
     len: Option<u64>,
     /// The digest comes with the last request.
     digest_follows: bool,
@@ -78,7 +101,8 @@ struct Session {
 
 impl Sessions {
     pub(crate) fn new() -> Self {
-        Self { current: Mutex::new(None), newest: watch::channel(0).0 }
+        let (current, id) = (Mutex::new(None), CurrentId::default());
+        Self { current, id, newest: watch::channel(0).0 }
     }
 
     /// Lets go of the upload: its import keeps what can be gone on with.
@@ -97,8 +121,20 @@ impl Sessions {
         }
     }
 
-    /// The upload, once whoever was at it has let go.
-    async fn take_over(&self) -> Result<(MutexGuard<'_, Option<Session>>, Newest), Refusal> {
+    /// Whether the upload of this id is under way.
+    fn is_current(&self, id: &str) -> bool {
+        self.id.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(id)
+    }
+
+    /// The upload of this id, once whoever was at it has let go. A request for another one disturbs
+    /// nobody.
+    async fn take_over(
+        &self,
+        id: &str,
+    ) -> Result<(MutexGuard<'_, Option<Session>>, Newest), Refusal> {
+        if !self.is_current(id) {
+            return Err(unknown());
+        }
         self.newest.send_modify(|newest| *newest += 1);
         let newest = Newest(self.newest.subscribe());
         let current = timeout(TAKEOVER_LIMIT, self.current.lock()).await;
@@ -165,6 +201,10 @@ impl Metadata {
                     let text = format!("expected an id of 1 to {ID_MAX} letters, digits, - or _");
                     return Err(Refusal::bad_request(text));
                 }
+                "filename" if value.contains(char::is_control) => {
+                    let text = "expected a filename without control characters";
+                    return Err(Refusal::bad_request(text));
+                }
                 "filename" => metadata.file_name = Some(value).filter(|name| !name.is_empty()),
                 "sha256" if value.is_empty() => metadata.digest_follows = true,
                 "sha256" => {
@@ -200,13 +240,19 @@ async fn create(shared: Arc<Shared>, client: IpAddr, headers: &HeaderMap) -> Ans
     }
     let metadata = Metadata::parse(headers)?;
     let wanted = metadata.id.clone();
+    let mut current = match &wanted {
+        Some(id) if shared.sessions.is_current(id) => shared.sessions.take_over(id).await?.0,
+        _ => shared.sessions.current.try_lock().map_err(|_| Refusal::busy())?,
+    };
     if let Some(finished) = shared.finished()
-        && wanted.is_some()
-        && finished.id == wanted
+        && let Some(id) = wanted.as_deref().filter(|id| finished.id.as_deref() == Some(*id))
     {
-        return Ok(created(finished.id.as_deref().unwrap_or_default(), finished.len));
+        if len.is_some_and(|len| len != finished.len) {
+            return Err(Refusal::done());
+        }
+        finished.compare(metadata.sha256.as_ref())?;
+        return Ok(created(id, finished.len));
     }
-    let (mut current, _newest) = shared.sessions.take_over().await?;
     if let Some(session) = &mut *current {
         if Some(&session.id) == wanted.as_ref() && session.len == len {
             session.touched = Instant::now();
@@ -231,8 +277,10 @@ async fn create(shared: Arc<Shared>, client: IpAddr, headers: &HeaderMap) -> Ans
         validator: wanted.as_ref().map(|id| Validator::ETag(format!("\"{id}\""))),
     };
     let Running { feed, openings, ended } = shared.begin(start).await?;
+    let id = wanted.unwrap_or_else(random_id);
     let session = Session {
-        id: wanted.unwrap_or_else(random_id),
+        named: Named::new(&shared.sessions.id, &id),
+        id,
         len,
         digest_follows: metadata.digest_follows,
         offset: feed.at(),
@@ -265,7 +313,10 @@ async fn state(shared: &Shared, id: &str) -> Answer {
     if let Some(response) = complete(shared, id, StatusCode::OK) {
         return Ok(response);
     }
-    let (mut current, _newest) = shared.sessions.take_over().await?;
+    let (mut current, _newest) = shared.sessions.take_over(id).await?;
+    if let Some(response) = complete(shared, id, StatusCode::OK) {
+        return Ok(response);
+    }
     let session = current.as_mut().filter(|session| session.id == id).ok_or_else(unknown)?;
     session.touched = Instant::now();
     let offset = session.offset.to_string();
@@ -285,6 +336,33 @@ fn complete(shared: &Shared, id: &str, status: StatusCode) -> Option<Response<Fu
     let no_store = (CACHE_CONTROL.as_str(), "no-store");
     let headers = [(UPLOAD_OFFSET, len.as_str()), (UPLOAD_LENGTH, &len), no_store];
     Some(response(status, &[&headers[..], &[(REPR_DIGEST, &digest)]].concat()))
+}
+
+/// The answer to a client that completes an upload once more, as it did before.
+fn repeated(
+    shared: &Shared,
+    id: &str,
+    (offset, len): (u64, Option<u64>),
+    digest: Option<&Digest>,
+) -> Result<Option<Response<Full<Bytes>>>, Refusal> {
+    let finished = shared.finished().filter(|finished| finished.id.as_deref() == Some(id));
+    let Some(finished) = finished else { return Ok(None) };
+    if len.is_some_and(|len| len != finished.len) {
+        return Err(other_length());
+    }
+    if offset != finished.len {
+        return Err(wrong_offset(finished.len));
+    }
+    finished.compare(digest)?;
+    Ok(complete(shared, id, StatusCode::NO_CONTENT))
+}
+
+fn wrong_offset(expected: u64) -> Refusal {
+    Refusal::new(StatusCode::CONFLICT, format!("the next byte is the one at {expected}"))
+}
+
+fn other_length() -> Refusal {
+    Refusal::bad_request("`Upload-Length` is another one than before")
 }
 
 fn unknown() -> Refusal {
@@ -314,16 +392,18 @@ async fn append_chunks(
     }
     let offset = number(headers, UPLOAD_OFFSET)?;
     let offset = offset.ok_or_else(|| Refusal::bad_request("expected `Upload-Offset`"))?;
-    if let Some(response) = complete(shared, id, StatusCode::NO_CONTENT) {
+    let (digest, len) = (digest(headers)?, number(headers, UPLOAD_LENGTH)?);
+    if let Some(response) = repeated(shared, id, (offset, len), digest.as_ref())? {
         return Ok(response);
     }
-    let digest = digest(headers)?;
-    let (mut current, mut newest) = shared.sessions.take_over().await?;
+    let (mut current, mut newest) = shared.sessions.take_over(id).await?;
+    if let Some(response) = repeated(shared, id, (offset, len), digest.as_ref())? {
+        return Ok(response);
+    }
     let session = current.as_mut().filter(|session| session.id == id).ok_or_else(unknown)?;
-    session.announce(number(headers, UPLOAD_LENGTH)?)?;
+    session.announce(len)?;
     if offset != session.offset {
-        let text = format!("the next byte is the one at {}", session.offset);
-        return Err(Refusal::new(StatusCode::CONFLICT, text));
+        return Err(wrong_offset(session.offset));
     }
     let reading = session.take(chunks, &mut newest).await;
     session.touched = Instant::now();
@@ -339,7 +419,9 @@ async fn append_chunks(
         session.feed = feed;
         return Err(Refusal::new(StatusCode::CONFLICT, "the upload starts over"));
     }
-    let Some(Session { feed, ended, claim, .. }) = current.take() else { return Err(unknown()) };
+    // It is under way until there is a verdict.
+    let taken = current.take().ok_or_else(unknown)?;
+    let Session { feed, ended, claim, named: _named, .. } = taken;
     if is_last {
         // That it has ended already is the verdict's to say.
         let _ = feed.finish(digest).await;
@@ -367,7 +449,7 @@ impl Session {
                 Ok(())
             }
             (own, len) if own == len => Ok(()),
-            _ => Err(Refusal::bad_request("`Upload-Length` is another one than before")),
+            _ => Err(other_length()),
         }
     }
 
@@ -425,9 +507,15 @@ mod tests {
         };
         assert_eq!(parse(&text), Ok(expected));
         assert!(parse("sha256").unwrap().digest_follows);
-        for text in
-            ["id", "id YS9i", "id !", &format!("id {}", encode(&"a".repeat(129))), "sha256 YWJj"]
-        {
+        let forged = format!("filename {}", encode("a\nupload of `b` failed"));
+        for text in [
+            &forged,
+            "id",
+            "id YS9i",
+            "id !",
+            &format!("id {}", encode(&"a".repeat(129))),
+            "sha256 YWJj",
+        ] {
             assert_eq!(parse(text).unwrap_err().status, StatusCode::BAD_REQUEST, "{text}");
         }
     }

@@ -19,7 +19,7 @@ use bootyard_volume::Store;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -40,8 +40,9 @@ use crate::{Access, Error, Options, tls, upload};
 
 /// How many clients may be connected at once; others wait to be accepted.
 const CONNECTIONS_MAX: usize = 64;
-/// How long a client may take for the handshake of TLS, and for the head of a request.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client may take for the handshake of TLS, and for the head of a request: not long, since
+/// as many as may be connected keep everyone else out meanwhile.
+const HEAD_LIMIT: Duration = Duration::from_secs(5);
 /// How long clients have for the last answers when the server ends.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -71,7 +72,9 @@ pub fn serve(
         tokio::net::TcpListener::from_std(listener).map_err(Error::Setup)?
     };
     let (jobs, inbox) = mpsc::channel();
-    let shared = Arc::new(Shared::new(options.clone(), jobs, cancel.clone()));
+    let mut shared = Shared::new(options.clone(), jobs, cancel.clone());
+    shared.is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let shared = Arc::new(shared);
     let network = thread::Builder::new().name("upload".into());
     let network = network
         .spawn(move || runtime.block_on(accept(listener, acceptor, shared)))
@@ -95,6 +98,8 @@ pub(crate) struct Shared {
     /// The server has done its work.
     ended: watch::Sender<bool>,
     cancel: Cancel,
+    /// Only this machine reaches the server.
+    is_local: bool,
 }
 
 #[derive(Debug)]
@@ -139,7 +144,15 @@ pub(crate) struct Claim(Arc<Shared>);
 impl Shared {
     fn new(options: Options, jobs: mpsc::Sender<Job>, cancel: Cancel) -> Self {
         let (state, (ended, _)) = (Mutex::new(State::Ready), watch::channel(false));
-        Self { options, sessions: resumable::Sessions::new(), jobs, state, ended, cancel }
+        Self {
+            options,
+            sessions: resumable::Sessions::new(),
+            jobs,
+            state,
+            ended,
+            cancel,
+            is_local: false,
+        }
     }
 
     pub(crate) fn claim(self: &Arc<Self>) -> Result<Claim, Refusal> {
@@ -183,7 +196,9 @@ impl Shared {
             return Err(Refusal::unauthorized("expected a certificate of a client of this server"));
         }
         if matches!(self.options.access, Access::Anyone) {
-            return Ok(());
+            let by_certificate =
+                self.options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+            return if by_certificate { Ok(()) } else { refuse_pages(headers, self.is_local) };
         }
         let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let bearer = header.and_then(|text| text.trim().split_once(char::is_whitespace));
@@ -206,6 +221,19 @@ impl Shared {
     }
 }
 
+impl Finished {
+    /// Refuses what is said to be this upload and has another digest.
+    pub(crate) fn compare(&self, told: Option<&Digest>) -> Result<(), Refusal> {
+        match told {
+            Some(told) if *told != self.sha256 => {
+                let own = &self.sha256;
+                Err(Refusal::bad_request(format!("checksum mismatch: expected {told}, got {own}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Claim {
     /// The upload is complete: there will be no other one.
     pub(crate) fn done(self, finished: Finished) {
@@ -223,6 +251,32 @@ impl Drop for Claim {
             *state = State::Ready;
         }
     }
+}
+
+/// Refuses what a page in a browser of somebody who may reach the server sends without their knowledge:
+/// browsers say where the page is from, and by which name they were led here.
+fn refuse_pages(headers: &HeaderMap, is_local: bool) -> Result<(), Refusal> {
+    let refused = |text| Err(Refusal::new(StatusCode::FORBIDDEN, text));
+    if headers.contains_key(ORIGIN) {
+        return refused("requests with `Origin`, as pages in browsers make them, need a token");
+    }
+    match headers.get(HOST) {
+        Some(host) if is_local && !host.to_str().is_ok_and(is_loopback) => {
+            refused("expected `Host` to be a name or an address of this machine's loopback")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the value of `Host` is `localhost` or a loopback address, with a port or without.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn sha256(text: &str) -> impl AsRef<[u8]> + PartialEq {
@@ -368,4 +422,23 @@ async fn answer(
         },
     };
     answered.unwrap_or_else(Refusal::into_response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_this_machine_or_is_not() {
+        for host in
+            ["localhost", "LocalHost:80", "127.0.0.1:8443", "127.1.2.3", "[::1]:80", "[::1]"]
+        {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in
+            ["", ":80", "evil.example:8443", "localhost.evil.example", "10.0.0.1", "[::2]:1"]
+        {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
 }

@@ -459,7 +459,7 @@ impl Facts {
         let identity = ring::digest::digest(&ring::digest::SHA256, identity.as_bytes());
         let hex: String = identity.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let file_name = name.rsplit('/').next().unwrap_or_default();
-        let file_name = STANDARD.encode(file_name);
+        let file_name = STANDARD.encode(file_name.replace(char::is_control, "_"));
         let id = match len {
             Some(_) => format!(",id {}", STANDARD.encode(&hex[..32])),
             None => String::new(),

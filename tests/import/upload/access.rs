@@ -67,7 +67,9 @@ const CERTIFICATES: &str = "
     new guest somebody.else; sign guest ca
     new forged client.upload-server.cdi.kubevirt.io; sign forged other
     echo subjectAltName=DNS:client.upload-server.cdi.kubevirt.io > ext
-    new alternative somebody.else; sign alternative ca";
+    new alternative somebody.else; sign alternative ca
+    echo subjectAltName=DNS:*.upload-server.cdi.kubevirt.io > ext
+    new wildcard somebody.else; sign wildcard ca";
 
 const PS256: &str = r#"{"alg":"PS256"}"#;
 
@@ -168,6 +170,7 @@ fn over_tls_only_clients_of_the_right_name_are_let_in() {
     };
     assert_eq!(send(None), 401, "without a certificate");
     assert_eq!(send(Some("guest")), 401, "in another name");
+    assert_eq!(send(Some("wildcard")), 401, "in any name");
     assert_eq!(send(Some("forged")), 0, "of another authority");
     assert_eq!(post(&url, &image, &["--cacert", &text("other.pem")]).0, 0, "a server unknown");
     assert_eq!(curl(&["--cacert", &ca, &server.url("/healthz")]), (200, "OK".to_owned()));
@@ -201,6 +204,25 @@ fn a_token_in_a_file_lets_its_bearer_in() {
     ] {
         assert_eq!(post(&url, &image, &["-H", header]).0, expected, "{header}");
     }
+}
+
+#[test]
+fn a_page_in_a_browser_is_not_let_in() {
+    if missing() {
+        return;
+    }
+    let (images, cli) = (Images::new(), Cli::from_env());
+    let image = images.convert("disk.qcow2", &[]);
+    let server = Server::start(&cli, &["--name", "v"]);
+    let url = server.url("/v1beta1/upload");
+    for header in ["Origin: https://evil.example", "Origin: null", "Host: evil.example:8443"] {
+        assert_eq!(post(&url, &image, &["-H", header]).0, 403, "{header}");
+        let uploads = server.url("/v1/uploads");
+        let begun = curl(&["-X", "POST", "-H", "Upload-Length: 1", "-H", header, &uploads]);
+        assert_eq!(begun.0, 403, "{header}");
+    }
+    assert_nothing_left(&cli);
+    assert_eq!(post(&url, &image, &["-H", "Host: localhost:1"]).0, 200);
 }
 
 #[test]

@@ -85,6 +85,13 @@ fn an_upload_comes_in_parts() {
     // A client that missed the answer asks again.
     assert_eq!(patch(&url, len, &part("none"), &[&digest]).0, 204);
     assert_eq!(offset(&url), Some(len.to_string()));
+    assert_eq!(create(&server, &[&length, "Upload-Metadata: id ZGVm"]).0, 201);
+    // What is not this upload is not said to be done.
+    assert_eq!(patch(&url, 5, &part("none"), &[&digest]).0, 409);
+    let wrong = format!("Repr-Digest: sha-256=:{}=:", "A".repeat(43));
+    assert_eq!(patch(&url, len, &part("none"), &[&wrong]).0, 400);
+    assert_eq!(patch(&url, len, &part("none"), &["Upload-Length: 5"]).0, 400);
+    assert_eq!(create(&server, &["Upload-Length: 5", "Upload-Metadata: id ZGVm"]).0, 409);
     assert_eq!(create(&server, &[&length]).0, 409);
 }
 
@@ -118,6 +125,36 @@ fn a_digest_that_follows_is_compared_before_anything_is_visible() {
     assert_eq!(patch(&url, 0, &image, &[&length]).0, 204);
     assert_eq!(server.end().0, Some(0));
     assert_eq!(sha256_file(volume(&cli, "v")), sha256_file(images.path("disk.raw")));
+}
+
+#[test]
+fn requests_for_another_upload_do_not_cut_one() {
+    if missing() {
+        return;
+    }
+    let (images, cli) = (Images::new(), Cli::from_env());
+    let image = images.path("disk.raw").display().to_string();
+    let len = fs_err::metadata(&image).expect("the image").len();
+    let server = Server::start(&cli, &["--name", "v"]);
+    let length = format!("Upload-Length: {len}");
+    let (_, url) = create(&server, &[&length, "Upload-Metadata: id YWJj"]);
+    let sending = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let (rate, data) = ((len / 2).to_string(), format!("@{image}"));
+            let kind = "Content-Type: application/offset+octet-stream";
+            let head = ["-X", "PATCH", "-H", kind, "-H", "Upload-Offset: 0"];
+            let body = ["--limit-rate", &rate, "--data-binary", &data, &url];
+            curl(&[&head[..], &body].concat()).0
+        });
+        sleep(Duration::from_millis(400));
+        let other = server.url("/v1/uploads/other");
+        assert_eq!(offset(&other), None);
+        assert_eq!(patch(&other, 0, &image, &[]).0, 404);
+        assert_eq!(create(&server, &[&length, "Upload-Metadata: id ZGVm"]).0, 503);
+        sending.join().expect("curl")
+    });
+    assert_eq!(sending, 204);
+    assert_eq!(server.end().0, Some(0));
 }
 
 #[test]

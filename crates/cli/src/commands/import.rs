@@ -253,9 +253,14 @@ impl Limit {
 
     /// Says of an import that was stopped by the deadline that it was.
     pub(crate) fn explain(&self, failure: Failure) -> Failure {
+        self.explain_as(failure, "the import took longer than")
+    }
+
+    /// The same, of something else.
+    pub(crate) fn explain_as(&self, failure: Failure, what: &str) -> Failure {
         match self.deadline.filter(|_| self.passed.load(Ordering::Relaxed)) {
             Some(deadline) if failure.is(Class::Interrupted) => {
-                let what = format!("the import took longer than {deadline:?}");
+                let what = format!("{what} {deadline:?}");
                 let hint = failure.hint().unwrap_or("run the same command again").to_owned();
                 Failure::new(Class::GuestTimeout, what).with_hint(hint)
             }

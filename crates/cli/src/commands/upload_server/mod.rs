@@ -45,10 +45,23 @@ fn upload_server(args: UploadServerArgs) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings::store_home()?);
     let limit = Limit::start(args.deadline)?;
     let display = Display::new(args.json);
-    let shown = Shown { display: &display, json: args.json, idle: Cell::default() };
+    let shown = Shown {
+        display: &display,
+        json: args.json,
+        idle: Cell::default(),
+        has_begun: Cell::default(),
+    };
     shown.listening(&listener, options.tls.is_some())?;
     let outcome = serve(listener, &options, &store, &shown, &limit.cancel);
-    let outcome = outcome.map_err(|error| limit.explain(error.into()))?;
+    let outcome = outcome.map_err(|error| {
+        let is_stopped = matches!(error, bootyard_serve::Error::Stopped);
+        let failure = Failure::from(error);
+        if is_stopped && !shown.has_begun.get() {
+            let failure = failure.with_hint("start it again: nothing had come yet");
+            return limit.explain_as(failure, "no upload came within");
+        }
+        limit.explain_as(failure, "no upload was complete within")
+    })?;
     let took = display.finish().saturating_sub(shown.idle.get());
     show(&outcome, took, args.json)?;
     Ok(ExitCode::SUCCESS)
@@ -171,6 +184,8 @@ struct Shown<'a> {
     json: bool,
     /// How long it waited before the last upload began.
     idle: Cell<Duration>,
+    /// An upload has begun.
+    has_begun: Cell<bool>,
 }
 
 impl Shown<'_> {
@@ -194,6 +209,7 @@ impl Events for Shown<'_> {
 impl Watch for Shown<'_> {
     fn begun(&self, name: &str) {
         self.idle.set(self.display.elapsed());
+        self.has_begun.set(true);
         if self.json {
             let _ = output::json_line(&UploadLine::begun(name));
         } else {
