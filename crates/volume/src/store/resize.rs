@@ -6,9 +6,9 @@ use bootyard_image::qcow2;
 use bootyard_image::raw::FileAt;
 use bootyard_spec::{ByteSize, OutputFormat, VolumeName};
 
-use super::access::Hold;
+use super::access::{self, Hold};
 use super::db::Db;
-use super::{State, Store};
+use super::{State, Store, Volume};
 use crate::{Error, ErrorKind, fsops, stop};
 
 impl Store {
@@ -16,7 +16,9 @@ impl Store {
     /// that it has, in bytes. A volume that is smaller already does not change; one that is in use, or
     /// would have to shrink, is refused.
     pub fn resize(&self, name: &VolumeName, size: ByteSize) -> Result<(u64, u64), Error> {
-        let path = self.get(name)?.path;
+        let Volume { path, access_modes, format, .. } = self.get(name)?;
+        // What is for readers only, such as a snapshot, stays as it is.
+        access::access(name, &path, &access_modes, format, false)?;
         let mut db = Db::write(&self.home)?;
         self.settle(&mut db, name)?;
         let row = db.volume(name)?.ok_or_else(|| self.not_found(name))?;
@@ -43,10 +45,12 @@ impl Store {
         if after == before {
             return Ok((before, after));
         }
+        // What a machine has had it may have written to up to the device's end.
+        let unused = (before > 0 && !row.written).then_some(before);
         // Who is killed from here on leaves another disk than the one whose fingerprint is known.
         db.written(row.id)?;
         match row.place.format {
-            OutputFormat::Raw => driver.grow(&place, after)?,
+            OutputFormat::Raw => driver.grow(&place, after, unused)?,
             OutputFormat::Qcow2 | OutputFormat::Qcow2Zstd => grow_qcow2(&place, after)?,
         }
         if class.preallocation && row.place.format == OutputFormat::Raw {
@@ -62,6 +66,10 @@ impl Store {
 fn preallocate(place: &Path, before: u64, after: u64) -> Result<(), Error> {
     let failed = |error| Error::io(error, place, "cannot preallocate the disk");
     let file = fs_err::OpenOptions::new().write(true).open(place).map_err(failed)?.into_file();
+    // On a device that would store zeros over all of it, and it has its place.
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Ok(());
+    }
     fsops::preallocate(&file, after).map_err(|error| {
         if file.metadata().is_ok_and(|found| found.is_file()) {
             let _ = file.set_len(before);

@@ -1,6 +1,8 @@
 //! The store: what is true of a volume after whatever happened, and what its classes give.
 #![expect(clippy::disallowed_methods, reason = "losetup is a program")]
 
+use std::io;
+
 use bootyard_image::{Body, Piece, Sink};
 use bootyard_spec::{AccessMode, Explain, StorageDriver, Verified, Verifier};
 use bootyard_testkit::{Mount, run};
@@ -99,7 +101,7 @@ fn a_volume_is_removed_from_a_full_file_system() {
     let store = Store::open(&mount.path().join("home"));
     make(&store, "v", &StageOptions::default());
     let mut file = fs_err::File::create(mount.path().join("rest")).unwrap();
-    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    while io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
     assert_eq!(fsops::free_bytes(file.file()).unwrap(), 0);
     store.remove(&name("v")).unwrap();
     assert_eq!(store.list_all().unwrap(), []);
@@ -219,6 +221,11 @@ fn access_modes_are_kept() {
         refused(store.resize(&name(volume), ByteSize::from_mib(8)), ErrorKind::InUse, &what);
         assert!(store.get(&name(volume)).unwrap().is_written);
     }
+    refused(
+        store.resize(&name("rox"), ByteSize::from_mib(8)),
+        ErrorKind::AccessMode,
+        "volume `rox` is for readers only: its access mode is ROX",
+    );
     assert!(!store.get(&name("rox")).unwrap().is_written);
 }
 
@@ -363,6 +370,7 @@ fn each_volume_has_the_smallest_device_that_fits() {
     let devices = [8, 16].map(|mib| Device::new(folder.path(), mib));
     let paths = devices.iter().map(|device| PathBuf::from(&device.0)).collect();
     let disks = StorageClass::new("disks".parse().unwrap(), StorageDriver::Devices(paths));
+    let disks = StorageClass { preallocation: true, ..disks };
     store.add_class(&disks).unwrap();
     let claim = Claim { class: Some(disks.name), ..Claim::default() };
     let options = |mib| StageOptions { claim: claim.clone(), size: Some(ByteSize::from_mib(mib)) };
@@ -376,6 +384,22 @@ fn each_volume_has_the_smallest_device_that_fits() {
         "class `disks` has no free device of at least 4Mi",
     );
     assert_eq!(store.resize(&name("a"), ByteSize::from_mib(8)).unwrap(), (4 * MIB, 8 * MIB));
+    let grown = fs_err::read(&devices[0].0).unwrap();
+    assert!(grown[MIB as usize..].starts_with(&[7; 4096]), "what was in it stays");
+    assert!(grown[4 * MIB as usize..].iter().all(|byte| *byte == 0), "what was on it does not");
+    // A machine sees all of the device.
+    fs_err::OpenOptions::new()
+        .write(true)
+        .open(&devices[1].0)
+        .and_then(|mut device| {
+            io::Seek::seek(&mut device, io::SeekFrom::Start(5 * MIB))?;
+            io::Write::write_all(&mut device, &[9; 512])
+        })
+        .unwrap();
+    store.attach(&name("b"), false).unwrap();
+    assert_eq!(store.resize(&name("b"), ByteSize::from_mib(6)).unwrap(), (4 * MIB, 6 * MIB));
+    let grown = fs_err::read(&devices[1].0).unwrap();
+    assert!(grown[5 * MIB as usize..].starts_with(&[9; 512]), "what a machine wrote stays");
     let too_large = store.resize(&name("a"), ByteSize::from_mib(9)).unwrap_err();
     assert_eq!(too_large.kind(), ErrorKind::TooSmall, "{too_large}");
     store.remove(&name("a")).unwrap();

@@ -114,8 +114,17 @@ impl Driver for Devices {
         Ok(place.to_owned())
     }
 
-    fn grow(&self, place: &Path, size: u64) -> Result<(), Error> {
-        refuse_larger(place, size)
+    /// All of the device is cleared, since a machine sees all of it.
+    fn grow(&self, place: &Path, size: u64, unused: Option<u64>) -> Result<(), Error> {
+        refuse_larger(place, size)?;
+        let (Some(from), end) = (unused, capacity(place)?) else { return Ok(()) };
+        let clear = || {
+            let device = fs_err::OpenOptions::new().write(true).open(place)?;
+            fsops::zero(device.file(), from, end.saturating_sub(from))?;
+            device.sync_all()
+        };
+        clear()
+            .map_err(|error| Error::io(error, place, format!("cannot clear `{}`", place.display())))
     }
 
     /// A device that is not there any more has nothing to clear.

@@ -75,7 +75,7 @@ impl Driver for Loop {
         device_of(place).unwrap_or_else(|| place.to_owned())
     }
 
-    fn grow(&self, place: &Path, size: u64) -> Result<(), Error> {
+    fn grow(&self, place: &Path, size: u64, _unused: Option<u64>) -> Result<(), Error> {
         fsops::grow_file(place, size.next_multiple_of(self.sector_size.into()))?;
         match device_of(place) {
             Some(device) => {

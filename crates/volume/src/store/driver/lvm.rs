@@ -78,7 +78,7 @@ impl Driver for LvmThin {
         Ok(place.to_owned())
     }
 
-    fn grow(&self, place: &Path, size: u64) -> Result<(), Error> {
+    fn grow(&self, place: &Path, size: u64, _unused: Option<u64>) -> Result<(), Error> {
         if capacity(place)? >= size {
             return Ok(());
         }

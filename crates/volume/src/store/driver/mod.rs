@@ -52,8 +52,9 @@ pub(super) trait Driver: std::fmt::Debug {
         place.to_owned()
     }
 
-    /// Makes room for a disk of `size` bytes where there was less. The disk is held by the caller.
-    fn grow(&self, place: &Path, size: u64) -> Result<(), Error>;
+    /// Makes room for a disk of `size` bytes where there was less. The disk is held by the caller. What
+    /// lies behind byte `unused`, if that is known, is nobody's, and reads as zeros from now on.
+    fn grow(&self, place: &Path, size: u64, unused: Option<u64>) -> Result<(), Error>;
 
     /// Removes a disk, which the caller holds, or what is left of it where it does not. Whether the
     /// place is still that of the disk says `is_ours`, which is asked when nobody else can have it.
