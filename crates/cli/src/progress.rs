@@ -93,6 +93,14 @@ impl Display {
         }
     }
 
+    /// Shows that an upload goes on after a request that failed.
+    pub(crate) fn retried(&self, count: u32, why: &str) {
+        match self.form {
+            Form::Lines => self.say(&format!("{why}; trying again (attempt {count})")),
+            Form::Bar(_) | Form::Json => self.event(Event::Retried(count)),
+        }
+    }
+
     /// Shows a line that stays.
     fn say(&self, text: &str) {
         match &self.form {

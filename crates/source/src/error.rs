@@ -380,6 +380,9 @@ impl Error {
         error.0.status = Some(status);
         error.0.retry_after = retry_after;
         match status {
+            401 if text.contains("certificate") => {
+                error.with_hint("give a certificate that it knows with `--client-cert`".to_owned())
+            }
             400 | 401 | 403 if kind == ErrorKind::Denied || text.contains("Bearer") => {
                 error.with_hint("give a token that is valid now with `--token-file`".to_owned())
             }

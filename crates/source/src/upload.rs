@@ -50,14 +50,14 @@ pub struct Upload {
 }
 
 /// How an upload gets on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sending {
     /// So many bytes have been sent, of so many if that is known.
     Sent(u64, Option<u64>),
     /// The server has as many from an attempt before.
     Resumed(u64),
-    /// A request failed and is made again; so often by now.
-    Retried(u32),
+    /// A request failed and is made again; so often by now, and why.
+    Retried(u32, String),
     /// All bytes are there, and the server is to give its verdict.
     Verifying,
 }
@@ -101,7 +101,9 @@ pub async fn upload(
     let is_ours = loop {
         match sender.is_ours().await {
             Ok(is_ours) => break is_ours,
-            Err(error) => sender.pause(error, &mut failed, Stage::Start).await?,
+            Err(error) => {
+                sender.pause(error, &mut failed, Stage::Start).await?;
+            }
         }
     };
     if is_ours && !upload.archive { sender.resumable().await } else { sender.whole().await }
@@ -221,8 +223,8 @@ impl Sender<'_> {
         }
     }
 
-    /// Waits before the next attempt, or gives the error back if there shall be none.
-    async fn pause(&self, error: Error, failed: &mut u32, stage: Stage) -> Result<(), Error> {
+    /// Waits before the next attempt and gives its reason, or the error back if there shall be none.
+    async fn pause(&self, error: Error, failed: &mut u32, stage: Stage) -> Result<String, Error> {
         *failed += 1;
         let failure = Failure {
             kind: error.kind(),
@@ -235,7 +237,7 @@ impl Sender<'_> {
             return Err(error.after(*failed));
         };
         sleep(pause).await;
-        Ok(())
+        Ok(error.to_string())
     }
 
     /// Sends a request whose body passes the tap, and tells how far it is. What stands still for too
@@ -296,7 +298,7 @@ impl Sender<'_> {
                 Source::Stdin => Stage::Midway { resumable: false },
                 _ => Stage::Midway { resumable: true },
             };
-            match self.send(request, &tap, len).await {
+            let why = match self.send(request, &tap, len).await {
                 Ok(response) => {
                     let sha256 = tap.digest();
                     let compared = self.compare(&response, &sha256)?;
@@ -304,8 +306,8 @@ impl Sender<'_> {
                     return Ok(Sent { bytes, resumed_bytes, sha256, compared, retries });
                 }
                 Err(error) => self.pause(error, &mut failed, stage).await?,
-            }
-            (self.tell)(Sending::Retried(failed));
+            };
+            (self.tell)(Sending::Retried(failed, why));
         }
     }
 
@@ -333,9 +335,9 @@ impl Sender<'_> {
             if sent > at_failure {
                 (failed, at_failure) = (0, sent);
             }
-            self.pause(error, &mut failed, stage).await?;
+            let why = self.pause(error, &mut failed, stage).await?;
             retries += 1;
-            (self.tell)(Sending::Retried(retries));
+            (self.tell)(Sending::Retried(retries, why));
         }
         let resumed_bytes = resumed_bytes.unwrap_or(0);
         Ok(Sent { bytes: len, resumed_bytes, sha256: tap.digest(), compared: true, retries })

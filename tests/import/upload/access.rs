@@ -169,6 +169,9 @@ fn over_tls_only_clients_of_the_right_name_are_let_in() {
         post(&url, &image, &arguments).0
     };
     assert_eq!(send(None), 401, "without a certificate");
+    let file = image.display().to_string();
+    let output = cli.run(["upload", &file, "--to", &server.url, "--ca-file", &ca]);
+    assert!(output.stderr.contains("with `--client-cert`"), "{output}");
     assert_eq!(send(Some("guest")), 401, "in another name");
     assert_eq!(send(Some("wildcard")), 401, "in any name");
     assert_eq!(send(Some("forged")), 0, "of another authority");

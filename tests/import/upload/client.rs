@@ -12,7 +12,7 @@ use bootyard_testkit::{
 };
 use serde_json::Value;
 
-use super::{Server, missing, volume};
+use super::{Server, curl, missing, volume};
 use crate::{Images, assert_nothing_left, assert_nothing_visible};
 
 const MIB: usize = 1 << 20;
@@ -234,6 +234,21 @@ fn what_the_server_refuses_is_one_error() {
     assert_eq!(output.code, Some(6), "{output}");
     assert!(output.stderr.contains("cannot connect"), "{output}");
     assert_nothing_left(&cli);
+}
+
+#[test]
+fn what_is_tried_again_says_why() {
+    if missing() {
+        return;
+    }
+    let (images, cli) = (Images::new(), Cli::from_env());
+    let image = images.path("disk.raw").display().to_string();
+    let server = Server::start(&cli, &["--name", "v"]);
+    let busy = curl(&["-X", "POST", "-H", "Upload-Length: 5", &server.url("/v1/uploads")]);
+    assert_eq!(busy.0, 201, "{busy:?}");
+    let output = cli.run(["upload", &image, "--to", &server.url, "--retries", "1"]);
+    assert_eq!(output.code, Some(6), "{output}");
+    assert!(output.stderr.contains("refused the upload with 503; trying again"), "{output}");
 }
 
 #[test]

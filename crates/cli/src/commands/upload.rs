@@ -111,7 +111,7 @@ fn run_upload(request: &Upload, options: &Options, display: &Display) -> Result<
                 display.event(Event::Moved(Moved { fetched, total, written: 0 }));
             }
             Sending::Resumed(at) => display.event(Event::Resumed(at)),
-            Sending::Retried(count) => display.event(Event::Retried(count)),
+            Sending::Retried(count, why) => display.retried(count, &why),
             Sending::Verifying => display.event(Event::Phase(Phase::Verifying)),
         }
     };
