@@ -78,6 +78,7 @@ fn a_disk_that_may_be_written_to_is_not_read_as_it_stands() {
             &["clone", name, "other"][..],
             &["volume", "snapshot", name, "other"],
             &["export", name, "out.raw"],
+            &["volume", "export", name, "out.raw"],
             &["push", name, "oci:image:latest"],
             &["import", &source, "--name", "other"],
             &["run", "--engine", "qemu", "--disk", &format!("{name},ephemeral")],

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Command::Create(command) => commands::create::run(command),
         Command::Clone(args) => commands::clone::run(&args),
         Command::Export(args) => commands::export::run(*args),
-        Command::Volume(command) => commands::volume::run(&command),
+        Command::Volume(command) => commands::volume::run(command),
         Command::StorageClass(command) => commands::storage_class::run(command),
         Command::Push(args) => commands::push::run(&args),
         Command::Upload(args) => commands::upload::run(&args),

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::commands::export::ExportArgs;
 use crate::error::Failure;
 use crate::table::table;
 use crate::{output, settings};
@@ -21,6 +22,8 @@ pub(crate) enum VolumeCommand {
     Show(ShowArgs),
     /// Keep what a volume holds now as a volume of its own, which nobody can write to
     Snapshot(SnapshotArgs),
+    /// Make a file, a stream or a container image of a volume, as `bootyard export` does
+    Export(Box<ExportArgs>),
     /// Remove volumes that nobody uses
     Rm(RmArgs),
     /// Make a volume larger; what is new reads as zeros
@@ -95,15 +98,16 @@ pub(crate) struct VerifyArgs {
     json: bool,
 }
 
-pub(crate) fn run(command: &VolumeCommand) -> Result<ExitCode, Failure> {
+pub(crate) fn run(command: VolumeCommand) -> Result<ExitCode, Failure> {
     let store = Store::open(&settings::store_home()?);
     match command {
-        VolumeCommand::Ls(args) => list(&store, args),
-        VolumeCommand::Show(args) => show(&store, args),
-        VolumeCommand::Snapshot(args) => super::clone::snapshot(args),
-        VolumeCommand::Rm(args) => remove(&store, args),
-        VolumeCommand::Resize(args) => resize(&store, args),
-        VolumeCommand::Verify(args) => verify(&store, args),
+        VolumeCommand::Ls(args) => list(&store, &args),
+        VolumeCommand::Show(args) => show(&store, &args),
+        VolumeCommand::Snapshot(args) => super::clone::snapshot(&args),
+        VolumeCommand::Export(args) => super::export::run(*args),
+        VolumeCommand::Rm(args) => remove(&store, &args),
+        VolumeCommand::Resize(args) => resize(&store, &args),
+        VolumeCommand::Verify(args) => verify(&store, &args),
     }
 }
 
