@@ -5,6 +5,7 @@
 mod clone;
 mod create;
 mod disks;
+mod faults;
 mod import;
 mod inspect;
 mod run;

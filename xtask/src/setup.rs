@@ -53,6 +53,7 @@ const PACKAGES: &[Package] = &[
     package("openssh-client", Need::Boot, "ssh-keygen makes the guest's test key"),
     package("xfsprogs", Need::Test, "file systems that share blocks between clones"),
     package("btrfs-progs", Need::Test, "the same"),
+    package("strace", Need::Test, "makes a disk fail under the store"),
     package("gdisk", Need::Test, "sgdisk is the oracle for moved partition tables"),
     package("g++", Need::Test, "compiles the fuzzer"),
     package("python3", Need::Test, "makes the hostile images"),
