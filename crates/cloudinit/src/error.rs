@@ -1,4 +1,4 @@
-//! Why a seed could not be made: one error type, with the input and line that is at fault.
+//! Why a seed could not be made or read: one error type, with the input and line that is at fault.
 
 use std::fmt;
 
@@ -37,6 +37,10 @@ pub enum ErrorKind {
     TooLarge,
     /// A time that the image's format cannot express.
     Timestamp,
+    /// An image that holds no files we can read, or is damaged.
+    Image,
+    /// The image cannot be read.
+    Read,
 }
 
 impl Error {
@@ -93,7 +97,11 @@ impl fmt::Display for Error {
 
 impl Explain for Error {
     fn class(&self) -> Class {
-        Class::Usage
+        match self.kind {
+            ErrorKind::Image => Class::Image,
+            ErrorKind::Read => Class::Source,
+            _ => Class::Usage,
+        }
     }
 
     fn hint(&self) -> Option<String> {

@@ -6,6 +6,8 @@
 //!  UserData (1 or MIME) ┘   NoCloud, ConfigDrive  └─► FAT
 //! ```
 //!
+//! [`FoundImage`] goes the other way, with images that anyone made.
+//!
 //! Bytes come in and bytes go out: no file is opened here, no clock is asked, and the same input
 //! makes the same image. [`Tree`] and [`Image`] know nothing of cloud-init; other small disks are
 //! made with them.
@@ -15,6 +17,7 @@ mod fat;
 mod image;
 mod iso;
 mod mime;
+mod read;
 mod seed;
 mod ssh;
 mod tree;
@@ -22,6 +25,7 @@ mod user_data;
 
 pub use error::{Error, ErrorKind};
 pub use image::{Image, ImageFormat};
+pub use read::{FileSystem, FoundImage};
 pub use seed::{Datasource, Hostname, InstanceId, Seed};
 pub use ssh::SshPublicKey;
 pub use tree::Tree;

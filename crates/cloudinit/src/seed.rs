@@ -56,6 +56,16 @@ impl Datasource {
             Self::ConfigDrive => "config-2",
         }
     }
+
+    /// The data source that looks for volumes with this label: cloud-init wants it all in capitals or
+    /// all in small letters.
+    pub fn of_label(label: &str) -> Option<Self> {
+        match label {
+            "CIDATA" | "cidata" => Some(Self::NoCloud),
+            "config-2" | "CONFIG-2" => Some(Self::ConfigDrive),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for Datasource {

@@ -57,6 +57,85 @@ impl Tree {
         tree.entries.insert((*name).to_owned(), Node::File(content.into()));
         Ok(())
     }
+
+    /// The content of the file at `path`, which has `/` between its parts.
+    pub fn get(&self, path: &str) -> Option<&[u8]> {
+        self.file_at(&path.split('/').collect::<Vec<_>>())
+    }
+
+    /// Every file with its path, in the order of the names.
+    pub fn files(&self) -> impl Iterator<Item = (String, &[u8])> {
+        let mut files = Vec::new();
+        self.collect_files("", &mut files);
+        files.into_iter()
+    }
+
+    /// Adds a file that was found, in a directory that is there.
+    pub(crate) fn put_file(&mut self, path: &[String], content: Vec<u8>) -> Result<(), Error> {
+        self.put(path, Node::File(content))
+    }
+
+    /// Adds a directory that was found, in one that is there.
+    pub(crate) fn put_tree(&mut self, path: &[String], tree: Self) -> Result<(), Error> {
+        self.put(path, Node::Directory(tree))
+    }
+
+    fn put(&mut self, path: &[String], node: Node) -> Result<(), Error> {
+        let bad = |what: &str| {
+            let what = format!("damaged image: `{}` {what}", path.join("/"));
+            Error::new(ErrorKind::Image, what)
+        };
+        let Some((name, parents)) = path.split_last() else { return Err(bad("has no name")) };
+        let mut tree = self;
+        for parent in parents {
+            tree = match tree.entries.get_mut(parent) {
+                Some(Node::Directory(tree)) => tree,
+                _ => return Err(bad("is in no directory")),
+            };
+        }
+        if tree.entries.contains_key(name) {
+            return Err(bad("is there twice"));
+        }
+        tree.entries.insert(name.clone(), node);
+        Ok(())
+    }
+
+    pub(crate) fn file_at(&self, path: &[impl AsRef<str>]) -> Option<&[u8]> {
+        let (name, parents) = path.split_last()?;
+        match self.tree_at(parents)?.entries.get(name.as_ref())? {
+            Node::File(content) => Some(content),
+            Node::Directory(_) => None,
+        }
+    }
+
+    pub(crate) fn tree_at(&self, path: &[impl AsRef<str>]) -> Option<&Self> {
+        path.iter().try_fold(self, |tree, name| match tree.entries.get(name.as_ref())? {
+            Node::Directory(below) => Some(below),
+            Node::File(_) => None,
+        })
+    }
+
+    /// How many files and directories are below this one, how deep they nest, and the bytes of the
+    /// files.
+    pub(crate) fn extent(&self) -> (usize, usize, u64) {
+        self.entries.values().fold((0, 0, 0), |(nodes, depth, bytes), node| match node {
+            Node::File(content) => (nodes + 1, depth.max(1), bytes + content.len() as u64),
+            Node::Directory(tree) => {
+                let (more, below, content) = tree.extent();
+                (nodes + 1 + more, depth.max(1 + below), bytes + content)
+            }
+        })
+    }
+
+    fn collect_files<'a>(&'a self, parent: &str, files: &mut Vec<(String, &'a [u8])>) {
+        for (name, node) in &self.entries {
+            let path = format!("{parent}{name}");
+            match node {
+                Node::File(content) => files.push((path, content)),
+                Node::Directory(below) => below.collect_files(&format!("{path}/"), files),
+            }
+        }
+    }
 }
 
 /// A tree with numbers for its directories, the root first and parents before children, and for its
