@@ -12,8 +12,9 @@
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bootyard_spec::shell_word;
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -37,6 +38,9 @@ pub(crate) struct Part {
     pub(crate) left: Vec<Record>,
     /// The file and its journal stay although they were not published.
     leave: bool,
+    /// Held by whoever writes. The kernel lets one thread at a time write to a file and makes the
+    /// others spin meanwhile, on processors that have something better to do.
+    writing: Mutex<()>,
 }
 
 /// The names around a part file.
@@ -187,7 +191,8 @@ impl Part {
             }
             let folders = folders.iter().map(fs_err::File::open).collect::<io::Result<_>>();
             let folders = folders.map_err(cannot_create)?;
-            let mut part = Self { folders, file, names, left: Vec::new(), leave: false };
+            let writing = Mutex::new(());
+            let mut part = Self { folders, file, names, left: Vec::new(), leave: false, writing };
             // The owner of the lock until now may just have published.
             part.names.refuse_taken()?;
             if is_own(&found) {
@@ -275,6 +280,12 @@ impl Part {
         })?;
         remove_own(&self.file, part);
         Ok(())
+    }
+
+    /// Writes all of `data`, after what other threads are writing.
+    pub(crate) fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.file.write_all_at(data, offset)
     }
 }
 

@@ -344,7 +344,7 @@ impl Sink for Staged {
             (Medium::File(_), Body::Zero(_)) => return Ok(()),
             (_, Body::Zero(_)) if self.preallocated.load(Ordering::Relaxed) => return Ok(()),
             (Medium::File(part), Body::Data(data)) => {
-                (data.len() as u64, part.file.write_all_at(data, piece.offset))
+                (data.len() as u64, part.write_all_at(data, piece.offset))
             }
             (Medium::Device(device), body) => (0, device.put(body, piece.offset)),
         };
@@ -368,7 +368,7 @@ impl ReadAt for Staged {
 impl WriteAt for Staged {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let result = match &self.medium {
-            Medium::File(part) => part.file.write_all_at(data, offset),
+            Medium::File(part) => part.write_all_at(data, offset),
             Medium::Device(device) => device.put(Body::Data(data), offset),
         };
         result.map_err(|error| self.cannot_write(error, data.len() as u64))
