@@ -4,6 +4,7 @@
 
 mod ends;
 mod main_job;
+mod mounts;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bootyard_testkit::Nginx;
 
 use crate::guest::{self, Guest};
-use crate::lab::{self, Lab};
+use crate::lab::{self, Disk, Lab};
 use crate::setup::{self, Need};
 use crate::timing::Stages;
 use crate::{dirs, sh};
@@ -174,7 +174,7 @@ impl Job {
             memory: LAB_MEMORY,
             cpus: 2,
             timeout: LAB_SECS,
-            disks: vec![(volume, false), (self.seed_path(), true)],
+            disks: vec![Disk::new(volume, false), Disk::new(self.seed_path(), true)],
             files: vec![(self.bootyard.clone(), "bin/bootyard".to_owned())],
             command,
             logs: self.dir.clone(),

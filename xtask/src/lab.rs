@@ -31,13 +31,17 @@ pub(crate) struct Args {
     /// The lab is ended by force after so many seconds.
     #[arg(long, value_name = "SECS", default_value_t = 600)]
     timeout: u32,
-    /// A raw disk: /dev/vda, /dev/vdb and so on. Written through, or `,ro` behind it.
-    #[arg(long = "disk", value_name = "RAW[,ro]")]
-    disks: Vec<String>,
+    /// A raw disk: /dev/vda, /dev/vdb and so on. Written through, or `,ro` behind it; with `,4k` its
+    /// sectors have 4096 bytes.
+    #[arg(long = "disk", value_name = "RAW[,ro][,4k]")]
+    disks: Vec<Disk>,
     /// A file to put into the lab's root directory.
     #[arg(long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What to run there; a shell, if absent. `bootyard` is built and found there.
+    /// Leave out `bootyard`, which is otherwise built and found there.
+    #[arg(long)]
+    bare: bool,
+    /// What to run there; a shell, if absent.
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -51,8 +55,8 @@ pub(crate) struct Lab {
     pub(crate) cpus: u32,
     /// Seconds until it is ended by force.
     pub(crate) timeout: u32,
-    /// Raw disks, each with whether it is read-only.
-    pub(crate) disks: Vec<(PathBuf, bool)>,
+    /// Raw disks.
+    pub(crate) disks: Vec<Disk>,
     /// Files, and where they lie inside (without the leading slash).
     pub(crate) files: Vec<(PathBuf, String)>,
     /// The command; empty for a shell on our terminal.
@@ -61,14 +65,56 @@ pub(crate) struct Lab {
     pub(crate) logs: PathBuf,
 }
 
+/// A raw disk of the lab.
+#[derive(Debug, Clone)]
+pub(crate) struct Disk {
+    pub(crate) path: PathBuf,
+    pub(crate) is_read_only: bool,
+    /// Bytes of a sector.
+    pub(crate) sector: u32,
+}
+
+impl Disk {
+    /// A disk with ordinary sectors.
+    pub(crate) const fn new(path: PathBuf, is_read_only: bool) -> Self {
+        Self { path, is_read_only, sector: 512 }
+    }
+}
+
+impl From<&str> for Disk {
+    /// `RAW[,ro][,4k]`.
+    fn from(text: &str) -> Self {
+        let (rest, sector) = match text.strip_suffix(",4k") {
+            Some(rest) => (rest, 4096),
+            None => (text, 512),
+        };
+        let (path, is_read_only) = match rest.strip_suffix(",ro") {
+            Some(path) => (path, true),
+            None => (rest, false),
+        };
+        Self { path: path.into(), is_read_only, sector }
+    }
+}
+
 /// Exit code of `timeout` when it had to end its command.
 const TIMED_OUT: i32 = 124;
 
 /// How long QEMU may take to end when asked to, in seconds.
 const GRACE_SECS: &str = "5";
 
-/// The modules whose dependencies are the lab's modules.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "kvm_amd", "tun"];
+/// The modules whose dependencies are the lab's modules. The last five mount seeds: the kernel's own
+/// `modprobe` for the tables of characters finds nothing there.
+const MODULES: [&str; 9] = [
+    "virtio_pci",
+    "virtio_blk",
+    "kvm_amd",
+    "tun",
+    "isofs",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+    "nls_utf8",
+];
 
 /// Changes whenever [`Parts`] are to be fetched anew.
 const RECIPE: &str = "1";
@@ -111,20 +157,19 @@ fn lab(args: &Args) -> Result<Lab> {
     let has_terminal = std::io::stdin().is_terminal();
     ensure!(has_terminal || !args.command.is_empty(), "a shell in the lab needs a terminal");
     setup::ensure_installed(&[Need::Boot])?;
-    let mut files = vec![(build_static()?, "bin/bootyard".to_owned())];
+    let mut files = Vec::new();
+    if !args.bare {
+        files.push((build_static()?, "bin/bootyard".to_owned()));
+    }
     for path in &args.files {
         let name = path.file_name().context("a file without a name")?.to_string_lossy();
         files.push((path.clone(), name.into_owned()));
     }
-    let disk = |text: &String| match text.strip_suffix(",ro") {
-        Some(path) => (PathBuf::from(path), true),
-        None => (PathBuf::from(text), false),
-    };
     Ok(Lab {
         memory: args.memory,
         cpus: args.cpus,
         timeout: args.timeout,
-        disks: args.disks.iter().map(disk).collect(),
+        disks: args.disks.clone(),
         files,
         command: args.command.clone(),
         logs: dirs::target().join("lab/logs"),
@@ -202,13 +247,15 @@ impl Lab {
         qemu.arg("-serial").arg(format!("file:{}", self.logs.join("kernel.log").display()));
         qemu.args(["-chardev", "stdio,id=terminal,signal=off", "-serial", "chardev:terminal"]);
         qemu.arg("-serial").arg(format!("file:{}", status.display()));
-        for (path, is_read_only) in &self.disks {
+        for (index, Disk { path, is_read_only, sector }) in self.disks.iter().enumerate() {
             let read_only = if *is_read_only { "on" } else { "off" };
             // Commas separate options; QEMU reads a doubled one as a comma of the path.
             let path = path.to_string_lossy().replace(',', ",,");
             qemu.arg("-drive").arg(format!(
-                "file={path},format=raw,if=virtio,readonly={read_only},discard=unmap"
+                "file={path},format=raw,if=none,id=disk{index},readonly={read_only},discard=unmap"
             ));
+            let sectors = format!("logical_block_size={sector},physical_block_size={sector}");
+            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{index},{sectors}"));
         }
         qemu
     }
