@@ -27,6 +27,15 @@ use crate::{Error, ErrorKind, Journal, Record, fsops};
 /// published or removed it. Each time needs another import that ends in that very moment.
 const ATTEMPTS_MAX: u32 = 16;
 
+/// What a loss of power may do to a disk that is visible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// Nothing.
+    Lasting,
+    /// Take it, or its content: making it durable takes longer than making it.
+    Scratch,
+}
+
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) file: File,
@@ -241,12 +250,15 @@ impl Part {
         })
     }
 
-    /// Makes the bytes durable, gives them their final name, and makes that durable too. Returns
-    /// the number of bytes that the file occupies. Takes the name back where it fails.
-    pub(crate) fn publish(self) -> Result<u64, Error> {
+    /// Makes the bytes durable, gives them their final name, and makes that durable too, as far as
+    /// `durability` wants. Returns the number of bytes that the file occupies. Takes the name back
+    /// where it fails.
+    pub(crate) fn publish(self, durability: Durability) -> Result<u64, Error> {
         let path = &self.names.path;
         let failed = |error| Error::io(error, path, "cannot publish the disk");
-        self.file.sync_all().map_err(failed)?;
+        if durability == Durability::Lasting {
+            self.file.sync_all().map_err(failed)?;
+        }
         // 512 is the unit of `st_blocks`, whatever the file system's block size is (stat(3type)).
         let allocated = self.file.metadata().map_err(failed)?.blocks() * 512;
         self.names.refuse_taken()?;
@@ -254,7 +266,9 @@ impl Part {
         // and whoever removes that must not find the other as something to go on with.
         self.remove_journal();
         self.name()?;
-        if let Err(error) = self.folders.iter().try_for_each(fs_err::File::sync_all) {
+        if durability == Durability::Lasting
+            && let Err(error) = self.folders.iter().try_for_each(fs_err::File::sync_all)
+        {
             remove_own(&self.file, path);
             return Err(Error::io(error, path, "cannot make the disk's name durable"));
         }

@@ -12,7 +12,7 @@ use bootyard_spec::{ByteSize, Verified};
 use crate::clone::Compared;
 use crate::device::Device;
 use crate::fsops;
-use crate::part::{Names, Part};
+use crate::part::{Durability, Names, Part};
 use crate::store::Registration;
 use crate::{Error, Facts, Journal, Record, SpillFile, stop};
 
@@ -280,15 +280,25 @@ impl Staged {
     /// Makes the disk durable, and then visible under its name in one step. Fails where the name
     /// was taken meanwhile.
     pub fn publish(self, _verified: &Verified) -> Result<Published, Error> {
-        self.make_visible()
+        self.make_visible(Durability::Lasting)
+    }
+
+    /// [`Staged::publish`] for scratch space, which nobody misses after a loss of power; durable only
+    /// as a volume of the store.
+    pub(crate) fn publish_scratch(self) -> Result<Published, Error> {
+        let durability = match self.registration {
+            Some(_) => Durability::Lasting,
+            None => Durability::Scratch,
+        };
+        self.make_visible(durability)
     }
 
     /// [`Staged::publish`] for a clone.
     pub(crate) fn publish_compared(self, _compared: &Compared) -> Result<Published, Error> {
-        self.make_visible()
+        self.make_visible(Durability::Lasting)
     }
 
-    fn make_visible(self) -> Result<Published, Error> {
+    fn make_visible(self, durability: Durability) -> Result<Published, Error> {
         let align = self.align;
         let allocated_bytes = match self.medium {
             Medium::File(part) => {
@@ -298,7 +308,7 @@ impl Staged {
                     part.set_len(found.len().next_multiple_of(align))?;
                 }
                 stop::at("before-name");
-                Some(part.publish()?)
+                Some(part.publish(durability)?)
             }
             Medium::Device(device) => {
                 device.publish()?;

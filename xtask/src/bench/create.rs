@@ -1,4 +1,4 @@
-//! Whole processes that make an empty disk: ours, which waits until the disk has it, and `qemu-img`.
+//! Whole processes that make an empty disk: ours and `qemu-img`. Neither waits until the disk has it.
 
 use std::path::Path;
 use std::process::Command;
