@@ -14,9 +14,11 @@
 
 mod error;
 mod fat;
+mod found;
 mod image;
 mod iso;
 mod mime;
+mod parts;
 mod read;
 mod seed;
 mod ssh;
@@ -24,7 +26,9 @@ mod tree;
 mod user_data;
 
 pub use error::{Error, ErrorKind};
+pub use found::{FoundData, FoundNetwork, FoundSeed, NetworkForm};
 pub use image::{Image, ImageFormat};
+pub use parts::{Part, Parts};
 pub use read::{FileSystem, FoundImage};
 pub use seed::{Datasource, Hostname, InstanceId, Seed};
 pub use ssh::SshPublicKey;

@@ -4,7 +4,8 @@
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use sha2::{Digest as _, Sha256};
 
 use crate::{Error, ErrorKind};
 
@@ -43,7 +44,6 @@ impl SshPublicKey {
     }
 
     fn parse_line(line: &str) -> Result<Self, Error> {
-        let is_type = |word: &str| TYPE_PREFIXES.iter().any(|prefix| word.starts_with(prefix));
         let options = if is_type(line) { 0 } else { options_len(line) };
         let mut words = words_from(line, options);
         let Some((_, key_type)) = words.next().filter(|(_, word)| is_type(word)) else {
@@ -68,6 +68,24 @@ impl SshPublicKey {
         Ok(Self { line: line.to_owned(), comment_at })
     }
 
+    /// The key's type, such as `ssh-ed25519`.
+    pub fn key_type(&self) -> &str {
+        self.words().next().unwrap_or_default()
+    }
+
+    /// The key's SHA-256, as `ssh-keygen -l` shows it.
+    pub fn fingerprint(&self) -> String {
+        let encoded = self.words().nth(1).unwrap_or_default();
+        let blob = STANDARD.decode(encoded).expect("it was decoded when the key was read");
+        format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(blob)))
+    }
+
+    /// Type, key and comment, without options before them.
+    fn words(&self) -> impl Iterator<Item = &str> {
+        let options = if is_type(&self.line) { 0 } else { options_len(&self.line) };
+        words_from(&self.line, options).map(|(_, word)| word)
+    }
+
     /// The comment, often `user@host`; empty if there is none.
     pub fn comment(&self) -> &str {
         &self.line[self.comment_at..]
@@ -78,6 +96,10 @@ impl fmt::Display for SshPublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.line)
     }
+}
+
+fn is_type(word: &str) -> bool {
+    TYPE_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
 }
 
 fn bad(what: impl Into<String>) -> Error {
@@ -158,6 +180,8 @@ mod tests {
         let comments: Vec<&str> = keys.iter().map(SshPublicKey::comment).collect();
         assert_eq!(comments, ["", "a b@c", "z"]);
         assert_eq!(keys[0].to_string(), KEY);
+        assert_eq!(keys[2].key_type(), "ssh-ed25519");
+        assert_eq!(keys[2].fingerprint(), keys[0].fingerprint());
         assert!(keys[2].to_string().starts_with("restrict,command="));
     }
 

@@ -36,7 +36,7 @@ pub enum Format {
 impl Format {
     /// The content type under which cloud-init knows it as a part of a MIME document. A MIME
     /// document has its own.
-    pub(crate) const fn content_type(self) -> &'static str {
+    pub const fn content_type(self) -> &'static str {
         match self {
             Self::CloudConfig => "text/cloud-config",
             Self::CloudConfigArchive => "text/cloud-config-archive",
@@ -52,6 +52,39 @@ impl Format {
         }
     }
 
+    /// The format that cloud-init knows by this content type.
+    pub fn of_content_type(content_type: &str) -> Option<Self> {
+        /// All that cloud-init takes for compressed; its own first.
+        const GZIP: [&str; 8] = [
+            "application/gzip",
+            "application/gzip-compressed",
+            "application/gzipped",
+            "application/x-compress",
+            "application/x-compressed",
+            "application/x-gunzip",
+            "application/x-gzip",
+            "application/x-gzip-compressed",
+        ];
+        if GZIP.contains(&content_type) {
+            return Some(Self::Gzip);
+        }
+        HEADERS
+            .into_iter()
+            .map(|(_, format)| format)
+            .chain([Self::Script])
+            .find(|format| format.content_type() == content_type)
+    }
+
+    /// The format of a piece without a content type, by its beginning: cloud-init minds neither case
+    /// nor white space before it.
+    pub(crate) fn of_beginning(content: &[u8]) -> Option<Self> {
+        let begin: Vec<u8> =
+            content.trim_ascii_start().iter().take(64).map(u8::to_ascii_lowercase).collect();
+        let headers = HEADERS.into_iter().chain([("#!", Self::Script)]);
+        let known = headers.filter(|(header, _)| begin.starts_with(header.as_bytes()));
+        known.max_by_key(|(header, _)| header.len()).map(|(_, format)| format)
+    }
+
     /// True if the guest's kernel reads the first line as the path of an interpreter.
     const fn is_executed(self) -> bool {
         matches!(self, Self::Script | Self::Boothook)
@@ -59,7 +92,7 @@ impl Format {
 }
 
 /// The headers that stand on a line of their own.
-const HEADERS: [(&str, Format); 8] = [
+pub(crate) const HEADERS: [(&str, Format); 8] = [
     ("#cloud-config", Format::CloudConfig),
     ("#cloud-config-archive", Format::CloudConfigArchive),
     ("#cloud-config-jsonp", Format::CloudConfigPatch),
@@ -71,7 +104,7 @@ const HEADERS: [(&str, Format); 8] = [
 ];
 
 /// The first two bytes of a gzip member (RFC 1952 §2.3.1).
-const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
+pub(crate) const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
 /// The byte-order mark in UTF-8, which editors on Windows put first.
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -159,7 +192,7 @@ fn is_field_name(field: &[u8]) -> bool {
     !field.is_empty() && field.iter().all(u8::is_ascii_graphic)
 }
 
-fn has_mime_version(content: &[u8]) -> bool {
+pub(crate) fn has_mime_version(content: &[u8]) -> bool {
     let start = &content[..content.len().min(MIME_VERSION_WITHIN)];
     let name = b"mime-version:";
     start.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name))

@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bootyard_cloudinit::{Error, FileSystem, FoundImage, Image, ImageFormat, Tree};
+use bootyard_cloudinit::{
+    Datasource, Error, FileSystem, Format, FoundData, FoundImage, FoundSeed, Image, ImageFormat,
+    Seed, SshPublicKey, Tree, UserData,
+};
 use bootyard_testkit::{require_tool, run};
+use expect_test::expect;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -399,4 +403,199 @@ fn no_wrong_byte_makes_the_reader_panic_or_hang() {
     }
     assert!(refused > reads / 20 && refused < reads, "{refused} of {reads} were refused");
     assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+}
+
+/// What is found, a line each.
+fn facts(seed: &FoundSeed) -> String {
+    let data = |data: &Option<FoundData>| {
+        let formats = |data: &FoundData| -> Vec<_> {
+            data.parts.parts.iter().map(|part| (part.format, part.content.len())).collect()
+        };
+        data.as_ref().map(formats)
+    };
+    let keys: Vec<String> = seed.ssh_keys.iter().map(|key| key.comment().to_owned()).collect();
+    format!(
+        "{:?} {:?} {:?} {keys:?}\nuser {:?}\nvendor {:?}\nnetwork {:?}\n{}",
+        seed.datasource,
+        seed.instance_id,
+        seed.hostname,
+        data(&seed.user_data),
+        data(&seed.vendor_data),
+        seed.network_config.as_ref().map(|network| network.form),
+        seed.problems.iter().map(|problem| format!("{problem}\n")).collect::<String>(),
+    )
+}
+
+fn seed_of(label: &str, files: &[(&str, &str)]) -> Option<FoundSeed> {
+    let mut tree = Tree::new();
+    files.iter().for_each(|(path, text)| tree.insert(path, *text).unwrap());
+    let image = Image { format: ImageFormat::Iso, label, timestamp: 0 }.build(&tree).unwrap();
+    FoundSeed::of(&read(&image).unwrap())
+}
+
+const KEY: &str = "ssh-ed25519 \
+    AAAAC3NzaC1lZDI1NTE5AAAAIGyQ7aKqmHWdN8i4cRkXzdn3SuNOqmJLlyXhHKzsqzZg a@b";
+
+#[test]
+fn a_seed_is_what_cloud_init_takes_from_it() {
+    let nocloud = format!(
+        "# made by hand\ninstance-id: 7\nlocal-hostname: web-1\npublic-keys:\n  - {KEY}\n  - {KEY}\n"
+    );
+    let text = format!("instance-id: a\ninstance-id: b\npublic-keys: |\n  {KEY}\n\n  {KEY}\n");
+    let numbered = format!("instance-id: a\npublic-keys:\n  0: {KEY}\n  1: [{KEY}]\n");
+    let latest = "{\"uuid\": \"latest\"}";
+    let newton = format!(
+        "{{\"uuid\": \"newton\", \"hostname\": \"h\", \"public_keys\": {{\"k\": \"{KEY}\"}}, \
+         \"network_config\": {{\"content_path\": \"/content/0000\"}}}}"
+    );
+    for (label, files, expected) in [
+        (
+            "cidata",
+            vec![
+                ("meta-data", nocloud.as_str()),
+                ("user-data", "#cloud-config\n"),
+                ("vendor-data", "#!/bin/sh\n"),
+                ("network-config", "network:\n  version: 2\n"),
+            ],
+            expect![[r#"
+                NoCloud Some("7") Some("web-1") ["a@b", "a@b"]
+                user Some([(Some(CloudConfig), 14)])
+                vendor Some([(Some(Script), 10)])
+                network Some(Version2)
+            "#]],
+        ),
+        (
+            "CIDATA",
+            vec![
+                ("meta-data", text.as_str()),
+                ("user-data", ""),
+                ("network-config", "version: 1\n"),
+            ],
+            expect![[r#"
+                NoCloud Some("b") None ["a@b", "a@b"]
+                user None
+                vendor None
+                network Some(Version1)
+            "#]],
+        ),
+        (
+            "mine",
+            vec![("meta-data", numbered.as_str()), ("user-data", "runcmd: [true]\n")],
+            expect![[r#"
+                NoCloud Some("a") None ["a@b", "a@b"]
+                user Some([(None, 15)])
+                vendor None
+                network None
+                no guest looks at it: expected the label `CIDATA`, got `mine`
+                user-data: it has no header that cloud-init knows, and is ignored
+            "#]],
+        ),
+        (
+            "cidata",
+            vec![("meta-data", "a: [1\n"), ("network-config", "- 1\n")],
+            expect![[r#"
+                NoCloud None None []
+                user None
+                vendor None
+                network Some(Unknown)
+                no guest takes it for a seed: `user-data` is missing
+                meta-data: it is not YAML: line 1 column 4: unclosed bracket '['
+                meta-data: there is no `instance-id`; every such guest is the instance `nocloud`
+                network-config: expected a mapping, got something else
+            "#]],
+        ),
+        (
+            "config-2",
+            vec![
+                ("openstack/latest/meta_data.json", latest),
+                ("openstack/2016-10-06/meta_data.json", newton.as_str()),
+                ("openstack/2016-10-06/user_data", "#!/bin/sh\n"),
+                ("openstack/2016-10-06/vendor_data.json", "{\"cloud-init\": \"#cloud-config\\n\"}"),
+                ("openstack/content/0000", "auto lo\n"),
+                ("ec2/latest/meta-data.json", "{}"),
+            ],
+            expect![[r#"
+                ConfigDrive Some("newton") Some("h") ["a@b"]
+                user Some([(Some(Script), 10)])
+                vendor Some([(Some(CloudConfig), 14)])
+                network Some(Interfaces)
+            "#]],
+        ),
+        (
+            "CONFIG-2",
+            vec![
+                ("openstack/latest/meta_data.json", "{}"),
+                ("openstack/latest/network_data.json", "version: 2\n"),
+            ],
+            expect![[r#"
+                ConfigDrive None None []
+                user None
+                vendor None
+                network Some(Unknown)
+                no guest takes it for a seed: `uuid` is missing in `openstack/latest/meta_data.json`
+                network_data.json: expected OpenStack's JSON, got something else
+            "#]],
+        ),
+        (
+            "config-2",
+            vec![("openstack/content/0000", "x")],
+            expect![[r#"
+                ConfigDrive None None []
+                user None
+                vendor None
+                network None
+                no guest takes it for a seed: there is no `openstack/latest`
+            "#]],
+        ),
+    ] {
+        expected.assert_eq(&facts(&seed_of(label, &files).unwrap()));
+    }
+    assert!(seed_of("cfgdata", &[("key", "value")]).is_none());
+}
+
+#[test]
+fn our_seeds_are_found_whole() {
+    let mut seed = Seed::new("web-1".parse().unwrap());
+    seed.ssh_keys = SshPublicKey::parse_all("k", KEY.as_bytes()).unwrap();
+    seed.user_data =
+        ["#!/bin/sh\n", "#cloud-config\n"].map(|text| UserData::parse("u", text).unwrap()).into();
+    for datasource in [Datasource::NoCloud, Datasource::ConfigDrive] {
+        for format in [ImageFormat::Iso, ImageFormat::Fat] {
+            let image = seed.build(datasource, format, 0).unwrap();
+            let found = FoundSeed::of(&read(&image).unwrap()).unwrap();
+            assert_eq!(found.datasource, datasource);
+            assert_eq!(found.hostname.as_deref(), Some("web-1"));
+            assert_eq!(found.ssh_keys, seed.ssh_keys);
+            let contents = found.user_data.unwrap().parts.parts;
+            let contents: Vec<_> = contents.into_iter().map(|part| part.content).collect();
+            assert_eq!(contents, [b"#!/bin/sh\n".to_vec(), b"#cloud-config\n".to_vec()]);
+            assert_eq!(found.problems, Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
+fn a_seed_of_cloud_localds_is_found() {
+    if !require_tool("cloud-localds") {
+        return;
+    }
+    let place = Place::new(&sample());
+    fs_err::write(place.files().join("user-data"), "#cloud-config\n").unwrap();
+    let files = place.files();
+    for filesystem in ["iso", "vfat"] {
+        run(tool("cloud-localds").args(["-H", "web-1", "-f", filesystem, "-N"]).args([
+            &files.join("network-config"),
+            &place.image(),
+            &files.join("user-data"),
+        ]));
+        let found = FoundSeed::of(&found(&place.image())).unwrap();
+        assert_eq!(
+            (found.datasource, found.hostname.as_deref()),
+            (Datasource::NoCloud, Some("web-1"))
+        );
+        let user_data = found.user_data.unwrap();
+        assert_eq!(user_data.content, b"#cloud-config\n");
+        assert_eq!(user_data.parts.parts[0].format, Some(Format::CloudConfig));
+        assert!(found.network_config.is_some() && found.instance_id.is_some());
+    }
 }
