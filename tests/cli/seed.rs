@@ -101,7 +101,7 @@ fn mistakes_are_caught_before_the_guest_meets_them() {
         ----- stdout -----
 
         ----- stderr -----
-        error: invalid value 'web_1' for '--hostname <HOSTNAME>': `web_1` is not a host name: expected letters, digits, `-` and `.` only
+        error: invalid value 'web_1' for '--hostname <NAME>': `web_1` is not a host name: expected letters, digits, `-` and `.` only
 
         For more information, try '--help'.
 

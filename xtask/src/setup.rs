@@ -57,6 +57,7 @@ const PACKAGES: &[Package] = &[
     package("gdisk", Need::Test, "sgdisk is the oracle for moved partition tables"),
     package("g++", Need::Test, "compiles the fuzzer"),
     package("python3", Need::Test, "makes the hostile images"),
+    package("python3-yaml", Need::Test, "reads the YAML that we write, as cloud-init does"),
     package("pigz", Need::Test, "oracle and rival for gzip"),
     package("xz-utils", Need::Test, "oracle and rival for xz"),
     package("zstd", Need::Test, "oracle and rival for zstd"),

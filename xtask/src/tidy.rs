@@ -15,7 +15,7 @@ use crate::{dirs, sh};
 
 /// How many packages the lock file may hold. Each is code that we ship and follow; raise it in the
 /// commit that has a reason.
-const LOCKED_PACKAGES_MAX: usize = 400;
+const LOCKED_PACKAGES_MAX: usize = 430;
 
 /// A longer shell script belongs into a Rust program.
 const SHELL_LINES_MAX: usize = 50;

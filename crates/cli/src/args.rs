@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use bootyard_cloudinit::{Datasource, Hostname, ImageFormat, InstanceId};
+use bootyard_cloudinit::{Datasource, ImageFormat};
 use bootyard_import::{Besides, LayerCompression};
 use bootyard_spec::{
     ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, SafeUrl, Source,
@@ -24,6 +24,7 @@ use crate::commands::volume::VolumeCommand;
 use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
+use crate::seeds::SeedArgs;
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
 
@@ -457,26 +458,12 @@ pub(crate) struct UploadServerArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SeedCommand {
     /// Write a seed image for NoCloud or ConfigDrive
-    Build(SeedBuildArgs),
+    Build(Box<SeedBuildArgs>),
 }
 
+/// The same input makes the same bytes; all files in it have the time `$SOURCE_DATE_EPOCH`, or 1970.
 #[derive(Debug, Args)]
 pub(crate) struct SeedBuildArgs {
-    /// The guest's host name
-    #[arg(long)]
-    pub(crate) hostname: Hostname,
-    /// File with SSH public keys, one a line, for the default user; `-` reads standard input
-    #[arg(long = "ssh-key", value_name = "FILE")]
-    pub(crate) ssh_keys: Vec<PathBuf>,
-    /// User-data file: cloud-config, script, …; several are combined; `-` reads standard input
-    #[arg(long, value_name = "FILE")]
-    pub(crate) user_data: Vec<PathBuf>,
-    /// Network configuration file, version 1 or 2
-    #[arg(long, value_name = "FILE")]
-    pub(crate) network_config: Option<PathBuf>,
-    /// Instance id; a changed one makes cloud-init run again [default: derived from the host name]
-    #[arg(long, value_name = "ID")]
-    pub(crate) instance_id: Option<InstanceId>,
     /// File to write; an existing seed is replaced
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
@@ -484,8 +471,13 @@ pub(crate) struct SeedBuildArgs {
     #[arg(long, default_value = "iso")]
     pub(crate) format: ImageFormat,
     /// cloud-init's datasource that reads it: nocloud or configdrive
-    #[arg(long, default_value = "nocloud")]
+    #[arg(long, default_value = "nocloud", alias = "cloud-init")]
     pub(crate) datasource: Datasource,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) seed: SeedArgs,
 }
 
 #[derive(Debug, Args)]

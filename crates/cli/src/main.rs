@@ -13,6 +13,7 @@ mod json;
 mod metrics;
 mod output;
 mod progress;
+mod seeds;
 mod settings;
 mod signals;
 mod stores;

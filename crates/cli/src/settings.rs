@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 
 use std::env;
+use std::io::Read as _;
 use std::path::PathBuf;
 
 use bootyard_source::oci::ImageOptions;
@@ -56,6 +57,15 @@ pub(crate) fn seed_timestamp() -> Result<i64, Failure> {
             Failure::new(Class::Usage, what)
         },
     )
+}
+
+/// Bytes that nobody can foresee, from the kernel.
+pub(crate) fn random_bytes() -> Result<[u8; 16], Failure> {
+    let mut bytes = [0; 16];
+    let mut kernel =
+        fs_err::File::open("/dev/urandom").map_err(|e| Failure::new(Class::Other, e))?;
+    kernel.read_exact(&mut bytes).map_err(|error| Failure::new(Class::Other, error))?;
+    Ok(bytes)
 }
 
 /// The key file of Google's application default credentials: `$GOOGLE_APPLICATION_CREDENTIALS`, else

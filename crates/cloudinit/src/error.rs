@@ -29,6 +29,12 @@ pub enum ErrorKind {
     PrivateKey,
     /// User-data or vendor-data that cloud-init would ignore or could not run.
     UserData,
+    /// Meta-data of the user's own that is none.
+    MetaData,
+    /// A password or a password hash that is none.
+    Password,
+    /// Two inputs that say different things about the same.
+    Conflict,
     /// A network configuration in a form that the data source does not read.
     NetworkConfig,
     /// A file name that the image cannot hold.

@@ -30,6 +30,16 @@ pub enum ImageFormat {
     Fat,
 }
 
+impl ImageFormat {
+    /// Its name, as [`ImageFormat::from_str`] takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Iso => "iso",
+            Self::Fat => "fat",
+        }
+    }
+}
+
 impl FromStr for ImageFormat {
     type Err = Error;
 

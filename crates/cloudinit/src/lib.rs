@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  Hostname, InstanceId ┐
-//!  SshPublicKey         ├─► Seed ─files()─► Tree ─┬─► ISO 9660 (Rock Ridge, Joliet)
-//!  UserData (1 or MIME) ┘   NoCloud, ConfigDrive  └─► FAT
+//!  SshPublicKey, Users  ├─► Seed ─files()─► Tree ─┬─► ISO 9660 (Rock Ridge, Joliet)
+//!  MetaData, Network    │   NoCloud, ConfigDrive  └─► FAT
+//!  UserData (1 or MIME) ┘
 //! ```
 //!
 //! [`FoundImage`] goes the other way, with images that anyone made.
@@ -17,20 +18,29 @@ mod fat;
 mod found;
 mod image;
 mod iso;
+mod meta_data;
 mod mime;
+mod network;
 mod parts;
+mod password;
 mod read;
 mod seed;
 mod ssh;
 mod tree;
+mod user;
 mod user_data;
+mod yaml;
 
 pub use error::{Error, ErrorKind};
 pub use found::{FoundData, FoundNetwork, FoundSeed, NetworkForm};
 pub use image::{Image, ImageFormat};
+pub use meta_data::MetaData;
+pub use network::{Interface, IpNetwork, MacAddress, Network};
 pub use parts::{Part, Parts};
+pub use password::PasswordHash;
 pub use read::{FileSystem, FoundImage};
 pub use seed::{Datasource, Hostname, InstanceId, Seed};
 pub use ssh::SshPublicKey;
 pub use tree::Tree;
+pub use user::{User, UserName, Users};
 pub use user_data::{Format, UserData};

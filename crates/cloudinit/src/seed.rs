@@ -5,9 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 use uuid::{Uuid, uuid};
 
-use crate::{Error, ErrorKind, Image, ImageFormat, SshPublicKey, Tree, UserData, mime};
+use crate::{
+    Error, ErrorKind, Image, ImageFormat, MetaData, Network, SshPublicKey, Tree, UserData, Users,
+    mime, network,
+};
 
 /// The namespace from which KubeVirt makes the UUID of a machine out of its name, and with it the
 /// default instance id. A guest that moves between KubeVirt and Bootyard stays the same instance.
@@ -21,22 +25,27 @@ const LABEL_MAX: usize = 63;
 const INSTANCE_ID_MAX: usize = 255;
 
 /// Everything that a seed says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Seed {
     /// The guest's name.
     pub hostname: Hostname,
     /// The identity of the instance; made from the host name if absent. cloud-init runs again in a
     /// guest that has run with another one.
     pub instance_id: Option<InstanceId>,
+    /// The kind of machine, as KubeVirt names it by its instancetype.
+    pub instance_type: Option<String>,
     /// Keys that may log in as the image's default user.
     pub ssh_keys: Vec<SshPublicKey>,
+    /// The default user's name and password, and other users.
+    pub users: Users,
     /// What the user wants done. One piece is written as it is, several as one MIME document.
     pub user_data: Vec<UserData>,
-    /// What the provider wants done, before the user's.
-    pub vendor_data: Option<UserData>,
-    /// The network configuration: cloud-init's own version 1 or 2 in YAML for NoCloud, OpenStack's
-    /// `network_data.json` for ConfigDrive.
-    pub network_config: Option<Vec<u8>>,
+    /// What the provider wants done, before the user's; joined likewise.
+    pub vendor_data: Vec<UserData>,
+    /// Meta-data that counts before what is made of the above.
+    pub meta_data: Option<MetaData>,
+    /// The network configuration; the image's own, usually DHCP on each card, if absent.
+    pub network: Option<Network>,
 }
 
 /// How the guest finds its seed.
@@ -66,6 +75,14 @@ impl Datasource {
             _ => None,
         }
     }
+
+    /// Its name, as [`Datasource::from_str`] takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoCloud => "nocloud",
+            Self::ConfigDrive => "configdrive",
+        }
+    }
 }
 
 impl FromStr for Datasource {
@@ -85,14 +102,17 @@ impl FromStr for Datasource {
 
 impl Seed {
     /// A seed that gives a guest its name and nothing else.
-    pub const fn new(hostname: Hostname) -> Self {
+    pub fn new(hostname: Hostname) -> Self {
         Self {
             hostname,
             instance_id: None,
+            instance_type: None,
             ssh_keys: Vec::new(),
+            users: Users::default(),
             user_data: Vec::new(),
-            vendor_data: None,
-            network_config: None,
+            vendor_data: Vec::new(),
+            meta_data: None,
+            network: None,
         }
     }
 
@@ -116,105 +136,142 @@ impl Seed {
         }
     }
 
-    /// `user-data` has to be there, even empty, for NoCloud to take the volume for a seed.
+    /// `user-data` has to be there, even empty, for NoCloud to take the volume for a seed. The
+    /// meta-data has KubeVirt's names; cloud-init reads it as YAML, of which JSON is a part.
     fn nocloud(&self) -> Result<Tree, Error> {
-        let instance_id = self.instance_id();
-        let meta_data = NoCloudMetaData {
-            instance_id: instance_id.as_str(),
-            local_hostname: self.hostname.as_str(),
-            public_keys: self.public_keys(),
-        };
+        let mut ours = Map::new();
+        ours.insert("instance-id".to_owned(), self.instance_id().as_str().into());
+        ours.insert("local-hostname".to_owned(), self.hostname.as_str().into());
+        self.add_common(&mut ours, ["instance-type", "public-keys"]);
+        self.merge_meta_data(&mut ours, Datasource::NoCloud);
         let mut tree = Tree::new();
-        tree.insert("meta-data", json(&meta_data))?;
-        tree.insert("user-data", self.joined_user_data())?;
-        if let Some(vendor_data) = &self.vendor_data {
-            tree.insert("vendor-data", vendor_data.content())?;
+        tree.insert("meta-data", indented(&ours))?;
+        tree.insert("user-data", joined(&self.all_user_data()?))?;
+        if !self.vendor_data.is_empty() {
+            tree.insert("vendor-data", joined(&self.vendor_data))?;
         }
-        if let Some(network_config) = &self.network_config {
-            tree.insert("network-config", network_config.as_slice())?;
+        match &self.network {
+            Some(Network::Text(text)) => tree.insert("network-config", text.as_slice())?,
+            Some(Network::Interfaces(all)) => {
+                tree.insert("network-config", network::version_2(all)?)?;
+            }
+            None => {}
         }
         Ok(tree)
     }
 
+    /// OpenStack's files. cloud-init takes `uuid` for the instance id; KubeVirt has `instance_id`
+    /// besides, which here is the same.
     fn config_drive(&self) -> Result<Tree, Error> {
-        let instance_id = self.instance_id();
-        let meta_data = ConfigDriveMetaData {
-            uuid: instance_id.as_str(),
-            hostname: self.hostname.as_str(),
-            public_keys: self.public_keys(),
-        };
+        let mut ours = Map::new();
+        ours.insert("uuid".to_owned(), self.instance_id().as_str().into());
+        ours.insert("instance_id".to_owned(), self.instance_id().as_str().into());
+        ours.insert("hostname".to_owned(), self.hostname.as_str().into());
+        self.add_common(&mut ours, ["instance_type", "public_keys"]);
+        self.merge_meta_data(&mut ours, Datasource::ConfigDrive);
         let mut tree = Tree::new();
-        tree.insert("openstack/latest/meta_data.json", json(&meta_data))?;
-        if !self.user_data.is_empty() {
-            tree.insert("openstack/latest/user_data", self.joined_user_data())?;
+        tree.insert("openstack/latest/meta_data.json", indented(&ours))?;
+        let user_data = self.all_user_data()?;
+        if !user_data.is_empty() {
+            tree.insert("openstack/latest/user_data", joined(&user_data))?;
         }
-        if let Some(vendor_data) = &self.vendor_data {
-            // OpenStack's vendor data is JSON, with cloud-init's share under its name.
-            let text = std::str::from_utf8(vendor_data.content()).map_err(|_| {
-                let what = "vendor-data of a config drive has to be UTF-8 text";
-                Error::new(ErrorKind::UserData, what)
-                    .with_hint("give it uncompressed, or use nocloud")
-            })?;
-            let wrapped = json(&BTreeMap::from([("cloud-init", text)]));
-            tree.insert("openstack/latest/vendor_data.json", wrapped)?;
+        if !self.vendor_data.is_empty() {
+            tree.insert("openstack/latest/vendor_data.json", vendor_json(&self.vendor_data)?)?;
         }
-        if let Some(network) = &self.network_config {
-            serde_json::from_slice::<BTreeMap<String, serde::de::IgnoredAny>>(network).map_err(
-                |_| {
-                    let what = "network configuration of a config drive has to be a JSON object";
-                    Error::new(ErrorKind::NetworkConfig, what).with_hint(
-                        "a config drive takes OpenStack's `network_data.json`; cloud-init's own \
-                         network-config goes with `--datasource nocloud`",
-                    )
-                },
-            )?;
-            tree.insert("openstack/latest/network_data.json", network.as_slice())?;
+        match &self.network {
+            Some(Network::Text(text)) => {
+                check_network_data(text)?;
+                tree.insert("openstack/latest/network_data.json", text.as_slice())?;
+            }
+            Some(Network::Interfaces(all)) => {
+                let data = indented(&network::network_data(all)?);
+                tree.insert("openstack/latest/network_data.json", data)?;
+            }
+            None => {}
         }
         Ok(tree)
     }
 
-    fn instance_id(&self) -> InstanceId {
-        self.instance_id
-            .clone()
+    /// The identity that the guest will see: the meta-data's, the one that was given, or one made
+    /// from the host name.
+    pub fn instance_id(&self) -> InstanceId {
+        let given = self.meta_data.as_ref().and_then(MetaData::instance_id);
+        given
+            .or(self.instance_id.as_ref())
+            .cloned()
             .unwrap_or_else(|| InstanceId::from_machine_name(self.hostname.as_str()))
     }
 
-    fn joined_user_data(&self) -> Vec<u8> {
-        match self.user_data.as_slice() {
-            [] => Vec::new(),
-            [part] => part.content().to_vec(),
-            parts => mime::join(parts),
+    /// The user's pieces, with ours before and behind them.
+    fn all_user_data(&self) -> Result<Vec<UserData>, Error> {
+        self.users.check()?;
+        if self.user_data.is_empty() {
+            return Ok(self.users.only_part().into_iter().collect());
+        }
+        for part in &self.user_data {
+            self.users.check_against(part)?;
+        }
+        let before = self.users.part_before().into_iter();
+        Ok(before.chain(self.user_data.clone()).chain(self.users.part_behind()).collect())
+    }
+
+    /// The kind of machine and the keys, under these names.
+    fn add_common(&self, ours: &mut Map<String, Value>, [kind, keys]: [&str; 2]) {
+        if let Some(instance_type) = &self.instance_type {
+            ours.insert(kind.to_owned(), instance_type.as_str().into());
+        }
+        if !self.ssh_keys.is_empty() {
+            ours.insert(keys.to_owned(), self.public_keys().into());
+        }
+    }
+
+    fn merge_meta_data(&self, ours: &mut Map<String, Value>, datasource: Datasource) {
+        if let Some(meta_data) = &self.meta_data {
+            meta_data.merge_over(ours, datasource);
         }
     }
 
     /// The keys by number, in their order, as KubeVirt and OpenStack name them.
-    fn public_keys(&self) -> serde_json::Map<String, serde_json::Value> {
+    fn public_keys(&self) -> Map<String, Value> {
         let keys = self.ssh_keys.iter().map(|key| key.to_string().into());
         keys.enumerate().map(|(number, key)| (number.to_string(), key)).collect()
     }
 }
 
-/// NoCloud's `meta-data`, with KubeVirt's names. cloud-init reads it as YAML, of which JSON is a part.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct NoCloudMetaData<'a> {
-    instance_id: &'a str,
-    local_hostname: &'a str,
-    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
-    public_keys: serde_json::Map<String, serde_json::Value>,
+fn joined(parts: &[UserData]) -> Vec<u8> {
+    match parts {
+        [] => Vec::new(),
+        [part] => part.content().to_vec(),
+        parts => mime::join(parts),
+    }
 }
 
-/// OpenStack's `meta_data.json`. cloud-init takes `uuid` for the instance id.
-#[derive(Serialize)]
-struct ConfigDriveMetaData<'a> {
-    uuid: &'a str,
-    hostname: &'a str,
-    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
-    public_keys: serde_json::Map<String, serde_json::Value>,
+/// OpenStack's vendor data is JSON, with cloud-init's share under its name.
+fn vendor_json(parts: &[UserData]) -> Result<Vec<u8>, Error> {
+    let text = String::from_utf8(joined(parts)).map_err(|_| {
+        let what = "vendor-data of a config drive has to be UTF-8 text";
+        Error::new(ErrorKind::UserData, what).with_hint("give it uncompressed, or use nocloud")
+    })?;
+    Ok(indented(&json!({ "cloud-init": text })))
+}
+
+fn check_network_data(text: &[u8]) -> Result<(), Error> {
+    let data = serde_json::from_slice::<BTreeMap<String, serde::de::IgnoredAny>>(text);
+    // The keys of cloud-init's own versions, in JSON: a config drive with them is given up whole.
+    match data {
+        Ok(data) if !data.contains_key("version") && !data.contains_key("network") => Ok(()),
+        _ => {
+            let what = "network configuration of a config drive has to be OpenStack's JSON object";
+            Err(Error::new(ErrorKind::NetworkConfig, what).with_hint(
+                "a config drive takes OpenStack's `network_data.json`, which `--interface` makes; \
+                 cloud-init's own network-config goes with `--datasource nocloud`",
+            ))
+        }
+    }
 }
 
 /// Indented, because people mount seeds to see what is in them.
-fn json(value: &impl Serialize) -> Vec<u8> {
+fn indented(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("text keys and values are always JSON");
     text.push(b'\n');
     text
@@ -272,6 +329,11 @@ impl InstanceId {
     /// The id that KubeVirt gives a machine of this name: a UUID of version 5.
     pub fn from_machine_name(name: &str) -> Self {
         Self(Uuid::new_v5(&INSTANCE_NAMESPACE, name.as_bytes()).to_string())
+    }
+
+    /// An id that no other instance has, from 16 random bytes: a UUID of version 4.
+    pub fn from_random(bytes: [u8; 16]) -> Self {
+        Self(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string())
     }
 
     /// The id as text.

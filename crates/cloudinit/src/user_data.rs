@@ -116,6 +116,8 @@ const MIME_VERSION_WITHIN: usize = 4096;
 /// A piece of user-data or vendor-data in a format that cloud-init knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserData {
+    /// How errors name it.
+    input: String,
     content: Vec<u8>,
     format: Format,
 }
@@ -125,7 +127,18 @@ impl UserData {
     pub fn parse(input: &str, content: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let content = content.into();
         let format = recognise(&content).map_err(|e| e.in_input(input))?;
-        Ok(Self { content, format })
+        Ok(Self { input: input.to_owned(), content, format })
+    }
+
+    /// A cloud-config of our own, header included.
+    pub(crate) fn cloud_config(text: String) -> Self {
+        let input = "the cloud-config of the users".to_owned();
+        Self { input, content: text.into_bytes(), format: Format::CloudConfig }
+    }
+
+    /// How the caller named it, usually its path.
+    pub fn input(&self) -> &str {
+        &self.input
     }
 
     /// What cloud-init takes it for.

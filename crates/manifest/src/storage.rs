@@ -41,7 +41,7 @@ pub enum StorageDocument {
 /// Why a manifest cannot be taken. It names the field, and the line where the text tells one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Error(String);
+pub struct Error(pub(crate) String);
 
 /// Reads the StorageProfiles and ConfigMaps of a YAML text: documents, or a List of them.
 pub fn storage(text: &[u8]) -> Result<Vec<StorageDocument>, Error> {
@@ -66,7 +66,7 @@ pub fn storage(text: &[u8]) -> Result<Vec<StorageDocument>, Error> {
 }
 
 /// The first line of a message: what follows shows the text again.
-fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 

@@ -4,52 +4,59 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use bootyard_cloudinit::{Seed, SshPublicKey, UserData};
 use bootyard_spec::Class;
 use fs_err::os::unix::fs::OpenOptionsExt;
+use serde::Serialize;
 
 use crate::args::SeedBuildArgs;
-use crate::error::{Failure, read_input};
-use crate::{output, settings};
+use crate::error::Failure;
+use crate::json::FailureLine;
+use crate::{output, seeds, settings};
+
+/// What `seed build --json` prints.
+#[derive(Debug, Serialize)]
+struct BuiltLine {
+    event: &'static str,
+    path: String,
+    datasource: &'static str,
+    label: &'static str,
+    format: &'static str,
+    size_bytes: usize,
+    hostname: String,
+    instance_id: String,
+}
 
 pub(crate) fn build(args: &SeedBuildArgs) -> Result<ExitCode, Failure> {
+    let done = build_seed(args);
+    if args.json
+        && let Err(failure) = &done
+    {
+        let _ = output::json_line(&FailureLine::new(failure));
+    }
+    done
+}
+
+fn build_seed(args: &SeedBuildArgs) -> Result<ExitCode, Failure> {
     refuse_other(&args.output)?;
-    let seed = gather(args)?;
+    let seed = seeds::gather(&args.seed, args.datasource)?;
     let image = seed.build(args.datasource, args.format, settings::seed_timestamp()?)?;
     replace(&args.output, &image)?;
-    output::result(&format!("{}\n", args.output.display()))?;
+    let path = args.output.display().to_string();
+    if !args.json {
+        output::result(&format!("{path}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::json_line(&BuiltLine {
+        event: "built",
+        path,
+        datasource: args.datasource.name(),
+        label: args.datasource.label(),
+        format: args.format.name(),
+        size_bytes: image.len(),
+        hostname: seed.hostname.to_string(),
+        instance_id: seed.instance_id().to_string(),
+    })?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn gather(args: &SeedBuildArgs) -> Result<Seed, Failure> {
-    let inputs = args.ssh_keys.iter().chain(&args.user_data).chain(&args.network_config);
-    if inputs.filter(|path| path.as_os_str() == "-").count() > 1 {
-        let what = "`-` is given more than once: expected one reader of standard input";
-        return Err(Failure::new(Class::Usage, what));
-    }
-    let mut seed = Seed::new(args.hostname.clone());
-    seed.instance_id.clone_from(&args.instance_id);
-    for path in &args.ssh_keys {
-        let text = read_input(path)?;
-        seed.ssh_keys.extend(SshPublicKey::parse_all(&path.display().to_string(), &text)?);
-    }
-    for path in &args.user_data {
-        seed.user_data.push(UserData::parse(&path.display().to_string(), read_input(path)?)?);
-    }
-    seed.network_config = args.network_config.as_deref().map(network_config).transpose()?;
-    Ok(seed)
-}
-
-/// Reads a network configuration, which is text in each of its versions.
-fn network_config(path: &Path) -> Result<Vec<u8>, Failure> {
-    let bytes = read_input(path)?;
-    let got = match std::str::from_utf8(&bytes) {
-        Ok(text) if !text.trim().is_empty() => return Ok(bytes),
-        Ok(_) => "nothing",
-        Err(_) => "bytes that are not UTF-8",
-    };
-    let what = format!("network configuration `{}`: expected YAML, got {got}", path.display());
-    Err(Failure::new(Class::Usage, what))
 }
 
 /// Refuses to replace what is no seed: a device, a folder, or whatever a link leads to.
@@ -91,38 +98,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: SeedBuildArgs,
-    }
-
-    fn gathered(flags: &[&str]) -> Result<Seed, Failure> {
-        let line = ["seed", "--hostname", "h", "-o", "seed.iso"];
-        gather(&Line::parse_from(line.iter().chain(flags)).args)
-    }
-
-    #[test]
-    fn inputs_that_make_no_seed_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("net");
-        let name = file.to_str().unwrap();
-        let network = ["--network-config", name];
-        for (content, flags, message) in [
-            (&b""[..], &["--user-data", "-", "--ssh-key", "-"][..], "`-` is given more than once"),
-            (b" \n", &network, "expected YAML, got nothing"),
-            (b"\xff", &network, "expected YAML, got bytes that are not UTF-8"),
-        ] {
-            fs_err::write(&file, content).unwrap();
-            let failure = gathered(flags).unwrap_err();
-            assert_eq!(failure.exit_code(), 2);
-            assert!(failure.message().contains(message), "{}", failure.message());
-        }
-    }
 
     #[test]
     fn only_a_regular_file_is_replaced_and_the_seed_is_private() {

@@ -11,7 +11,7 @@ fn seed() -> Seed {
     let mut seed = Seed::new("debian.example.org".parse().unwrap());
     seed.ssh_keys = SshPublicKey::parse_all("k", KEY.as_bytes()).unwrap();
     seed.user_data = vec![UserData::parse("u", "#cloud-config\n").unwrap()];
-    seed.vendor_data = Some(UserData::parse("v", "#!/bin/sh\n").unwrap());
+    seed.vendor_data = vec![UserData::parse("v", "#!/bin/sh\n").unwrap()];
     seed
 }
 
@@ -26,7 +26,7 @@ fn check(seed: &Seed, datasource: Datasource, expected: &[(&str, &str)]) {
 #[test]
 fn nocloud_has_kubevirts_meta_data() {
     let mut seed = seed();
-    seed.network_config = Some(b"version: 2\n".to_vec());
+    seed.network = Some(Network::Text(b"version: 2\n".to_vec()));
     let meta_data = r#"{
   "instance-id": "fc11f808-2fa1-54bd-b979-1db9ce9c4d95",
   "local-hostname": "debian.example.org",
@@ -52,8 +52,8 @@ fn config_drive_has_openstacks_layout() {
     let mut seed = seed();
     seed.instance_id = Some("i-1".parse().unwrap());
     seed.ssh_keys.clear();
-    seed.network_config = Some(br#"{"links": []}"#.to_vec());
-    let meta_data = "{\n  \"uuid\": \"i-1\",\n  \"hostname\": \"debian.example.org\"\n}\n";
+    seed.network = Some(Network::Text(br#"{"links": []}"#.to_vec()));
+    let meta_data = "{\n  \"hostname\": \"debian.example.org\",\n  \"instance_id\": \"i-1\",\n  \"uuid\": \"i-1\"\n}\n";
     check(
         &seed,
         Datasource::ConfigDrive,
@@ -77,13 +77,13 @@ fn nocloud_without_user_data_has_an_empty_file() {
 #[test]
 fn a_config_drive_refuses_what_it_cannot_hold() {
     let mut seed = seed();
-    seed.network_config = Some(b"version: 2\n".to_vec());
+    seed.network = Some(Network::Text(b"version: 2\n".to_vec()));
     let error = seed.files(Datasource::ConfigDrive).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NetworkConfig);
     assert!(error.hint().unwrap().contains("--datasource nocloud"));
 
-    seed.network_config = None;
-    seed.vendor_data = Some(UserData::parse("v", [0x1f, 0x8b, 0xff]).unwrap());
+    seed.network = None;
+    seed.vendor_data = vec![UserData::parse("v", [0x1f, 0x8b, 0xff]).unwrap()];
     let error = seed.files(Datasource::ConfigDrive).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UserData);
 }
