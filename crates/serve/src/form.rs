@@ -48,8 +48,9 @@ enum State {
 impl FormReader {
     /// A reader for a body of this type.
     pub(crate) fn new(content_type: &str) -> Result<Self, BadForm> {
-        let mut parts = content_type.split(';').map(str::trim);
-        if !parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data")) {
+        let mut parts = parameters(content_type);
+        let kind = parts.next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("multipart/form-data") {
             return Err(BadForm::ContentType);
         }
         let boundary = parts.find_map(|part| parameter(part, "boundary"));
@@ -129,6 +130,22 @@ impl FormReader {
     }
 }
 
+/// The value of a header and its parameters, which semicolons divide; those in quotes do not
+/// (RFC 9110 §5.6.4).
+fn parameters(value: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    value.split(move |c| {
+        let literal = std::mem::take(&mut escaped);
+        match c {
+            '\\' if quoted && !literal => escaped = true,
+            '"' if !literal => quoted = !quoted,
+            ';' => return !quoted,
+            _ => {}
+        }
+        false
+    })
+}
+
 /// The value of `name=value` or `name="value"`.
 fn parameter<'a>(part: &'a str, name: &str) -> Option<&'a str> {
     let (own, value) = part.split_once('=')?;
@@ -143,7 +160,7 @@ fn names_the_file(header: &[u8]) -> bool {
     let disposition =
         lines.find(|(name, _)| name.trim().eq_ignore_ascii_case("content-disposition"));
     disposition
-        .is_some_and(|(_, value)| value.split(';').any(|p| parameter(p, "name") == Some(FIELD)))
+        .is_some_and(|(_, value)| parameters(value).any(|p| parameter(p, "name") == Some(FIELD)))
 }
 
 #[cfg(test)]
@@ -178,6 +195,19 @@ mod tests {
         check(&format!("{token}{file}--xyz--\r\n"), &Ok("a\r\n--xy\r\n\r\nz\r\n"));
         check(&format!("preamble\r\n{file}--xyz--"), &Ok("a\r\n--xy\r\n\r\nz\r\n"));
         check(&format!("{}--xyz--\r\n", part("file", "")), &Ok(""));
+    }
+
+    #[test]
+    fn semicolons_in_quotes_divide_nothing() {
+        let of = |disposition: &str| {
+            format!("--xyz\r\nContent-Disposition: form-data; {disposition}\r\n\r\nabc\r\n--xyz--")
+        };
+        let named = r#"filename="a\"; name=\"x; name=other"; name="file""#;
+        check(&of(named), &Ok("abc"));
+        check(&of(r#"filename="; name=file""#), &Err(BadForm::NoFile));
+        let kind = r#"multipart/form-data; charset="; boundary=no"; boundary="a;b""#;
+        let reader = FormReader::new(kind).unwrap();
+        assert_eq!(reader.delimiter.needle(), b"\r\n--a;b");
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub enum ErrorKind {
     BadAnswer,
     /// The path names something that has no bytes to read: a directory, a pipe.
     NotAFile,
+    /// A machine, or who makes the file, may write to it meanwhile.
+    InUse,
     /// The operating system failed to read.
     Read,
     /// A container image is not made as it should be, or is not there for the platform.
@@ -124,6 +126,14 @@ impl Error {
     pub(crate) fn not_a_file(path: &Path, found: &str) -> Self {
         let what = format!("`{}` is {found}; expected a file or block device", path.display());
         Self::new(ErrorKind::NotAFile, what)
+    }
+
+    /// Somebody has locked the file for himself.
+    pub(crate) fn in_use(path: &Path) -> Self {
+        let what = format!("`{}` is in use by a process that may write to it", path.display());
+        let hint =
+            format!("stop its machine first; see which with `fuser -v {}`", shell_word(path));
+        Self::new(ErrorKind::InUse, what).with_hint(hint)
     }
 
     /// The server answered with this status.
@@ -524,9 +534,14 @@ impl Explain for Error {
             (ErrorKind::Digest, _) => {
                 "it was changed or damaged in its registry or on its way; have it pushed again"
             }
-            (ErrorKind::Status | ErrorKind::Read | ErrorKind::Image | ErrorKind::Setup, _) => {
-                return None;
-            }
+            (
+                ErrorKind::Status
+                | ErrorKind::InUse
+                | ErrorKind::Read
+                | ErrorKind::Image
+                | ErrorKind::Setup,
+                _,
+            ) => return None,
         };
         Some(hint.to_owned())
     }

@@ -1,10 +1,12 @@
 //! Local files and block devices.
 
+use std::fs::TryLockError;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fs_err::os::unix::fs::FileExt;
@@ -20,6 +22,10 @@ const BLOCK: u64 = 1 << 20;
 
 /// How many blocks are read ahead of who takes them.
 const AHEAD: usize = 2;
+
+/// How often, and after what pause, a lock is asked for.
+const LOOKS_MAX: u32 = 4;
+const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(crate) struct File {
@@ -133,9 +139,25 @@ pub(crate) fn open(path: &Path) -> Result<(fs_err::File, u64), Error> {
         return Err(Error::not_a_file(path, found));
     }
     let mut file = fs_err::File::open(path).map_err(fail)?;
+    if is_locked(file.file()) {
+        return Err(Error::in_use(path));
+    }
     // A block device has no length in its metadata.
     let len = file.seek(SeekFrom::End(0)).map_err(fail)?;
     Ok((file, len))
+}
+
+/// Whether somebody has the file for himself, as a machine has the disk that it writes to. If nobody
+/// has, then nobody gets it until it is closed here. File systems without locks have no holders.
+fn is_locked(file: &std::fs::File) -> bool {
+    let refused = || matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    // Some only look whether the lock is free.
+    (0..LOOKS_MAX).all(|look| {
+        if look > 0 {
+            std::thread::sleep(LOOK);
+        }
+        refused()
+    })
 }
 
 /// Reads `part`, at whose start the file stands, block by block on a thread of its own.

@@ -127,7 +127,11 @@ fn run_upload(request: &Upload, options: &Options, display: &Display) -> Result<
             // What the server says or does is the target's affair.
             let is_source = matches!(
                 error.kind(),
-                ErrorKind::NotAFile | ErrorKind::Read | ErrorKind::Changed | ErrorKind::NotFound
+                ErrorKind::NotAFile
+                    | ErrorKind::InUse
+                    | ErrorKind::Read
+                    | ErrorKind::Changed
+                    | ErrorKind::NotFound
             ) || error.kind() == ErrorKind::Denied && error.http_status().is_none();
             let failure = Failure::from(error);
             Err(if is_source { failure } else { failure.with_class(Class::Target) })

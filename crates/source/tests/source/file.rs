@@ -78,6 +78,23 @@ async fn what_is_no_file_is_refused_without_reading_it() {
     }
 }
 
+#[tokio::test]
+async fn a_disk_that_a_machine_has_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs_err::write(&path, [1; 10]).unwrap();
+    let machine = fs_err::File::open(&path).unwrap().into_file();
+    machine.lock().unwrap();
+    let error = open_path(&path).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(error.to_string().ends_with("is in use by a process that may write to it"), "{error}");
+    machine.unlock().unwrap();
+    let object = open_path(&path).await.unwrap();
+    assert!(machine.try_lock().is_err());
+    drop(object);
+    machine.try_lock().unwrap();
+}
+
 /// Root reads what it likes, unless its thread, and those that it starts, give up that power.
 fn give_up_reading_everything() {
     let mut sets = capabilities(None).unwrap();

@@ -112,7 +112,7 @@ fn refuse_shared(classes: &[StorageClass], class: &StorageClass, home: &Path) ->
     let ours = spaces(class);
     for other in classes.iter().filter(|other| other.name != class.name) {
         for theirs in spaces(other) {
-            if ours.iter().any(|own| *own == theirs || crate::is_same(own, &theirs)) {
+            if ours.iter().any(|own| is_within(own, &theirs) || crate::is_same(own, &theirs)) {
                 let what = format!("`{}` is of storage class `{}`", theirs.display(), other.name);
                 return Err(Error::new(ErrorKind::InUse, &theirs, what)
                     .with_hint("name another folder or device"));
@@ -120,4 +120,11 @@ fn refuse_shared(classes: &[StorageClass], class: &StorageClass, home: &Path) ->
         }
     }
     Ok(())
+}
+
+/// Whether one of both is in the other, or is the other.
+fn is_within(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| fs_err::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let (one, other) = (real(one), real(other));
+    one.starts_with(&other) || other.starts_with(&one)
 }

@@ -265,9 +265,14 @@ fn classes_have_their_own_folders_and_a_default() {
     };
     store.add_class(&fast).unwrap();
     refused(store.add_class(&fast), ErrorKind::Exists, "storage class `fast` exists");
-    let shared = StorageClass { name: "other".parse().unwrap(), ..fast.clone() };
     let what = format!("`{}` is of storage class `fast`", folder.path().join("fast").display());
-    refused(store.add_class(&shared), ErrorKind::InUse, &what);
+    for within in ["fast", "fast/inner", "fast/../fast"] {
+        let driver = StorageDriver::Directory(folder.path().join(within));
+        let other = StorageClass::new("other".parse().unwrap(), driver);
+        fs_err::create_dir_all(folder.path().join(within)).unwrap();
+        refused(store.add_class(&other), ErrorKind::InUse, &what);
+    }
+    fs_err::remove_dir(folder.path().join("fast/inner")).unwrap();
     assert_eq!(store.class(None).unwrap(), fast);
     assert!(store.class(Some(&"local".parse().unwrap())).is_ok_and(|class| !class.is_default));
     make(&store, "v", &StageOptions::default());
