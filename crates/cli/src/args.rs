@@ -389,6 +389,8 @@ pub(crate) struct UploadArgs {
     /// Print events and the report as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) claim: ClaimArgs,
 }
 
 /// Clients are CDI's (`virtctl image-upload`), `bootyard upload`, curl, or any of tus 1.0. CDI's
@@ -453,6 +455,8 @@ pub(crate) struct UploadServerArgs {
     /// Print events and the report as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) claim: ClaimArgs,
 }
 
 #[derive(Debug, Subcommand)]

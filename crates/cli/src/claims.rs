@@ -31,7 +31,7 @@ impl ClaimArgs {
         ];
         if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given && !is_volume) {
             let what = format!("`{flag}` is for volumes of the store");
-            let hint = format!("leave out `{flag}`, or name a volume with `--name`");
+            let hint = format!("leave out `{flag}`, or name a volume of the store");
             return Err(Failure::new(Class::Usage, what).with_hint(hint));
         }
         Ok(Claim {

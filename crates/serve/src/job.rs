@@ -95,7 +95,7 @@ fn disk_request(source: Source, checksum: Option<Digest>, options: &Options) -> 
     ImportRequest {
         source,
         target: options.target.clone(),
-        claim: bootyard_spec::Claim::default(),
+        claim: options.claim.clone(),
         size: options.size,
         max_size: options.max_size,
         checksum,

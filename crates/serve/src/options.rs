@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bootyard_spec::{ByteSize, OutputFormat, Secret, Target};
+use bootyard_spec::{ByteSize, Claim, OutputFormat, Secret, Target};
 
 use crate::token::{Subject, TokenKey};
 
@@ -11,6 +11,8 @@ use crate::token::{Subject, TokenKey};
 pub struct Options {
     /// Where the disk goes; for an archive a folder.
     pub target: Target,
+    /// The class and modes of a volume of the store.
+    pub claim: Claim,
     /// The size that the volume shall have; a larger disk is refused.
     pub size: Option<ByteSize>,
     /// The largest disk that is accepted, or the most that an archive may hold.

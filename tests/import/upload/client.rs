@@ -282,3 +282,26 @@ fn an_archive_is_sent_whole() {
     assert_eq!(server.end().0, Some(0));
     assert_eq!(fs_err::read_to_string(folder.path().join("out/a.txt")).expect("it"), "hello");
 }
+
+#[test]
+fn what_is_uploaded_gets_its_class() {
+    let (images, cli) = (Images::new(), Cli::from_env());
+    let image = images.path("disk.raw").display().to_string();
+    let folder = cli.root().join("fast").display().to_string();
+    let add = ["storage-class", "add", "fast", "--driver", "directory", "--path", &folder];
+    assert_eq!(cli.run(add).code, Some(0));
+    let here = cli.run(["upload", &image, "a", "--storage-class", "fast"]);
+    assert_eq!(here.code, Some(0), "{here}");
+    let server = Server::start(&cli, &["--name", "b", "--storage-class", "fast"]);
+    let sent = cli.run(["upload", &image, "--to", &server.url("")]);
+    assert_eq!(sent.code, Some(0), "{sent}");
+    assert_eq!(server.end().0, Some(0));
+    for name in ["a", "b"] {
+        let disk = cli.root().join(format!("fast/{name}/disk.raw"));
+        assert_eq!(sha256_file(disk), sha256_file(images.path("disk.raw")));
+    }
+    let refused =
+        cli.run(["upload", &image, "--to", "http://127.0.0.1:1", "--volume-mode", "Block"]);
+    assert_eq!(refused.code, Some(2), "{refused}");
+    assert!(refused.stderr.contains("`--volume-mode` is for volumes of the store"), "{refused}");
+}

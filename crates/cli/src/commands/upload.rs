@@ -40,7 +40,7 @@ fn import_here(args: &UploadArgs, source: Source, name: &VolumeName) -> Result<(
     let request = ImportRequest {
         source,
         target: Target::Volume(name.clone()),
-        claim: bootyard_spec::Claim::default(),
+        claim: args.claim.claim(true)?,
         size: args.size,
         max_size: None,
         checksum: args.checksum.clone(),
@@ -60,6 +60,7 @@ fn import_here(args: &UploadArgs, source: Source, name: &VolumeName) -> Result<(
 }
 
 fn send(args: &UploadArgs, source: Source, server: &SafeUrl) -> Result<(), Failure> {
+    args.claim.claim(false)?;
     if !matches!(server.expose().scheme(), "http" | "https") {
         let what = format!("`{server}` is no upload server: expected http:// or https://");
         return Err(Failure::new(Class::Usage, what));

@@ -113,6 +113,7 @@ fn options(args: &UploadServerArgs) -> Result<Options, Failure> {
             .with_hint("add `--tls-cert` and `--tls-key`, or leave out `--client-ca`"));
     }
     Ok(Options {
+        claim: args.claim.claim(matches!(target, Target::Volume(_)))?,
         target,
         size: args.size,
         max_size: args.max_size,
