@@ -10,6 +10,7 @@ mod import;
 mod inspect;
 mod run;
 mod seed;
+mod seed_show;
 mod usage;
 mod volume;
 

@@ -19,6 +19,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use crate::claims::ClaimArgs;
 use crate::commands::create::CreateCommand;
 use crate::commands::export::ExportArgs;
+use crate::commands::seed_diff::SeedDiffArgs;
+use crate::commands::seed_show::SeedShowArgs;
 use crate::commands::storage_class::StorageClassCommand;
 use crate::commands::volume::VolumeCommand;
 use crate::disks::DiskArgs;
@@ -73,7 +75,7 @@ pub(crate) enum Command {
     Upload(Box<UploadArgs>),
     /// Take one upload of a disk image, as CDI's upload server does
     UploadServer(Box<UploadServerArgs>),
-    /// Make cloud-init seeds
+    /// Make cloud-init seeds, and look into them
     #[command(subcommand)]
     Seed(SeedCommand),
     /// Boot a machine in the foreground, its serial port on this terminal
@@ -463,6 +465,10 @@ pub(crate) struct UploadServerArgs {
 pub(crate) enum SeedCommand {
     /// Write a seed image for NoCloud or ConfigDrive
     Build(Box<SeedBuildArgs>),
+    /// Show what is on a seed, whoever made it
+    Show(SeedShowArgs),
+    /// Show what a guest would see differently on two seeds
+    Diff(SeedDiffArgs),
 }
 
 /// The same input makes the same bytes; all files in it have the time `$SOURCE_DATE_EPOCH`, or 1970.

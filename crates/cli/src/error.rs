@@ -41,6 +41,12 @@ impl Failure {
         Self { class, ..self }
     }
 
+    /// The same failure, in what the user calls `name`: where it was found, that was not known.
+    pub(crate) fn about(self, name: &str) -> Self {
+        let error = Box::new(About { name: name.to_owned(), error: self.error });
+        Self { error, ..self }
+    }
+
     /// The failure to write a result to standard output.
     pub(crate) fn stdout(error: io::Error) -> Self {
         let broken_pipe = error.kind() == io::ErrorKind::BrokenPipe;
@@ -94,6 +100,14 @@ impl Failure {
     pub(crate) fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
+}
+
+/// An error with the name of what it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("`{name}`: {error}")]
+struct About {
+    name: String,
+    error: Box<dyn StdError + Send + Sync>,
 }
 
 impl<E: Explain + Send + Sync + 'static> From<E> for Failure {

@@ -1,5 +1,7 @@
 //! What programs read: every JSON object that a command prints. Fields are added, never renamed.
 
+mod found;
+
 use std::collections::BTreeMap;
 
 use bootyard_image::{Content, Format, Info};
@@ -10,6 +12,7 @@ use bootyard_volume::Cloned;
 use serde::Serialize;
 
 use crate::error::Failure;
+pub(crate) use found::FoundLine;
 
 /// One line of `import --json`; `event` tells which fields are there.
 #[derive(Debug, Default, Serialize)]

@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         Command::UploadServer(args) => commands::upload_server::run(*args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),
+        Command::Seed(SeedCommand::Show(args)) => commands::seed_show::run(&args),
+        Command::Seed(SeedCommand::Diff(args)) => commands::seed_diff::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Machine(args) => commands::machine::run(&args),

@@ -16,6 +16,16 @@ pub(crate) fn result(text: &str) -> Result<(), Failure> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::stdout)
 }
 
+/// Writes a file's content: byte for byte, but for what would act on a terminal.
+pub(crate) fn bytes(content: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    if stdout.is_terminal() {
+        drop(stdout);
+        return result(&String::from_utf8_lossy(content));
+    }
+    stdout.write_all(content).and_then(|()| stdout.flush()).map_err(Failure::stdout)
+}
+
 /// Writes one JSON object as a line of the result.
 pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut line = serde_json::to_string(value).map_err(|e| Failure::stdout(e.into()))?;

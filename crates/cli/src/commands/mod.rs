@@ -11,6 +11,8 @@ pub(crate) mod machine;
 pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod seed;
+pub(crate) mod seed_diff;
+pub(crate) mod seed_show;
 pub(crate) mod storage_class;
 pub(crate) mod upload;
 pub(crate) mod upload_server;

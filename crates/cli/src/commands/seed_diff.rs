@@ -1,0 +1,172 @@
+//! `bootyard seed diff`: what a guest would see differently on two seeds.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bootyard_cloudinit::{FoundImage, FoundSeed};
+use bootyard_spec::Class;
+use clap::Args;
+use serde::Serialize;
+use similar::TextDiff;
+
+use crate::commands::seed_show::found;
+use crate::error::Failure;
+use crate::json::FailureLine;
+use crate::output;
+
+/// How long equal lines of one file are searched for; after that more may count as changed than need.
+const SEARCH_MAX: Duration = Duration::from_secs(2);
+
+/// Exit codes, as diff(1) has them: 0 if the guest sees the same, 1 if not, others for errors.
+///
+/// Where the files are on the image, and which file system that has, a guest does not mind. The lines
+/// that differ are printed, with secrets that are in them.
+#[derive(Debug, Args)]
+pub(crate) struct SeedDiffArgs {
+    /// Image, as raw disk, qcow2 or another format; volume:NAME, or - for standard input
+    pub(crate) a: String,
+    /// The other one
+    pub(crate) b: String,
+    /// Name the files that differ, without their lines
+    #[arg(short = 'q', long)]
+    pub(crate) brief: bool,
+    /// Print one JSON object, without the files' lines
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(crate) fn run(args: &SeedDiffArgs) -> Result<ExitCode, Failure> {
+    // 1 tells that they differ, and nothing else.
+    let mend = |failure: Failure| match failure.is(Class::Other) {
+        true => failure.with_class(Class::Target),
+        false => failure,
+    };
+    let compared = compare(args).map_err(mend);
+    if args.json
+        && let Err(failure) = &compared
+    {
+        let _ = output::json_line(&FailureLine::new(failure));
+    }
+    compared
+}
+
+fn compare(args: &SeedDiffArgs) -> Result<ExitCode, Failure> {
+    if args.a == "-" && args.b == "-" {
+        let what = "`-` is given twice: expected one reader of standard input";
+        return Err(Failure::new(Class::Usage, what));
+    }
+    let (a, b) = (found(&args.a)?, found(&args.b)?);
+    let difference = Difference::new(&a, &b);
+    if args.json {
+        output::json_line(&difference)?;
+    } else {
+        output::result(&difference.text(args, &a, &b))?;
+    }
+    Ok(if difference.same { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// What differs.
+#[derive(Debug, Serialize)]
+struct Difference {
+    same: bool,
+    /// What the guest is told about itself.
+    fields: Vec<Field>,
+    only_in_a: Vec<String>,
+    only_in_b: Vec<String>,
+    changed: Vec<String>,
+    /// Whether cloud-init runs again in a guest that has run with `a`; null if that can't be told.
+    runs_again: Option<bool>,
+}
+
+/// A fact that differs; null where one of them does not say it.
+#[derive(Debug, Serialize)]
+struct Field {
+    name: &'static str,
+    a: Option<String>,
+    b: Option<String>,
+}
+
+impl Difference {
+    fn new(a: &FoundImage, b: &FoundImage) -> Self {
+        let paths = |image: &FoundImage, other: &FoundImage| -> Vec<String> {
+            let files = image.files.files().filter(|(path, _)| other.file(path).is_none());
+            files.map(|(path, _)| path).collect()
+        };
+        let changed = a
+            .files
+            .files()
+            .filter(|(path, content)| b.file(path).is_some_and(|other| other != *content));
+        let changed: Vec<String> = changed.map(|(path, _)| path).collect();
+        let (only_in_a, only_in_b) = (paths(a, b), paths(b, a));
+        let seeds = (FoundSeed::of(a), FoundSeed::of(b));
+        let mut fields = fields(seeds.0.as_ref(), seeds.1.as_ref());
+        if seeds.0.is_none() && seeds.1.is_none() && a.label != b.label {
+            fields.push(Field { name: "label", a: a.label.clone(), b: b.label.clone() });
+        }
+        let same = [&only_in_a, &only_in_b, &changed].iter().all(|paths| paths.is_empty())
+            && fields.is_empty();
+        let id = |seed: Option<FoundSeed>| seed.and_then(|seed| seed.instance_id);
+        let ids = id(seeds.0).zip(id(seeds.1));
+        let runs_again = ids.map(|(a, b)| a != b);
+        Self { same, fields, only_in_a, only_in_b, changed, runs_again }
+    }
+
+    fn text(&self, args: &SeedDiffArgs, a: &FoundImage, b: &FoundImage) -> String {
+        let mut text = String::new();
+        for Field { name, a, b } in &self.fields {
+            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+            let _ = writeln!(text, "{name}: {} → {}", shown(a), shown(b));
+        }
+        for (image, paths) in [(&args.a, &self.only_in_a), (&args.b, &self.only_in_b)] {
+            for path in paths {
+                let _ = writeln!(text, "only on {image}: {path}");
+            }
+        }
+        for path in &self.changed {
+            let [a, b] = [a, b].map(|image| image.file(path).unwrap_or_default());
+            match (args.brief, std::str::from_utf8(a), std::str::from_utf8(b)) {
+                (false, Ok(a), Ok(b)) => {
+                    let names = [&args.a, &args.b].map(|image| format!("{image}/{path}"));
+                    let diff = TextDiff::configure().timeout(SEARCH_MAX).diff_lines(a, b);
+                    let _ = write!(text, "{}", diff.unified_diff().header(&names[0], &names[1]));
+                }
+                (true, ..) => {
+                    let _ = writeln!(text, "differs: {path}");
+                }
+                _ => {
+                    let (a, b) = (a.len(), b.len());
+                    let _ = writeln!(text, "differs: {path}, which is no text: {a} and {b} bytes");
+                }
+            }
+        }
+        match self.runs_again {
+            Some(true) => text += "cloud-init will run again: the instance-id is another one\n",
+            Some(false) if !self.same => {
+                text += "a guest that has run with the first one does not apply this: the \
+                         instance-id is the same\n";
+            }
+            _ => {}
+        }
+        text
+    }
+}
+
+/// The facts that differ.
+fn fields(a: Option<&FoundSeed>, b: Option<&FoundSeed>) -> Vec<Field> {
+    let facts = |seed: Option<&FoundSeed>| -> [(&'static str, Option<String>); 4] {
+        let keys = seed.map(|seed| seed.ssh_keys.iter().map(|key| key.fingerprint()));
+        let keys = keys.map(|keys| keys.collect::<Vec<_>>().join(", "));
+        [
+            ("data source", seed.map(|seed| seed.datasource.name().to_owned())),
+            ("instance-id", seed.and_then(|seed| seed.instance_id.clone())),
+            ("host name", seed.and_then(|seed| seed.hostname.clone())),
+            ("ssh keys", keys.filter(|keys| !keys.is_empty())),
+        ]
+    };
+    let pairs = facts(a).into_iter().zip(facts(b));
+    pairs
+        .filter(|((_, a), (_, b))| a != b)
+        .map(|((name, a), (_, b))| Field { name, a, b })
+        .collect()
+}
