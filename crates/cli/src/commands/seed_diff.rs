@@ -143,8 +143,8 @@ impl Difference {
         match self.runs_again {
             Some(true) => text += "cloud-init will run again: the instance-id is another one\n",
             Some(false) if !self.same => {
-                text += "a guest that has run with the first one does not apply this: the \
-                         instance-id is the same\n";
+                text += "the instance-id is the same: a guest that has run takes over only what runs \
+                         at every boot\n";
             }
             _ => {}
         }
