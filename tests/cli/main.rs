@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the oracles are other programs")]
 
 mod clone;
+mod config_disk;
 mod create;
 mod disks;
 mod faults;
@@ -10,6 +11,7 @@ mod import;
 mod inspect;
 mod run;
 mod seed;
+mod seed_build;
 mod seed_show;
 mod usage;
 mod volume;

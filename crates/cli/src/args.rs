@@ -54,7 +54,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Bring a disk image into a volume, a file or a block device
     Import(Box<ImportArgs>),
-    /// Make disks with nothing on them
+    /// Make disks: empty ones, and small ones of files
     #[command(subcommand)]
     Create(CreateCommand),
     /// Look after the volumes of the store

@@ -13,6 +13,7 @@
 //! makes the same image. [`Tree`] and [`Image`] know nothing of cloud-init; other small disks are
 //! made with them.
 
+mod config_disk;
 mod error;
 mod fat;
 mod found;
@@ -31,6 +32,7 @@ mod user;
 mod user_data;
 mod yaml;
 
+pub use config_disk::{ConfigDisk, ConfigKind};
 pub use error::{Error, ErrorKind};
 pub use found::{FoundData, FoundNetwork, FoundSeed, NetworkForm};
 pub use image::{Image, ImageFormat};

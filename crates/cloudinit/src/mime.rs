@@ -1,17 +1,40 @@
 //! Several pieces of user-data as one MIME document (RFC 2046 §5.1), the form in which cloud-init
 //! takes more than one.
 
+use std::io::Read as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::read::MultiGzDecoder;
 use uuid::Uuid;
 
-use crate::{Format, UserData};
+use crate::user_data::has_mime_version;
+use crate::{Error, ErrorKind, Format, UserData};
+
+/// Bytes of a compressed part that are looked at: as many as cloud-init looks at itself.
+const START: u64 = 4096;
 
 /// Longest line of base64 (RFC 2045 §6.8).
 const BASE64_LINE: usize = 76;
 
 /// Longest line of a part that is written as it is (RFC 5322 §2.1.1).
 const LINE_MAX: usize = 998;
+
+/// Refuses what cloud-init understands alone, and not beside others.
+pub(crate) fn check_joined(parts: &[UserData]) -> Result<(), Error> {
+    for part in parts.iter().filter(|part| part.format() == Format::Gzip) {
+        let mut start = Vec::new();
+        // What cannot be decompressed has no MIME header either.
+        let _ = MultiGzDecoder::new(part.content()).take(START).read_to_end(&mut start);
+        if has_mime_version(&start) {
+            let what = "a compressed MIME document, which cloud-init opens only if it stands alone";
+            let hint = "decompress it: `gunzip < FILE`, or leave out what is joined with it";
+            let error = Error::new(ErrorKind::UserData, what).with_hint(hint);
+            return Err(error.in_input(part.input()));
+        }
+    }
+    Ok(())
+}
 
 /// Joins `parts`, in their order. The boundary is a digest of the parts: the same parts make the
 /// same document, and no part can hold its own boundary.
@@ -66,9 +89,11 @@ mod tests {
         reason = "Python's parser, which cloud-init uses, is the oracle"
     )]
 
+    use std::io::Write as _;
     use std::process::Command;
 
     use bootyard_testkit::{require_tool, run};
+    use flate2::write::GzEncoder;
 
     use super::*;
 
@@ -111,6 +136,19 @@ mod tests {
             .collect();
         expected.push(format!("text/x-shellscript {}", hex(b"#!/bin/sh\n")));
         assert_eq!(found.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_compressed_mime_document_is_not_joined() {
+        let part = |text: &str| {
+            let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(text.as_bytes()).unwrap();
+            UserData::parse("u.gz", encoder.finish().unwrap()).unwrap()
+        };
+        assert!(check_joined(&[part("#!a")]).is_ok());
+        assert!(check_joined(&[UserData::parse("u", [0x1f, 0x8b, 0xff]).unwrap()]).is_ok());
+        let error = check_joined(&[part("#!a"), part("MIME-Version: 1.0\n")]).unwrap_err();
+        assert!(error.to_string().starts_with("`u.gz`: a compressed MIME document"), "{error}");
     }
 
     #[test]

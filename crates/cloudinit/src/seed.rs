@@ -146,9 +146,9 @@ impl Seed {
         self.merge_meta_data(&mut ours, Datasource::NoCloud);
         let mut tree = Tree::new();
         tree.insert("meta-data", indented(&ours))?;
-        tree.insert("user-data", joined(&self.all_user_data()?))?;
+        tree.insert("user-data", joined(&self.all_user_data()?)?)?;
         if !self.vendor_data.is_empty() {
-            tree.insert("vendor-data", joined(&self.vendor_data))?;
+            tree.insert("vendor-data", joined(&self.vendor_data)?)?;
         }
         match &self.network {
             Some(Network::Text(text)) => tree.insert("network-config", text.as_slice())?,
@@ -173,7 +173,7 @@ impl Seed {
         tree.insert("openstack/latest/meta_data.json", indented(&ours))?;
         let user_data = self.all_user_data()?;
         if !user_data.is_empty() {
-            tree.insert("openstack/latest/user_data", joined(&user_data))?;
+            tree.insert("openstack/latest/user_data", joined(&user_data)?)?;
         }
         if !self.vendor_data.is_empty() {
             tree.insert("openstack/latest/vendor_data.json", vendor_json(&self.vendor_data)?)?;
@@ -238,17 +238,20 @@ impl Seed {
     }
 }
 
-fn joined(parts: &[UserData]) -> Vec<u8> {
+fn joined(parts: &[UserData]) -> Result<Vec<u8>, Error> {
     match parts {
-        [] => Vec::new(),
-        [part] => part.content().to_vec(),
-        parts => mime::join(parts),
+        [] => Ok(Vec::new()),
+        [part] => Ok(part.content().to_vec()),
+        parts => {
+            mime::check_joined(parts)?;
+            Ok(mime::join(parts))
+        }
     }
 }
 
 /// OpenStack's vendor data is JSON, with cloud-init's share under its name.
 fn vendor_json(parts: &[UserData]) -> Result<Vec<u8>, Error> {
-    let text = String::from_utf8(joined(parts)).map_err(|_| {
+    let text = String::from_utf8(joined(parts)?).map_err(|_| {
         let what = "vendor-data of a config drive has to be UTF-8 text";
         Error::new(ErrorKind::UserData, what).with_hint("give it uncompressed, or use nocloud")
     })?;

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use crate::yaml::Yaml;
-use crate::{Error, ErrorKind, Format, PasswordHash, SshPublicKey, UserData};
+use crate::{Error, ErrorKind, Format, Parts, PasswordHash, SshPublicKey, UserData};
 
 /// Longest name of a user (`LOGIN_NAME_MAX` of the shadow tools).
 const NAME_MAX: usize = 32;
@@ -182,16 +182,25 @@ impl Users {
     }
 
     /// Refuses user-data that says something else about the same users: one of both would be lost.
-    pub(crate) fn check_against(&self, part: &UserData) -> Result<(), Error> {
-        if part.format() != Format::CloudConfig || *self == Self::default() {
+    pub(crate) fn check_against(&self, data: &UserData) -> Result<(), Error> {
+        if *self == Self::default() {
             return Ok(());
         }
-        // What is no YAML is for the linter to tell.
-        let text = std::str::from_utf8(part.content()).unwrap_or_default();
+        let all = Parts::of(data.content());
+        let configs = all.parts.iter().filter(|part| part.format == Some(Format::CloudConfig));
+        for config in configs {
+            self.check_config(&config.content).map_err(|error| error.in_input(data.input()))?;
+        }
+        Ok(())
+    }
+
+    /// What is no YAML is for the linter to tell.
+    fn check_config(&self, config: &[u8]) -> Result<(), Error> {
+        let text = std::str::from_utf8(config).unwrap_or_default();
         let Ok(config) = serde_saphyr::from_str::<Value>(text) else { return Ok(()) };
         let twice = |what: String| {
             let hint = "leave out one of both: cloud-init would take only one";
-            Error::new(ErrorKind::Conflict, what).with_hint(hint).in_input(part.input())
+            Error::new(ErrorKind::Conflict, what).with_hint(hint)
         };
         if let (Some(name), Some(_)) = (&self.default_name, config.get("user")) {
             let what = format!("`user` names the default user, and so does `--user {name}`");
@@ -211,7 +220,7 @@ impl Users {
             Some(_) => {
                 let what = "`users` is not a list, to which others could be added";
                 let hint = "write one user to a line, each after `- `";
-                Err(Error::new(ErrorKind::Conflict, what).with_hint(hint).in_input(part.input()))
+                Err(Error::new(ErrorKind::Conflict, what).with_hint(hint))
             }
         }
     }
@@ -354,6 +363,14 @@ mod tests {
             let part = UserData::parse("u", format!("#cloud-config\n{config}")).unwrap();
             let said = users.check_against(&part).map_err(|error| error.to_string());
             assert_eq!(said.err().as_deref(), message, "{config}");
+            let head = "MIME-Version: 1.0\nContent-Type: text/cloud-config\n\n#cloud-config\n";
+            let mime = format!("{head}{config}");
+            let said = users.check_against(&UserData::parse("u", mime).unwrap());
+            assert_eq!(
+                said.map_err(|error| error.to_string()).err().as_deref(),
+                message,
+                "{config}"
+            );
         }
     }
 

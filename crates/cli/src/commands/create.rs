@@ -1,5 +1,5 @@
 //! `bootyard create`: disks with nothing on them. An empty disk is a machine's scratch space, a blank
-//! one a volume to be filled by its guest.
+//! one a volume to be filled by its guest; a config disk has a few files.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::claims::ClaimArgs;
+use crate::commands::config_disk::ConfigDiskArgs;
 use crate::error::Failure;
 use crate::json::FailureLine;
 use crate::{output, settings};
@@ -27,6 +28,8 @@ pub(crate) enum CreateCommand {
     EmptyDisk(EmptyDiskArgs),
     /// Make a disk of zeros: a file, a block device, or a volume of the store
     Blank(BlankArgs),
+    /// Make a small disk of files: a ConfigMap, a Secret, a service account, answers for Windows' set-up
+    ConfigDisk(Box<ConfigDiskArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +103,7 @@ pub(crate) fn run(command: CreateCommand) -> Result<ExitCode, Failure> {
     let (json, done) = match command {
         CreateCommand::EmptyDisk(args) => (args.json, empty_disk(&args)),
         CreateCommand::Blank(args) => (args.json, blank(args)),
+        CreateCommand::ConfigDisk(args) => (args.json, super::config_disk::create(&args)),
     };
     if json && let Err(failure) = &done {
         let _ = output::json_line(&FailureLine::new(failure));

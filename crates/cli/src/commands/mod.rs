@@ -1,6 +1,7 @@
 //! One file per command: turns parsed arguments into requests, calls a library, shows the result.
 
 pub(crate) mod clone;
+pub(crate) mod config_disk;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod export;

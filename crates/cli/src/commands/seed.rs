@@ -59,8 +59,8 @@ fn build_seed(args: &SeedBuildArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses to replace what is no seed: a device, a folder, or whatever a link leads to.
-fn refuse_other(path: &Path) -> Result<(), Failure> {
+/// Refuses to replace what is no image: a device, a folder, or whatever a link leads to.
+pub(crate) fn refuse_other(path: &Path) -> Result<(), Failure> {
     match fs_err::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             let what = format!("output `{}` is not a regular file", path.display());
@@ -70,8 +70,8 @@ fn refuse_other(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Writes `bytes` beside `path` and renames: a reader sees the old seed or the new one, never half.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+/// Writes `bytes` beside `path` and renames: a reader sees the old image or the new one, never half.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let name = path
         .file_name()
         .ok_or_else(|| Failure::new(Class::Usage, format!("`{}` names no file", path.display())))?;
@@ -82,7 +82,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     };
     let failed = |error| Failure::new(Class::Target, error);
     let folder = fs_err::File::open(folder).map_err(failed)?;
-    // A seed may hold password hashes and keys: it is for its owner alone.
+    // It may hold password hashes and keys: it is for its owner alone.
     let mut options = fs_err::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&part).map_err(failed)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
