@@ -174,3 +174,34 @@ fn what_a_killed_command_left_goes_with_the_next_one() {
     assert_eq!(said(&run(&cli, &["--disk", "./disk.raw,ephemeral"])), "AB");
     assert_no_scratch(&cli);
 }
+
+/// A guest that says `A` if its second disk is an ISO 9660 file system, and powers off: it looks for the
+/// mark of ECMA-119 §8.1 in the sector 64, which the BIOS has as head 1, sector 2.
+fn seeing_sector() -> Vec<u8> {
+    let look = [0xb8, 0x01, 0x02, 0xb9, 0x02, 0x00, 0xba, 0x81, 0x01, 0xbb, 0x00, 0x80, 0xcd, 0x13];
+    let skip_unless_c = [0x80, 0x3e, 0x01, 0x80, b'C', 0x75, 6];
+    let say = [0xb0, b'A', 0xba, 0xf8, 0x03, 0xee];
+    let power_off = [0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd];
+    let mut sector = [&look[..], &skip_unless_c, &say, &power_off].concat();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector
+}
+
+#[test]
+fn a_seed_of_flags_is_attached_and_goes_with_the_machine() {
+    if !require_tool("qemu-system-x86_64") {
+        return;
+    }
+    let cli = Cli::from_env();
+    let mut disk = seeing_sector();
+    disk.resize(1 << 20, 0);
+    fs_err::write(cli.work().join("web.raw"), disk).expect("a disk");
+    fs_err::write(cli.work().join("user.yaml"), "#cloud-config\n").expect("a file");
+    assert_eq!(said(&run(&cli, &["--disk", "./web.raw"])), "");
+    assert_eq!(said(&run(&cli, &["--disk", "./web.raw", "--user-data", "user.yaml"])), "A");
+    assert_no_scratch(&cli);
+    let both = run(&cli, &["--disk", "./web.raw", "--seed", "x.iso", "--hostname", "web"]);
+    assert_eq!(both.code, Some(2));
+    assert!(both.stderr.contains("`--seed` is given, and flags that make another seed"), "{both}");
+}

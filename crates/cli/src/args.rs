@@ -26,7 +26,7 @@ use crate::commands::volume::VolumeCommand;
 use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
-use crate::seeds::SeedArgs;
+use crate::seeds::{SeedArgs, UserArgs};
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
 
@@ -487,6 +487,8 @@ pub(crate) struct SeedBuildArgs {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) users: UserArgs,
+    #[command(flatten)]
     pub(crate) seed: SeedArgs,
 }
 
@@ -494,7 +496,7 @@ pub(crate) struct SeedBuildArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) disks: DiskArgs,
-    /// Seed image, attached read-only behind the disks
+    /// Seed image, attached read-only behind the disks; the flags below make one in its place
     #[arg(long, value_name = "FILE")]
     pub(crate) seed: Option<PathBuf>,
     /// Virtual CPUs
@@ -519,6 +521,8 @@ pub(crate) struct RunArgs {
     pub(crate) image: ImageArgs,
     #[command(flatten)]
     pub(crate) transfer: SourceArgs,
+    #[command(flatten)]
+    pub(crate) seed_args: SeedArgs,
 }
 
 #[derive(Debug, Args)]

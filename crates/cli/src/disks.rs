@@ -149,13 +149,24 @@ impl Scratch {
         }
     }
 
-    /// The place of a new disk.
-    fn place(&mut self, size: u64, backing: Option<BackingFormat>) -> Result<PathBuf, Failure> {
+    /// The folder of the machine, made when it is first needed.
+    fn folder(&mut self) -> Result<&RunFolder, Failure> {
         let folder = match self.folder.take() {
             Some(folder) => folder,
             None => RunFolder::create(&settings::store_home()?)?,
         };
-        let path = self.folder.insert(folder).disk(self.disks.len());
+        Ok(self.folder.insert(folder))
+    }
+
+    /// A seed that stays as long as the machine.
+    pub(crate) fn seed(&mut self, image: &[u8]) -> Result<PathBuf, Failure> {
+        Ok(self.folder()?.keep("seed.iso", image)?)
+    }
+
+    /// The place of a new disk.
+    fn place(&mut self, size: u64, backing: Option<BackingFormat>) -> Result<PathBuf, Failure> {
+        let index = self.disks.len();
+        let path = self.folder()?.disk(index);
         self.disks.push(ScratchDisk { path: path.clone(), size, backing });
         Ok(path)
     }

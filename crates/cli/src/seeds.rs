@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bootyard_cloudinit::{
-    Datasource, Hostname, InstanceId, Interface, MetaData, Network, PasswordHash, Seed,
-    SshPublicKey, User, UserData, UserName,
+    Datasource, Hostname, ImageFormat, InstanceId, Interface, MetaData, Network, PasswordHash,
+    Seed, SshPublicKey, User, UserData, UserName,
 };
 use bootyard_manifest::DataKind;
 use bootyard_spec::{Class, Secret, shell_word};
@@ -20,23 +20,17 @@ use crate::settings;
 
 /// What the seed says.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Seed")]
 pub(crate) struct SeedArgs {
-    /// The guest's host name; needed, unless `--meta-data` has it
+    /// The guest's host name [default: what `--meta-data` has; with `run` the machine's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<Hostname>,
-    /// Name of the user to log in as, in place of the image's own default user, with its rights; each
-    /// further one is added, without rights
-    #[arg(long = "user", value_name = "NAME")]
-    pub(crate) users: Vec<UserName>,
     /// SSH public keys: a file, the key itself, or - for standard input; for the default user, or for
     /// USER, who is added; may be repeated
     #[arg(long = "ssh-key", value_name = "[USER=]FILE|KEY|-", value_parser = for_user())]
     #[arg(allow_hyphen_values = true)]
     pub(crate) ssh_keys: Vec<ForUser>,
-    /// File with the password of the default user or of USER; only its hash gets into the seed
-    #[arg(long = "password-file", value_name = "[USER=]FILE|-", value_parser = for_user())]
-    pub(crate) password_files: Vec<ForUser>,
-    /// The same as a hash, as `mkpasswd` and /etc/shadow have it
+    /// Password of the default user or of USER as a hash, as `mkpasswd` and /etc/shadow have it
     #[arg(long = "password-hash", value_name = "[USER=]HASH", value_parser = for_user())]
     pub(crate) password_hashes: Vec<ForUser>,
     /// Let QEMU's guest agent manage the users' SSH keys under SELinux
@@ -84,6 +78,19 @@ pub(crate) struct SeedArgs {
     pub(crate) instance_type: Option<String>,
 }
 
+/// Users of the seed, whose flags are a server's user and password elsewhere.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Seed")]
+pub(crate) struct UserArgs {
+    /// Name of the user to log in as, in place of the image's own default user, with its rights; each
+    /// further one is added, without rights
+    #[arg(long = "user", value_name = "NAME")]
+    pub(crate) users: Vec<UserName>,
+    /// File with the password of the default user or of USER; only its hash gets into the seed
+    #[arg(long = "password-file", value_name = "[USER=]FILE|-", value_parser = for_user())]
+    pub(crate) password_files: Vec<ForUser>,
+}
+
 /// A value that is for a user, or for the default one.
 #[derive(Clone)]
 pub(crate) struct ForUser {
@@ -115,15 +122,56 @@ fn for_user() -> impl clap::builder::TypedValueParser<Value = ForUser> {
     OsStringValueParser::new().map(ForUser::new)
 }
 
-/// Reads everything that the flags name.
-pub(crate) fn gather(args: &SeedArgs, datasource: Datasource) -> Result<Seed, Failure> {
-    check_sources(args)?;
+impl SeedArgs {
+    /// The seed for a machine of this name, as an image; `None` if no flag asks for one.
+    pub(crate) fn machine_seed(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+        if !self.is_given() {
+            return Ok(None);
+        }
+        let datasource = Datasource::NoCloud;
+        let seed = gather(self, &UserArgs::default(), name.parse().ok(), datasource)?;
+        Ok(Some(seed.build(datasource, ImageFormat::Iso, settings::seed_timestamp()?)?))
+    }
+
+    fn is_given(&self) -> bool {
+        let lists = [
+            self.ssh_keys.is_empty() && self.password_hashes.is_empty(),
+            self.user_data.is_empty() && self.vendor_data.is_empty(),
+            self.interfaces.is_empty(),
+        ];
+        let paths = [
+            &self.user_data_secret,
+            &self.vendor_data_secret,
+            &self.network_data_secret,
+            &self.meta_data,
+            &self.network_config,
+        ];
+        lists.contains(&false)
+            || paths.into_iter().any(Option::is_some)
+            || self.user_data_base64.is_some()
+            || self.network_data_base64.is_some()
+            || self.hostname.is_some()
+            || self.instance_id.is_some()
+            || self.instance_type.is_some()
+            || self.new_instance
+            || self.ga_manage_ssh
+    }
+}
+
+/// Reads everything that the flags name. `machine` is the guest's name if none is given.
+pub(crate) fn gather(
+    args: &SeedArgs,
+    users: &UserArgs,
+    machine: Option<Hostname>,
+    datasource: Datasource,
+) -> Result<Seed, Failure> {
+    check_sources(args, users)?;
     let meta_data = args.meta_data.as_deref().map(meta_data).transpose()?;
     if let Some(meta_data) = &meta_data {
         check_meta_data(args, meta_data)?;
     }
     let named = meta_data.as_ref().and_then(MetaData::hostname);
-    let hostname = args.hostname.as_ref().or(named).cloned().ok_or_else(|| {
+    let hostname = args.hostname.as_ref().or(named).cloned().or(machine).ok_or_else(|| {
         Failure::new(Class::Usage, "the guest has no name")
             .with_hint("give it one with `--hostname`, or as `local-hostname` in `--meta-data`")
     })?;
@@ -134,7 +182,7 @@ pub(crate) fn gather(args: &SeedArgs, datasource: Datasource) -> Result<Seed, Fa
         false => args.instance_id.clone(),
     };
     seed.instance_type.clone_from(&args.instance_type);
-    add_users(args, &mut seed)?;
+    add_users(args, users, &mut seed)?;
     seed.user_data = user_data(args)?;
     seed.vendor_data = vendor_data(args)?;
     seed.network = network(args, datasource)?;
@@ -142,7 +190,7 @@ pub(crate) fn gather(args: &SeedArgs, datasource: Datasource) -> Result<Seed, Fa
 }
 
 /// Refuses several sources of one thing, and several readers of standard input.
-fn check_sources(args: &SeedArgs) -> Result<(), Failure> {
+fn check_sources(args: &SeedArgs, users: &UserArgs) -> Result<(), Failure> {
     exactly_one(&[
         ("--user-data", !args.user_data.is_empty()),
         ("--user-data-base64", args.user_data_base64.is_some()),
@@ -165,7 +213,7 @@ fn check_sources(args: &SeedArgs) -> Result<(), Failure> {
     let files = args.user_data.iter().chain(&args.vendor_data);
     let files =
         files.chain(&args.meta_data).chain(&args.network_config).map(|path| path.as_os_str());
-    let for_users = args.ssh_keys.iter().chain(&args.password_files);
+    let for_users = args.ssh_keys.iter().chain(&users.password_files);
     let values = files.chain(for_users.map(|given| given.value.as_os_str()));
     if values.filter(|value| *value == "-").count() > 1 {
         let what = "`-` is given more than once: expected one reader of standard input";
@@ -208,8 +256,8 @@ fn check_meta_data(args: &SeedArgs, meta_data: &MetaData) -> Result<(), Failure>
 }
 
 /// The users with their keys and passwords. Who is named first is the default user.
-fn add_users(args: &SeedArgs, seed: &mut Seed) -> Result<(), Failure> {
-    let mut names = args.users.iter();
+fn add_users(args: &SeedArgs, users: &UserArgs, seed: &mut Seed) -> Result<(), Failure> {
+    let mut names = users.users.iter();
     seed.users.default_name = names.next().cloned();
     seed.users.agent_manages_ssh = args.ga_manage_ssh;
     for name in names {
@@ -228,7 +276,7 @@ fn add_users(args: &SeedArgs, seed: &mut Seed) -> Result<(), Failure> {
         }
     }
     let instance = seed.instance_id();
-    for given in &args.password_files {
+    for given in &users.password_files {
         let name = given.user.as_ref().map_or("default", UserName::as_str);
         let hash = PasswordHash::of(&password(&given.value)?, &instance, name)?;
         set_password(seed, given, hash)?;
@@ -398,6 +446,8 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: SeedArgs,
+        #[command(flatten)]
+        users: UserArgs,
     }
 
     const KEY: &str =
@@ -405,7 +455,8 @@ mod tests {
 
     fn gathered(flags: &[&str]) -> Result<Seed, Failure> {
         let line = ["seed", "--hostname", "h"];
-        gather(&Line::parse_from(line.iter().chain(flags)).args, Datasource::NoCloud)
+        let line = Line::parse_from(line.iter().chain(flags));
+        gather(&line.args, &line.users, None, Datasource::NoCloud)
     }
 
     #[test]
@@ -442,6 +493,21 @@ mod tests {
             .map(|user| (user.name.as_str(), user.ssh_keys.len(), user.password.is_some()))
             .collect();
         assert_eq!(others, [("you", 0, true), ("eve", 2, false)]);
+    }
+
+    #[test]
+    fn a_machine_has_a_seed_if_any_flag_asks_for_one() {
+        let seed = |flags: &[&str]| {
+            let line = Line::parse_from(["run"].iter().chain(flags));
+            line.args.machine_seed("web").unwrap()
+        };
+        assert_eq!(seed(&[]), None);
+        let named = seed(&["--hostname", "web"]);
+        assert!(named.is_some());
+        for flag in ["--instance-type=u1", "--password-hash=$6$a$b", "--user-data-base64=IyFh"] {
+            let seed = seed(&[flag]);
+            assert!(seed.is_some() && seed != named, "{flag}");
+        }
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! HOME/run/PID-N/disk-0.qcow2
+//! HOME/run/PID-N/seed.iso          what stays over a machine's restarts
 //! ```
 //! The folder itself is locked while its owner lives. One whose lock is free is what a killed process
 //! has left, and goes when the next folder is made.
 
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -80,10 +81,23 @@ impl RunFolder {
             .map_err(|error| failed(io::Error::other(error)))
     }
 
+    /// Writes a file that stays until the folder goes, and returns its path.
+    pub fn keep(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Error> {
+        let path = self.path.join(name);
+        let mut options = fs_err::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        let written = file.and_then(|mut file| file.write_all(bytes));
+        written.map_err(|error| Error::io(error, &path, "cannot write a file of the machine"))?;
+        Ok(path)
+    }
+
     /// Removes the disks, of which none can be in use any more.
     pub fn clear(&self) {
         for entry in fs_err::read_dir(&self.path).into_iter().flatten().flatten() {
-            let _ = fs_err::remove_file(entry.path());
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "qcow2") {
+                let _ = fs_err::remove_file(path);
+            }
         }
     }
 }
@@ -157,8 +171,11 @@ mod tests {
         assert_eq!(names(home.path()).len(), 2);
         drop(a);
         assert!(b.disk(0).is_file());
+        let kept = b.keep("seed.iso", b"x").unwrap();
+        assert_eq!(fs_err::metadata(&kept).unwrap().mode() & 0o777, 0o600);
         b.clear();
         assert!(!b.disk(0).exists());
+        assert_eq!(fs_err::read(&kept).unwrap(), b"x");
         drop(b);
         assert_eq!(names(home.path()), [""; 0]);
     }

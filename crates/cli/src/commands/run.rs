@@ -27,7 +27,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         switches.1.cancel();
         switches.0.cancel();
     })?;
-    let disks = disks::resolve(args, &fetching)?;
+    let seed = seed(args)?;
+    let mut disks = disks::resolve(args, &fetching)?;
+    if let Some(image) = seed {
+        let path = disks.scratch.seed(&image)?;
+        disks.disks.push(seed_disk(path));
+    }
     let spec = spec(args, &disks)?;
     let plan = LaunchPlan::of(&spec, |path| Ok::<_, Failure>(host::format_by_name(path)))?;
     let (choice, why) = choose_engine(spec.engine, &host::facts())?;
@@ -47,10 +52,25 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     verdict(&spec, &outcome)
 }
 
+/// The seed that flags ask for.
+fn seed(args: &RunArgs) -> Result<Option<Vec<u8>>, Failure> {
+    let image = args.seed_args.machine_seed(&args.disks.machine_name())?;
+    if image.is_some() && args.seed.is_some() {
+        let what = "`--seed` is given, and flags that make another seed";
+        return Err(Failure::new(Class::Usage, what).with_hint(
+            "leave out `--seed`, or `--hostname`, `--user-data` and the others like them",
+        ));
+    }
+    Ok(image)
+}
+
+fn seed_disk(path: PathBuf) -> VmDisk {
+    VmDisk { path, read_only: true, life: DiskLife::Kept }
+}
+
 fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
     let mut disks = disks.disks.clone();
-    let seed = |path| VmDisk { path, read_only: true, life: DiskLife::Kept };
-    disks.extend(args.seed.clone().map(seed));
+    disks.extend(args.seed.clone().map(seed_disk));
     Ok(VmSpec {
         name: args.disks.machine_name(),
         cpus: cpus(args.cpus)?,

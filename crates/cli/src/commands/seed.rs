@@ -38,7 +38,7 @@ pub(crate) fn build(args: &SeedBuildArgs) -> Result<ExitCode, Failure> {
 
 fn build_seed(args: &SeedBuildArgs) -> Result<ExitCode, Failure> {
     refuse_other(&args.output)?;
-    let seed = seeds::gather(&args.seed, args.datasource)?;
+    let seed = seeds::gather(&args.seed, &args.users, None, args.datasource)?;
     let image = seed.build(args.datasource, args.format, settings::seed_timestamp()?)?;
     replace(&args.output, &image)?;
     let path = args.output.display().to_string();
