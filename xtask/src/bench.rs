@@ -9,6 +9,7 @@ mod decode;
 mod images;
 mod import;
 mod measure;
+mod seed;
 mod upload;
 
 use anyhow::Result;
@@ -29,6 +30,8 @@ enum What {
     Decode(decode::Args),
     /// Make an empty disk, against qemu-img.
     Create(create::Args),
+    /// Make a seed, against cloud-localds, genisoimage and xorrisofs.
+    Seed(seed::Args),
     /// Send a disk over loopback, against curl and nginx's DAV.
     Upload(upload::Args),
 }
@@ -39,6 +42,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         What::Clone(args) => clone::main(args),
         What::Decode(args) => decode::main(args),
         What::Create(args) => create::main(args),
+        What::Seed(args) => seed::main(args),
         What::Upload(args) => upload::main(args),
     }
 }

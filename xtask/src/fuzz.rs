@@ -58,6 +58,8 @@ struct Target {
     formats: &'static [&'static str],
     /// Whether inputs stand for files with holes.
     encoded: bool,
+    /// Whether it starts from ISO 9660 and FAT images.
+    small_disks: bool,
 }
 
 const TARGETS: &[Target] = &[
@@ -78,7 +80,8 @@ const TARGETS: &[Target] = &[
     target("vhd", &["vhd/*"], &["vpc", "vpc -o subformat=fixed"]),
     target("vhdx", &["vhdx/*"], &["vhdx", "vhdx -o block_size=1M"]),
     target("small", &["qcow1/*", "qed/*", "parallels/*", "raw/*"], &["qcow", "qed", "parallels"]),
-    Target { name: "container", hostile: &["compress/*", "tar/*"], formats: &[], encoded: false },
+    Target { encoded: false, ..target("container", &["compress/*", "tar/*"], &[]) },
+    Target { small_disks: true, ..target("seed_image", &[], &[]) },
 ];
 
 const fn target(
@@ -86,7 +89,7 @@ const fn target(
     hostile: &'static [&'static str],
     formats: &'static [&'static str],
 ) -> Target {
-    Target { name, hostile, formats, encoded: true }
+    Target { name, hostile, formats, encoded: true, small_disks: false }
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -207,6 +210,9 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
         sh::output(&mut convert)?;
         files.push(file);
     }
+    if target.small_disks {
+        files.extend(small_disks(work.path())?);
+    }
     let hostile: Vec<_> = target.hostile.iter().filter_map(|only| hostile_files(only)).collect();
     files.extend(hostile.iter().flat_map(|set| &set.files).map(|file| file.path.clone()));
     for (index, path) in files.iter().enumerate() {
@@ -215,4 +221,45 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
         fs_err::write(seeds.join(index.to_string()), input)?;
     }
     Ok(())
+}
+
+/// Seeds as other programs make them: with each kind of names, and each width of FAT.
+fn small_disks(work: &Path) -> Result<Vec<PathBuf>> {
+    let folder = work.join("files");
+    let write = |name: &str, text: &str| fs_err::write(folder.join(name), text);
+    fs_err::create_dir_all(folder.join("openstack/latest"))?;
+    write("meta-data", "instance-id: a\npublic-keys: [x]\n")?;
+    write(
+        "user-data",
+        "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\n#!\n",
+    )?;
+    write("network-config", "version: 2\n")?;
+    write("openstack/latest/meta_data.json", "{\"uuid\": \"a\", \"public_keys\": {\"a\": \"x\"}}")?;
+    write(&"long".repeat(60), "x")?;
+    fs_err::os::unix::fs::symlink("user-data", folder.join("link"))?;
+    let mut images = Vec::new();
+    for (number, options) in
+        [&["-rock"][..], &["-joliet", "-joliet-long"], &["-rock", "-joliet"], &[]]
+            .iter()
+            .enumerate()
+    {
+        let image = work.join(format!("iso-{number}"));
+        let mut make = sh::cmd("genisoimage");
+        make.args(["-quiet", "-V", "cidata"]).args(*options).arg("-o").args([&image, &folder]);
+        sh::output(&mut make)?;
+        images.push(image);
+    }
+    for (number, kib) in ["256", "4400", "2000"].into_iter().enumerate() {
+        let image = work.join(format!("fat-{number}"));
+        let bits = if number == 2 { "32" } else { ["12", "16"][number] };
+        let make = ["-s", "1", "-F", bits, "-n", "CONFIG-2", "-C"];
+        sh::output(sh::cmd("mkfs.vfat").args(make).arg(&image).arg(kib))?;
+        for name in ["meta-data", "user-data", "openstack"] {
+            let mut copy = sh::cmd("mcopy");
+            copy.args(["-s", "-Q", "-i"]).args([&image, &folder.join(name)]).arg("::/");
+            sh::output(&mut copy)?;
+        }
+        images.push(image);
+    }
+    Ok(images)
 }

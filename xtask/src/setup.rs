@@ -64,7 +64,7 @@ const PACKAGES: &[Package] = &[
     package("bzip2", Need::Test, "oracle for bzip2"),
     package("lz4", Need::Test, "oracle for lz4"),
     package("genisoimage", Need::Test, "isoinfo reads seeds"),
-    package("cloud-image-utils", Need::Test, "cloud-localds makes seeds to read"),
+    package("cloud-image-utils", Need::Test, "cloud-localds makes seeds; rival in a bench"),
     package("xorriso", Need::Test, "judges seeds; makes discs with Joliet and Rock Ridge"),
     package("cpio", Need::Test, "reads the lab's initial RAM disk"),
     package("openssl", Need::Test, "makes certificates for HTTPS servers"),

@@ -162,7 +162,8 @@ impl FoundSeed {
     fn read_config_drive(&mut self, image: &FoundImage) {
         let versions = OPENSTACK_VERSIONS.map(|version| format!("openstack/{version}"));
         let has_any = |folder: &&String| {
-            image.files.files().any(|(path, _)| path.starts_with(&format!("{folder}/")))
+            let below = format!("{folder}/");
+            image.files.files().any(|(path, _)| path.starts_with(&below))
         };
         let Some(folder) = versions.iter().find(has_any) else {
             let what = "no guest takes it for a seed: there is no `openstack/latest`";

@@ -111,8 +111,9 @@ impl FoundImage {
     /// The content of the file at `path`, which has `/` between its parts. FAT does not mind the case
     /// of names.
     pub fn file(&self, path: &str) -> Option<&[u8]> {
-        if self.file_system.type_name() == "iso9660" {
-            return self.files.get(path);
+        let exact = self.files.get(path);
+        if exact.is_some() || self.file_system.type_name() == "iso9660" {
+            return exact;
         }
         let (wanted, mut files) = (path.to_lowercase(), self.files.files());
         files.find(|(found, _)| found.to_lowercase() == wanted).map(|(_, content)| content)

@@ -175,6 +175,23 @@ fn rock_ridge_gives_links_long_names_and_moved_directories_back() {
 }
 
 #[test]
+fn links_that_multiply_everything_come_to_an_end() {
+    if !require_tool("genisoimage") {
+        return;
+    }
+    let place = Place::new(&[("a".to_owned(), b"x".to_vec())].into());
+    for number in 0..40 {
+        let link = place.files().join(format!("link-{number}"));
+        fs_err::os::unix::fs::symlink(".", link).unwrap();
+    }
+    let mut make = tool("genisoimage");
+    run(make.args(["-quiet", "-rock", "-o"]).arg(place.image()).arg(place.files()));
+    let mut image = fs_err::File::open(place.image()).unwrap();
+    let error = FoundImage::read(&mut image).unwrap_err().to_string();
+    assert!(error.ends_with("more than 65536 files and directories"), "{error}");
+}
+
+#[test]
 fn fat_volumes_of_others_are_read_in_every_width_and_sector_size() {
     if !require_tool("mkfs.vfat") || !require_tool("mcopy") {
         return;
@@ -340,20 +357,22 @@ fn cycle(continuation: usize, pointer: usize, image: &[u8]) -> Vec<(usize, u8)> 
 
 #[test]
 fn damaged_fat_volumes_are_refused_with_the_place() {
-    let image = built(ImageFormat::Fat, &[("d/e", b"x"), ("user-data", &[b'u'; 9000])]);
+    let files: [(&str, &[u8]); 3] = [("d/e", b"x"), ("user-data", &[b'u'; 9000]), ("z/zz/a", b"")];
+    let image = built(ImageFormat::Fat, &files);
     // The boot sector, two tables of a sector each, and the root.
     let (table, root) = (4096, 3 * 4096);
     let entry = |name: &[u8]| root + position(&image[root..], name);
     let (file, directory) = (entry(b"USER-D~2"), entry(b"D~1     "));
     let first = usize::from(image[file + 26]);
-    // What follows in the table is by this: the folder has cluster 2, the file 3 to 5.
-    assert_eq!(first, 3);
+    // What follows in the table is by this: the folders have clusters 2 to 4, the file 5 to 7.
+    assert_eq!(first, 5);
+    let inner = position(&image, b"ZZ~1       ");
     for (what, edits, message) in [
         ("no tables' sectors", vec![(22, 0)], "whose files begin at"),
         ("no clusters", vec![(19, 3), (20, 0)], "whose files begin at"),
         (
             "a chain that is too short",
-            vec![(table + 4, 0xFF), (table + 5, 0xFF)],
+            vec![(table + 7, 0xFF), (table + 8, 0xFF)],
             "of its 9000 bytes",
         ),
         ("a file of no cluster", vec![(file + 26, 0)], "goes on in cluster 0"),
@@ -361,11 +380,12 @@ fn damaged_fat_volumes_are_refused_with_the_place() {
         ("a huge file", vec![(file + 31, 255)], "expected at most 64 MiB"),
         ("a file longer than its chain", vec![(file + 29, 255)], "bytes"),
         ("a directory that is its own child", vec![(directory + 26, 0)], "goes on in cluster 0"),
-        ("a directory without end", vec![(table + 3, 2), (table + 4, 0x40)], "has no end"),
+        ("a directory that holds its parent", vec![(inner + 26, 3)], "is inside itself"),
+        ("a directory without end", vec![(table + 3, 2), (table + 4, 0xF0)], "has no end"),
     ] {
         let mut image = image.clone();
         edits.into_iter().for_each(|(at, byte)| image[at] = byte);
-        let error = read(&image).map(|found| files(&found)).expect_err(what).to_string();
+        let error = read(&image).map(|found| self::files(&found)).expect_err(what).to_string();
         assert!(error.contains(message), "{what}: {error}");
         assert!(error.contains("offset") || error.contains("64 MiB"), "{what}: {error}");
     }

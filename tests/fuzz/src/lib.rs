@@ -9,6 +9,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
+use bootyard_cloudinit::{FoundImage, FoundSeed};
 use bootyard_image::stream::{Decoder, Head, Options, Storage};
 use bootyard_image::{Body, Disk, Piece, ReadAt, Sink, WriteAt, WriteDisk, inspect, open, qcow2};
 use bytes::Bytes;
@@ -86,6 +87,21 @@ fn read_both_ways(file: Vec<u8>, disk_max: u64) {
         disk.read_at(&mut buf, *offset).expect("what was streamed can be read");
         assert!(buf.iter().all(|byte| *byte == 0), "both ways see zeros at {offset:#x}");
     }
+}
+
+/// Reads the small disk that `input` stands for, and the seed on it. What it finds stays within its
+/// limits, and no name leads out of a folder.
+pub fn read_seed(input: &[u8]) {
+    let mut file = io::Cursor::new(sparse::decode(input));
+    let Ok(found) = FoundImage::read(&mut file) else { return };
+    let mut bytes = 0;
+    for (path, content) in found.files.files() {
+        bytes += content.len();
+        assert!(path.split('/').all(|part| !matches!(part, "" | "." | "..")), "{path:?}");
+        assert!(!path.contains(char::is_control), "{path:?}");
+    }
+    assert!(bytes <= 64 << 20, "{bytes} bytes were read");
+    let _ = FoundSeed::of(&found);
 }
 
 /// How large an image may grow that is written to.

@@ -1,5 +1,6 @@
 //! `bootyard seed diff`: what a guest would see differently on two seeds.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -89,23 +90,21 @@ struct Field {
 
 impl Difference {
     fn new(a: &FoundImage, b: &FoundImage) -> Self {
-        let paths = |image: &FoundImage, other: &FoundImage| -> Vec<String> {
-            let files = image.files.files().filter(|(path, _)| other.file(path).is_none());
-            files.map(|(path, _)| path).collect()
+        let [files_a, files_b] = by_name(a, b);
+        let only = |files: &Files<'_>, others: &Files<'_>| -> Vec<String> {
+            let only = files.iter().filter(|(name, _)| !others.contains_key(*name));
+            only.map(|(_, (path, _))| path.clone()).collect()
         };
-        let changed = a
-            .files
-            .files()
-            .filter(|(path, content)| b.file(path).is_some_and(|other| other != *content));
-        let changed: Vec<String> = changed.map(|(path, _)| path).collect();
-        let (only_in_a, only_in_b) = (paths(a, b), paths(b, a));
+        let (only_in_a, only_in_b) = (only(&files_a, &files_b), only(&files_b, &files_a));
+        let changed = changed(&files_a, &files_b).map(|(path, ..)| path.to_owned()).collect();
         let seeds = (FoundSeed::of(a), FoundSeed::of(b));
         let mut fields = fields(seeds.0.as_ref(), seeds.1.as_ref());
         if seeds.0.is_none() && seeds.1.is_none() && a.label != b.label {
             fields.push(Field { name: "label", a: a.label.clone(), b: b.label.clone() });
         }
-        let same = [&only_in_a, &only_in_b, &changed].iter().all(|paths| paths.is_empty())
-            && fields.is_empty();
+        let same =
+            [&only_in_a, &only_in_b, &changed].iter().all(|paths: &&Vec<String>| paths.is_empty())
+                && fields.is_empty();
         let id = |seed: Option<FoundSeed>| seed.and_then(|seed| seed.instance_id);
         let ids = id(seeds.0).zip(id(seeds.1));
         let runs_again = ids.map(|(a, b)| a != b);
@@ -123,8 +122,8 @@ impl Difference {
                 let _ = writeln!(text, "only on {image}: {path}");
             }
         }
-        for path in &self.changed {
-            let [a, b] = [a, b].map(|image| image.file(path).unwrap_or_default());
+        let [files_a, files_b] = by_name(a, b);
+        for (path, a, b) in changed(&files_a, &files_b) {
             match (args.brief, std::str::from_utf8(a), std::str::from_utf8(b)) {
                 (false, Ok(a), Ok(b)) => {
                     let names = [&args.a, &args.b].map(|image| format!("{image}/{path}"));
@@ -150,6 +149,29 @@ impl Difference {
         }
         text
     }
+}
+
+/// Files by the name under which a guest looks for them, with their path and content.
+type Files<'a> = BTreeMap<String, (String, &'a [u8])>;
+
+/// The files of both images. If one is FAT, which does not mind the case of names, that of neither
+/// counts.
+fn by_name<'a>(a: &'a FoundImage, b: &'a FoundImage) -> [Files<'a>; 2] {
+    let is_fat = |image: &FoundImage| image.file_system.type_name() == "vfat";
+    let folds = is_fat(a) || is_fat(b);
+    [a, b].map(|image| {
+        let name = |path: &str| if folds { path.to_lowercase() } else { path.to_owned() };
+        image.files.files().map(|(path, content)| (name(&path), (path, content))).collect()
+    })
+}
+
+/// Path and both contents of each file that is on both images and differs.
+fn changed<'a>(
+    a: &'a Files<'_>,
+    b: &'a Files<'_>,
+) -> impl Iterator<Item = (&'a str, &'a [u8], &'a [u8])> {
+    let pairs = a.iter().filter_map(|(name, (path, a))| Some((&**path, *a, b.get(name)?.1)));
+    pairs.filter(|(_, a, b)| a != b)
 }
 
 /// The facts that differ.
