@@ -166,6 +166,7 @@ fn isoinfo_sees_all_three_names() {
     let real = "/openstack\n/user-data\n/openstack/latest\n/openstack/latest/meta_data.json\n";
     assert_eq!(isoinfo(&["-f", "-R"]), real);
     assert_eq!(isoinfo(&["-f", "-J"]), real);
+    assert_eq!(isoinfo(&["-x", "/USER_DATA.;1"]), "#!\n");
     assert_eq!(isoinfo(&["-R", "-x", "/user-data"]), "#!\n");
     assert_eq!(isoinfo(&["-J", "-x", "/openstack/latest/meta_data.json"]), "{}");
     let listing = isoinfo(&["-l", "-R"]);
@@ -262,6 +263,8 @@ fn times_are_the_given_one() {
     fs_err::write(file.path(), build(&files, ImageFormat::Fat)).unwrap();
     let listing = run(tool("mdir").arg("-/").arg("-i").arg(file.path()).arg("::/"));
     assert_eq!(listing.matches("2026-01-02   3:04").count(), 4, "{listing}");
+    let content = run(tool("mtype").arg("-i").arg(file.path()).arg("::/D/USER-DATA"));
+    assert_eq!(content, "x");
 }
 
 #[test]

@@ -71,27 +71,30 @@ pub(crate) fn refuse_other(path: &Path) -> Result<(), Failure> {
 }
 
 /// Writes `bytes` beside `path` and renames: a reader sees the old image or the new one, never half.
+///
+/// One that takes the place of another is on the disk before it does, so that a power cut leaves either.
+/// A new one is not waited for, which would take as long as all else: the same command makes it again.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let name = path
         .file_name()
         .ok_or_else(|| Failure::new(Class::Usage, format!("`{}` names no file", path.display())))?;
     let part = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
     let failed = |error| Failure::new(Class::Target, error);
-    let folder = fs_err::File::open(folder).map_err(failed)?;
+    let is_new = fs_err::symlink_metadata(path).is_err();
     // It may hold password hashes and keys: it is for its owner alone.
     let mut options = fs_err::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&part).map_err(failed)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    // The zeros that fill an image up are a hole.
+    let content = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let written = file
+        .write_all(&bytes[..content])
+        .and_then(|()| file.set_len(bytes.len() as u64))
+        .and_then(|()| if is_new { Ok(()) } else { file.sync_all() });
     written.and_then(|()| fs_err::rename(&part, path)).map_err(|error: io::Error| {
         // It is ours: it was made here. That it cannot be removed is no worse than the error.
         let _ = fs_err::remove_file(&part);
         failed(error)
-    })?;
-    folder.sync_all().map_err(failed)
+    })
 }
 
 #[cfg(test)]
