@@ -1,8 +1,9 @@
 //! `bootyard seed build` with users, secrets and networks, as PyYAML and Python's MIME parser, which
 //! cloud-init uses, read what it makes.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use bootyard_testkit::{Cli, require_tool, run, sha256_file};
 use expect_test::expect;
@@ -95,6 +96,21 @@ fn users_of_flags_go_round_the_user_data() {
     assert_eq!(leaves(&cli), json!([["", {"user": {"name": "me"}, "users": [{"name": "you"}]}]]));
     let meta_data: Value = serde_json::from_str(&file(&cli, "/meta-data")).unwrap();
     assert_eq!(meta_data["public-keys"], json!({"0": KEY}));
+}
+
+#[test]
+fn keys_come_from_standard_input_too() {
+    if !has_tools() {
+        return;
+    }
+    let cli = cli(&[]);
+    let mut build = cli.command(words(&["--ssh-key", "bob=-", "--ssh-key", "bob=key.pub"]));
+    let mut child = build.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let second = KEY.replace("HR4f", "HR4e");
+    write!(child.stdin.take().unwrap(), "# two\n{second}\n\n{KEY}\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    let bob = &leaves(&cli)[0][1]["users"][1];
+    assert_eq!(bob["ssh_authorized_keys"], json!([second, KEY, KEY]));
 }
 
 #[test]

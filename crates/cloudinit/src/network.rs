@@ -65,9 +65,9 @@ impl fmt::Display for MacAddress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IpNetwork {
     /// The interface's own address.
-    pub address: IpAddr,
-    /// Bits that it shares with its network.
-    pub prefix: u8,
+    address: IpAddr,
+    /// Bits that it shares with its network, as many as the address has at most.
+    prefix: u8,
 }
 
 impl FromStr for IpNetwork {

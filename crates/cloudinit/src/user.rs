@@ -186,12 +186,23 @@ impl Users {
         if *self == Self::default() {
             return Ok(());
         }
-        let all = Parts::of(data.content());
-        let configs = all.parts.iter().filter(|part| part.format == Some(Format::CloudConfig));
-        for config in configs {
-            self.check_config(&config.content).map_err(|error| error.in_input(data.input()))?;
+        for part in Parts::of(data.content()).parts {
+            let checked = match part.format {
+                Some(Format::CloudConfig) => self.check_config(&part.content),
+                Some(Format::CloudConfigArchive) => self.check_archive(&part.content),
+                _ => Ok(()),
+            };
+            checked.map_err(|error| error.in_input(data.input()))?;
         }
         Ok(())
+    }
+
+    /// What has no header in an archive is a cloud-config, too.
+    fn check_archive(&self, archive: &[u8]) -> Result<(), Error> {
+        let text = std::str::from_utf8(archive).unwrap_or_default();
+        let items = serde_saphyr::from_str::<Vec<Value>>(text).unwrap_or_default();
+        let contents = items.iter().filter_map(|item| item.get("content").unwrap_or(item).as_str());
+        contents.into_iter().try_for_each(|content| self.check_config(content.as_bytes()))
     }
 
     /// What is no YAML is for the linter to tell.
@@ -364,13 +375,12 @@ mod tests {
             let said = users.check_against(&part).map_err(|error| error.to_string());
             assert_eq!(said.err().as_deref(), message, "{config}");
             let head = "MIME-Version: 1.0\nContent-Type: text/cloud-config\n\n#cloud-config\n";
-            let mime = format!("{head}{config}");
-            let said = users.check_against(&UserData::parse("u", mime).unwrap());
-            assert_eq!(
-                said.map_err(|error| error.to_string()).err().as_deref(),
-                message,
-                "{config}"
-            );
+            let archive = format!("#cloud-config-archive\n- {{content: {config:?}}}\n");
+            for data in [format!("{head}{config}"), archive] {
+                let said = users.check_against(&UserData::parse("u", data).unwrap());
+                let said = said.map_err(|error| error.to_string()).err();
+                assert_eq!(said.as_deref(), message, "{config}");
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 //! does not know. Here that is an error, with the most likely remedy. The content behind the header
 //! is not judged.
 
+use std::fmt;
+
 use crate::{Error, ErrorKind};
 
 /// What cloud-init does with a piece of user-data.
@@ -113,13 +115,21 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 /// start.
 const MIME_VERSION_WITHIN: usize = 4096;
 
-/// A piece of user-data or vendor-data in a format that cloud-init knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A piece of user-data or vendor-data in a format that cloud-init knows. It may hold secrets, and is not
+/// shown.
+#[derive(Clone, PartialEq, Eq)]
 pub struct UserData {
     /// How errors name it.
     input: String,
     content: Vec<u8>,
     format: Format,
+}
+
+impl fmt::Debug for UserData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { input, content, format } = self;
+        write!(f, "`{input}`: {format:?} of {} bytes", content.len())
+    }
 }
 
 impl UserData {

@@ -89,6 +89,32 @@ fn a_config_drive_refuses_what_it_cannot_hold() {
 }
 
 #[test]
+fn several_pieces_of_vendor_data_are_one_document_for_either_data_source() {
+    let mut seed = seed();
+    seed.vendor_data.push(UserData::parse("w", "#cloud-config\n").unwrap());
+    let document = String::from_utf8(mime::join(&seed.vendor_data)).unwrap();
+    let contents = |datasource, path: &str| {
+        let tree = seed.files(datasource).unwrap();
+        tree.get(path).unwrap().to_vec()
+    };
+    assert_eq!(contents(Datasource::NoCloud, "vendor-data"), document.as_bytes());
+    let found = contents(Datasource::ConfigDrive, "openstack/latest/vendor_data.json");
+    assert_eq!(serde_json::from_slice::<Value>(&found).unwrap(), json!({"cloud-init": document}));
+}
+
+#[test]
+fn the_instance_id_is_the_meta_datas_then_the_given_one_then_the_names() {
+    let mut seed = Seed::new("web".parse().unwrap());
+    assert_eq!(seed.instance_id(), InstanceId::from_machine_name("web"));
+    seed.instance_id = Some("given".parse().unwrap());
+    assert_eq!(seed.instance_id().as_str(), "given");
+    seed.meta_data = Some(MetaData::parse("m", b"instance-id: of-file").unwrap());
+    assert_eq!(seed.instance_id().as_str(), "of-file");
+    let random = InstanceId::from_random([0xff; 16]);
+    assert_eq!(random.as_str(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+}
+
+#[test]
 fn host_names_follow_rfc_1123() {
     for name in ["a", "Debian-12", "0.example.org", &"a".repeat(63), "xn--bcher-kva"] {
         assert!(name.parse::<Hostname>().is_ok(), "{name}");
