@@ -9,6 +9,7 @@ mod disks;
 mod faults;
 mod import;
 mod inspect;
+mod lint;
 mod run;
 mod seed;
 mod seed_build;

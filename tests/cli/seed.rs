@@ -13,7 +13,7 @@ const KEY: &str =
 fn inputs() -> Cli {
     let cli = Cli::from_env();
     fs_err::write(cli.work().join("key.pub"), KEY).expect("a writable folder");
-    fs_err::write(cli.work().join("user.yaml"), "#cloud-config\nruncmd: [true]\n")
+    fs_err::write(cli.work().join("user.yaml"), "#cloud-config\nruncmd: [id]\n")
         .expect("a writable folder");
     cli
 }
@@ -44,7 +44,7 @@ fn an_iso_is_read_by_others_and_always_the_same() {
     let label = run(Command::new("blkid").args(["-p", "-o", "value", "-s", "LABEL"]).arg(&first));
     assert_eq!(label.trim(), "CIDATA");
     let user_data = run(Command::new("isoinfo").args(["-R", "-x", "/user-data", "-i"]).arg(first));
-    assert_eq!(user_data, "#cloud-config\nruncmd: [true]\n");
+    assert_eq!(user_data, "#cloud-config\nruncmd: [id]\n");
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_fat_config_drive_has_its_label() {
 #[test]
 fn mistakes_are_caught_before_the_guest_meets_them() {
     let cli = inputs();
-    fs_err::write(cli.work().join("bare.yaml"), "runcmd: [true]\n").unwrap();
+    fs_err::write(cli.work().join("bare.yaml"), "runcmd: [id]\n").unwrap();
     fs_err::write(cli.work().join("id"), "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
     let build = ["seed", "build", "-o", "x.iso", "--hostname"];
     let mut text = String::new();
@@ -81,7 +81,7 @@ fn mistakes_are_caught_before_the_guest_meets_them() {
         ----- stdout -----
 
         ----- stderr -----
-        error: `bare.yaml` line 1: expected a header such as `#cloud-config`, got `runcmd: [true]`
+        error: `bare.yaml` line 1: expected a header such as `#cloud-config`, got `runcmd: [id]`
         hint: cloud-init ignores user-data without a header: begin a cloud-config with the line `#cloud-config`, a script with `#!/bin/sh`
 
         exit code: 2

@@ -18,7 +18,7 @@ fn seeds() -> Cli {
         fs_err::write(cli.work().join(name), text).expect("a writable folder");
     };
     write("key.pub", KEY);
-    write("user.yaml", "#cloud-config\npassword: secret\nruncmd: [true]\n");
+    write("user.yaml", "#cloud-config\npassword: secret\nruncmd: [sync]\n");
     write("other.yaml", "#cloud-config\npassword: secret\nruncmd: [false]\n");
     write("script", "#!/bin/sh\ntrue\n");
     write("net.yaml", "version: 2\n");
@@ -262,7 +262,7 @@ fn seeds_are_compared_as_a_guest_sees_them() {
             @@ -1,3 +1,3 @@
              #cloud-config
              password: secret
-            -runcmd: [true]
+            -runcmd: [sync]
             +runcmd: [false]
             the instance-id is the same: a guest that has run takes over only what runs at every boot
             ----- stderr -----

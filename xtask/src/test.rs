@@ -35,7 +35,10 @@ fn run(fast: bool, stages: &mut Stages) -> Result<()> {
     let xtask = std::env::current_exe().context("cannot find this program")?;
     let nextest = sh::answers(sh::cargo().args(["nextest", "--version"]));
     let runner = Runner { nextest, is_ci: std::env::var_os("CI").is_some(), xtask };
-    stages.run("setup", || setup::ensure_installed(&[Need::Boot, Need::Test]))?;
+    stages.run("setup", || {
+        setup::ensure_installed(&[Need::Boot, Need::Test])?;
+        setup::ensure_cloud_init()
+    })?;
     stages.run("format", || sh::run(sh::cargo().args(["fmt", "--all", "--check"])))?;
     stages.run("tidy", tidy::main)?;
     stages.run("lints", lints)?;

@@ -20,6 +20,7 @@ use crate::claims::ClaimArgs;
 use crate::commands::create::CreateCommand;
 use crate::commands::export::ExportArgs;
 use crate::commands::seed_diff::SeedDiffArgs;
+use crate::commands::seed_lint::SeedLintArgs;
 use crate::commands::seed_show::SeedShowArgs;
 use crate::commands::storage_class::StorageClassCommand;
 use crate::commands::volume::VolumeCommand;
@@ -75,7 +76,7 @@ pub(crate) enum Command {
     Upload(Box<UploadArgs>),
     /// Take one upload of a disk image, as CDI's upload server does
     UploadServer(Box<UploadServerArgs>),
-    /// Make cloud-init seeds, and look into them
+    /// Make cloud-init seeds, check them, and look into them
     #[command(subcommand)]
     Seed(SeedCommand),
     /// Boot a machine in the foreground, its serial port on this terminal
@@ -469,6 +470,8 @@ pub(crate) enum SeedCommand {
     Show(SeedShowArgs),
     /// Show what a guest would see differently on two seeds
     Diff(SeedDiffArgs),
+    /// Show what is wrong with user-data and other files of a seed before a guest boots from them
+    Lint(SeedLintArgs),
 }
 
 /// The same input makes the same bytes; all files in it have the time `$SOURCE_DATE_EPOCH`, or 1970.

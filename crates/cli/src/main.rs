@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Seed(SeedCommand::Build(args)) => commands::seed::build(&args),
         Command::Seed(SeedCommand::Show(args)) => commands::seed_show::run(&args),
         Command::Seed(SeedCommand::Diff(args)) => commands::seed_diff::run(&args),
+        Command::Seed(SeedCommand::Lint(args)) => commands::seed_lint::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Machine(args) => commands::machine::run(&args),

@@ -1,4 +1,4 @@
-//! Results go to standard output, everything else to standard error: the only two functions that
+//! Results go to standard output, everything else to standard error: the only functions that
 //! print. Colours reach terminals only.
 
 use std::borrow::Cow;
@@ -24,6 +24,13 @@ pub(crate) fn bytes(content: &[u8]) -> Result<(), Failure> {
         return result(&String::from_utf8_lossy(content));
     }
     stdout.write_all(content).and_then(|()| stdout.flush()).map_err(Failure::stdout)
+}
+
+/// Writes a result with colours in it, which only a terminal gets. What it was made of has to have
+/// gone through [`plain`].
+pub(crate) fn styled_result(text: &str) -> Result<(), Failure> {
+    let mut stdout = anstream::AutoStream::auto(io::stdout().lock());
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::stdout)
 }
 
 /// Writes one JSON object as a line of the result.

@@ -15,6 +15,7 @@ use bootyard_spec::{Class, Secret, shell_word};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 
+use crate::commands::seed_lint;
 use crate::error::{Failure, read_input};
 use crate::settings;
 
@@ -76,6 +77,9 @@ pub(crate) struct SeedArgs {
     /// Kind of machine that the meta-data names, as KubeVirt's instancetype
     #[arg(long, value_name = "NAME")]
     pub(crate) instance_type: Option<String>,
+    /// Take the seed whatever `seed lint` has against it
+    #[arg(long)]
+    pub(crate) no_lint: bool,
 }
 
 /// Users of the seed, whose flags are a server's user and password elsewhere.
@@ -186,6 +190,9 @@ pub(crate) fn gather(
     seed.user_data = user_data(args)?;
     seed.vendor_data = vendor_data(args)?;
     seed.network = network(args, datasource)?;
+    if !args.no_lint {
+        seed_lint::before_build(&seed, datasource)?;
+    }
     Ok(seed)
 }
 

@@ -56,7 +56,7 @@ impl Error {
 
     /// The same error, found in `input`.
     #[must_use]
-    pub(crate) fn in_input(mut self, input: &str) -> Self {
+    pub fn in_input(mut self, input: &str) -> Self {
         self.input = Some(input.to_owned());
         self
     }

@@ -19,6 +19,7 @@ mod fat;
 mod found;
 mod image;
 mod iso;
+pub mod lint;
 mod meta_data;
 mod mime;
 mod network;

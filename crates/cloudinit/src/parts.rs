@@ -163,12 +163,12 @@ impl Splitter {
 }
 
 /// The header of a document or of a part: names in small letters, with their values.
-struct Header(Vec<(String, String)>);
+pub(crate) struct Header(Vec<(String, String)>);
 
 impl Header {
     /// Reads the header; what follows the empty line is the body. A line that is no field ends the
     /// header as well, and belongs to the body.
-    fn read(document: &[u8]) -> (Self, &[u8]) {
+    pub(crate) fn read(document: &[u8]) -> (Self, &[u8]) {
         let mut fields: Vec<(String, String)> = Vec::new();
         let mut rest = document;
         while !rest.is_empty() {
@@ -189,19 +189,19 @@ impl Header {
         (Self(fields), rest)
     }
 
-    fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.trim())
     }
 
     /// The content type without its parameters; what is none counts as text (RFC 2045 §5.2).
-    fn content_type(&self) -> String {
+    pub(crate) fn content_type(&self) -> String {
         let value = self.field("content-type").unwrap_or_default();
         let value = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if value.matches('/').count() == 1 { value } else { "text/plain".to_owned() }
     }
 
     /// A parameter of a field, with or without quotes (RFC 2045 §5.1).
-    fn parameter(&self, field: &str, name: &str) -> Option<String> {
+    pub(crate) fn parameter(&self, field: &str, name: &str) -> Option<String> {
         let mut rest = self.field(field)?;
         loop {
             rest = rest[end_of_parameter(rest)..].strip_prefix(';')?;
@@ -213,7 +213,7 @@ impl Header {
     }
 
     /// The body without its transfer encoding (RFC 2045 §6).
-    fn decode(&self, body: &[u8]) -> Result<Vec<u8>, String> {
+    pub(crate) fn decode(&self, body: &[u8]) -> Result<Vec<u8>, String> {
         let encoding = self.field("content-transfer-encoding").unwrap_or("7bit");
         match encoding.to_ascii_lowercase().as_str() {
             "base64" => base64(body).ok_or_else(|| "it is not valid base64".into()),
@@ -248,7 +248,7 @@ fn unquoted(text: &str) -> String {
 
 /// The bodies between the boundary's lines; the line end before such a line belongs to it. Without the
 /// last line the rest is a body as well.
-fn split<'a>(body: &'a [u8], boundary: &[u8]) -> Vec<&'a [u8]> {
+pub(crate) fn split<'a>(body: &'a [u8], boundary: &[u8]) -> Vec<&'a [u8]> {
     let mut bodies = Vec::new();
     let (mut begin, mut at) = (None, 0);
     for line in body.split_inclusive(|b| *b == b'\n') {

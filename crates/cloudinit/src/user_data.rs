@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::lint::{Code, distance, guarded};
 use crate::{Error, ErrorKind};
 
 /// What cloud-init does with a piece of user-data.
@@ -136,7 +137,7 @@ impl UserData {
     /// Recognises the format of `content`. `input` is how errors name it, usually its path.
     pub fn parse(input: &str, content: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let content = content.into();
-        let format = recognise(&content).map_err(|e| e.in_input(input))?;
+        let format = recognise(&content).map_err(|refusal| refusal.into_error(input))?;
         Ok(Self { input: input.to_owned(), content, format })
     }
 
@@ -162,26 +163,68 @@ impl UserData {
     }
 }
 
-fn recognise(content: &[u8]) -> Result<Format, Error> {
+/// True if it begins as one of the formats does.
+pub(crate) fn is_known(content: &[u8]) -> bool {
+    recognise(content).is_ok()
+}
+
+/// Why cloud-init would ignore a piece of user-data, with the likeliest remedy.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: Code,
+    pub(crate) what: String,
+    pub(crate) line: Option<usize>,
+    pub(crate) hint: &'static str,
+}
+
+impl Refusal {
+    fn new(code: Code, what: impl Into<String>, hint: &'static str) -> Self {
+        Self { code, what: what.into(), line: None, hint }
+    }
+
+    fn at_line(self, line: usize) -> Self {
+        Self { line: Some(line), ..self }
+    }
+
+    fn into_error(self, input: &str) -> Error {
+        let error = Error::new(ErrorKind::UserData, self.what).in_input(input).with_hint(self.hint);
+        match self.line {
+            Some(line) => error.at_line(line),
+            None => error,
+        }
+    }
+}
+
+/// Which format it is by its beginning.
+pub(crate) fn recognise(content: &[u8]) -> Result<Format, Refusal> {
     if content.starts_with(GZIP_MAGIC) {
         return Ok(Format::Gzip);
     }
     if content.starts_with(BOM) {
-        return Err(bad("begins with a byte-order mark, behind which cloud-init sees no header")
-            .with_hint("save the file as UTF-8 without BOM"));
+        return Err(Refusal::new(
+            Code::Bom,
+            "begins with a byte-order mark, behind which cloud-init sees no header",
+            "save the file as UTF-8 without BOM",
+        ));
     }
     let Some(format) = format_of_line(first_line(content)).or_else(|| mime_of(content)) else {
         return Err(headless(content));
     };
     let is_crlf = first_line(content).ends_with(b"\r");
     if is_crlf && format.is_executed() {
-        return Err(bad("the lines end in CR LF, with which no interpreter starts")
-            .at_line(1)
-            .with_hint("convert the line ends, for example with `dos2unix`"));
+        let refusal = Refusal::new(
+            Code::CrLf,
+            "the lines end in CR LF, with which no interpreter starts",
+            "convert the line ends, for example with `dos2unix`",
+        );
+        return Err(refusal.at_line(1));
     }
     if format == Format::Mime && !has_mime_version(content) {
-        return Err(bad("a MIME document without `MIME-Version`, which cloud-init ignores")
-            .with_hint("add the header line `MIME-Version: 1.0`"));
+        return Err(Refusal::new(
+            Code::Packing,
+            "a MIME document without `MIME-Version`, which cloud-init ignores",
+            "add the header line `MIME-Version: 1.0`",
+        ));
     }
     Ok(format)
 }
@@ -221,37 +264,54 @@ pub(crate) fn has_mime_version(content: &[u8]) -> bool {
     start.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name))
 }
 
-fn bad(what: impl Into<String>) -> Error {
-    Error::new(ErrorKind::UserData, what)
-}
-
-/// The error for user-data that begins with no known header, with the likeliest remedy.
-fn headless(content: &[u8]) -> Error {
+/// The refusal of user-data that begins with no known header, with the likeliest remedy.
+fn headless(content: &[u8]) -> Refusal {
     if content.trim_ascii().is_empty() {
-        return bad("the user-data is empty")
-            .with_hint("leave it out, or begin it with `#cloud-config`");
+        let hint = "leave it out, or begin it with `#cloud-config`";
+        return Refusal::new(Code::Empty, "the user-data is empty", hint);
     }
     let mut lines = content.split(|b| *b == b'\n').zip(1..);
     let (first, number) =
         lines.find(|(line, _)| !line.trim_ascii().is_empty()).unwrap_or((content, 1));
     if format_of_line(first.trim_ascii()).is_some() {
-        return bad("the header is not at the very start")
-            .at_line(number)
-            .with_hint("remove the empty lines or spaces before it");
+        let what = "the header is not at the very start";
+        let hint = "remove the empty lines or spaces before it";
+        return Refusal::new(Code::MisspeltHeader, what, hint).at_line(number);
     }
-    let shown = String::from_utf8_lossy(first).trim().chars().take(40).collect::<String>();
-    let error = bad(format!("expected a header such as `#cloud-config`, got `{shown}`"));
-    let error = error.at_line(number);
-    let letters: Vec<u8> =
-        first.iter().filter(|b| b.is_ascii_alphabetic()).map(u8::to_ascii_lowercase).collect();
-    error.with_hint(match letters.as_slice() {
-        b"cloudconfig" => "write the first line exactly as `#cloud-config`",
-        b"templatejinja" => "write the first line exactly as `## template: jinja`",
-        _ => {
-            "cloud-init ignores user-data without a header: begin a cloud-config with the line \
-             `#cloud-config`, a script with `#!/bin/sh`"
-        }
-    })
+    // It may be a line with a password.
+    let shown = guarded(String::from_utf8_lossy(first).trim());
+    let shown = shown.chars().take(40).collect::<String>();
+    let what = format!("expected a header such as `#cloud-config`, got `{shown}`");
+    let (code, hint) = remedy(first);
+    let later = lines.zip(0..HEADER_WITHIN).find(|((line, _), _)| format_of_line(line).is_some());
+    if let (Code::MissingHeader, Some(((_, line), _))) = (code, later) {
+        let what = format!("the header is on line {line}, where cloud-init does not look");
+        let hint = "make it the first line of the file";
+        return Refusal::new(Code::MisspeltHeader, what, hint).at_line(line);
+    }
+    Refusal::new(code, what, hint).at_line(number)
+}
+
+/// A header that stands lower is not looked for in more lines than a comment on top has.
+const HEADER_WITHIN: usize = 50;
+
+fn remedy(line: &[u8]) -> (Code, &'static str) {
+    let is_letter = |b: &&u8| b.is_ascii_alphabetic();
+    let letters: Vec<u8> = line.iter().filter(is_letter).map(u8::to_ascii_lowercase).collect();
+    let letters = String::from_utf8_lossy(&letters);
+    let is_comment = line.trim_ascii_start().starts_with(b"#");
+    let nearly = |word: &str| letters == word || (is_comment && distance(&letters, word) <= 2);
+    if nearly("cloudconfig") {
+        (Code::MisspeltHeader, "write the first line exactly as `#cloud-config`")
+    } else if nearly("templatejinja") {
+        (Code::MisspeltHeader, "write the first line exactly as `## template: jinja`")
+    } else if nearly("cloudboothook") {
+        (Code::MisspeltHeader, "write the first line exactly as `#cloud-boothook`")
+    } else {
+        let hint = "cloud-init ignores user-data without a header: begin a cloud-config with the \
+                    line `#cloud-config`, a script with `#!/bin/sh`";
+        (Code::MissingHeader, hint)
+    }
 }
 
 #[cfg(test)]

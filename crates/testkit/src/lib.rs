@@ -7,6 +7,7 @@
 
 mod answers;
 mod cli;
+mod cloud_init;
 mod corpus;
 mod fault;
 mod fs;
@@ -21,6 +22,7 @@ mod tool;
 
 pub use answers::{Answer, AnswerServer, Question};
 pub use cli::{Cli, Output};
+pub use cloud_init::{answer, cloud_init};
 pub use corpus::{CorpusEntry, corpus, corpus_entries, workspace_root};
 pub use fault::{FaultServer, Reply, Request};
 pub use fs::{LoopDevice, Mount};

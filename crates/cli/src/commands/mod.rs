@@ -13,6 +13,7 @@ pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod seed;
 pub(crate) mod seed_diff;
+pub(crate) mod seed_lint;
 pub(crate) mod seed_show;
 pub(crate) mod storage_class;
 pub(crate) mod upload;

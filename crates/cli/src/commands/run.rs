@@ -14,6 +14,7 @@ use bootyard_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use bootyard_volume::{Access, AttachedDisk, ErrorKind, Store};
 
 use crate::args::RunArgs;
+use crate::commands::seed_lint;
 use crate::disks::{self, Disks, Scratch};
 use crate::error::Failure;
 use crate::terminal::RawTerminal;
@@ -60,6 +61,9 @@ fn seed(args: &RunArgs) -> Result<Option<Vec<u8>>, Failure> {
         return Err(Failure::new(Class::Usage, what).with_hint(
             "leave out `--seed`, or `--hostname`, `--user-data` and the others like them",
         ));
+    }
+    if let Some(path) = args.seed.as_ref().filter(|_| !args.seed_args.no_lint) {
+        seed_lint::before_run(path);
     }
     Ok(image)
 }

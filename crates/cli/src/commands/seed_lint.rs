@@ -1,0 +1,283 @@
+//! `bootyard seed lint`: what is wrong with seeds, as compilers show what is wrong with programs.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use bootyard_cloudinit::lint::{self, Finding, Kind, Severity};
+use bootyard_cloudinit::{Datasource, FoundImage, Network, Seed};
+use bootyard_spec::{Class, exit_code};
+use clap::Args;
+use serde::Serialize;
+
+use crate::error::{Failure, read_input};
+use crate::output::{self, plain};
+
+/// Checks user-data in every format, vendor-data, meta-data and network configuration by cloud-init's
+/// own schemas, and for what no schema sees. Errors make the exit code 2.
+#[derive(Debug, Args)]
+pub(crate) struct SeedLintArgs {
+    /// Files, folders with the files of a seed, or seed images; `-` reads standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// What the files are: user-data, vendor-data, meta-data or network-config [default: told by the
+    /// file's name, then by its content]
+    #[arg(short = 't', long, visible_alias = "schema-type", value_name = "KIND")]
+    kind: Option<Kind>,
+    /// Let warnings fail too
+    #[arg(long)]
+    strict: bool,
+    /// Print the findings as a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found in one file.
+struct Checked {
+    /// The file, or the image and the file in it.
+    name: String,
+    findings: Vec<Finding>,
+}
+
+pub(crate) fn run(args: &SeedLintArgs) -> Result<ExitCode, Failure> {
+    if args.files.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+        let what = "`-` is given more than once: expected one reader of standard input";
+        return Err(Failure::new(Class::Usage, what));
+    }
+    let mut checked = Vec::new();
+    let mut unread = 0;
+    for path in &args.files {
+        match check(path, args.kind) {
+            Ok(found) => checked.extend(found),
+            // The others are checked all the same.
+            Err(failure) => {
+                output::error(&failure.render());
+                unread += 1;
+            }
+        }
+    }
+    let count = |severity| {
+        let all = checked.iter().flat_map(|checked| &checked.findings);
+        all.filter(|finding| finding.severity == severity).count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    if args.json {
+        output::json_line(&lines(&checked))?;
+    } else {
+        output::styled_result(&checked.iter().map(shown).collect::<String>())?;
+    }
+    output::error(&summary(checked.len(), errors, warnings));
+    let failed = errors + unread > 0 || (args.strict && warnings > 0);
+    Ok(if failed { ExitCode::from(exit_code(Class::Usage)) } else { ExitCode::SUCCESS })
+}
+
+/// Checks one file, folder or image.
+fn check(path: &Path, kind: Option<Kind>) -> Result<Vec<Checked>, Failure> {
+    let name = path.display().to_string();
+    if path.is_dir() {
+        return check_folder(path);
+    }
+    if path != Path::new("-") && is_image(path)? {
+        let mut file = fs_err::File::open(path).map_err(|e| Failure::new(Class::Usage, e))?;
+        let image = FoundImage::read(&mut file).map_err(|error| error.in_input(&name))?;
+        return Ok(check_image(&name, &image));
+    }
+    let content = read_input(path)?;
+    let file_name = path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
+    let kind = kind.unwrap_or_else(|| Kind::guess(&file_name, &content));
+    Ok(vec![Checked { name, findings: lint::check(kind, &content) }])
+}
+
+/// A folder as NoCloud's `seedfrom` takes it: files under the names that they have in a seed.
+fn check_folder(path: &Path) -> Result<Vec<Checked>, Failure> {
+    let mut checked = Vec::new();
+    for kind in Kind::ALL {
+        let file = path.join(kind.name());
+        if file.is_file() {
+            checked.extend(check(&file, Some(kind))?);
+        }
+    }
+    if checked.is_empty() {
+        let what = format!("no file of a seed is in `{}`", path.display());
+        let hint = "expected user-data, meta-data, vendor-data or network-config";
+        return Err(Failure::new(Class::Usage, what).with_hint(hint));
+    }
+    Ok(checked)
+}
+
+/// No text has a NUL among its first bytes, and every ISO 9660 and FAT has.
+fn is_image(path: &Path) -> Result<bool, Failure> {
+    let failed = |error| Failure::new(Class::Usage, error);
+    let mut start = Vec::new();
+    let file = fs_err::File::open(path).map_err(failed)?;
+    file.take(512).read_to_end(&mut start).map_err(|error| Failure::new(Class::Usage, error))?;
+    let is_gzip = start.starts_with(&[0x1f, 0x8b]);
+    Ok(start.len() == 512 && start.contains(&0) && !is_gzip)
+}
+
+/// The files of a NoCloud seed, or of a config drive, that cloud-init reads as its own.
+fn check_image(name: &str, image: &FoundImage) -> Vec<Checked> {
+    let files = [
+        ("user-data", Kind::UserData),
+        ("vendor-data", Kind::VendorData),
+        ("meta-data", Kind::MetaData),
+        ("network-config", Kind::NetworkConfig),
+        ("openstack/latest/user_data", Kind::UserData),
+    ];
+    let checked = files.into_iter().filter_map(|(path, kind)| {
+        // NoCloud wants a file that may say nothing.
+        let content = image.file(path).filter(|content| !content.is_empty())?;
+        Some(Checked { name: format!("{name}:{path}"), findings: lint::check(kind, content) })
+    });
+    checked.collect()
+}
+
+/// Says what is wrong with a seed that is about to be written. Refuses one of which cloud-init would
+/// apply nothing; what else is wrong, the guest boots with.
+pub(crate) fn before_build(seed: &Seed, datasource: Datasource) -> Result<(), Failure> {
+    let pieces = seed.user_data.iter().map(|piece| (piece, Kind::UserData));
+    let pieces = pieces.chain(seed.vendor_data.iter().map(|piece| (piece, Kind::VendorData)));
+    let mut checked: Vec<Checked> = pieces
+        .map(|(piece, kind)| Checked {
+            name: piece.input().to_owned(),
+            findings: lint::check(kind, piece.content()),
+        })
+        .collect();
+    // A config drive takes OpenStack's own form instead.
+    if let (Some(Network::Text(text)), Datasource::NoCloud) = (&seed.network, datasource) {
+        let findings = lint::check(Kind::NetworkConfig, text);
+        checked.push(Checked { name: Kind::NetworkConfig.name().to_owned(), findings });
+    }
+    let is_fatal = |checked: &&Checked| checked.findings.iter().any(Finding::is_fatal);
+    let fatal = checked.iter().find(is_fatal).map(|checked| checked.name.clone());
+    output::error(&checked.into_iter().map(remarks).collect::<String>());
+    match fatal {
+        None => Ok(()),
+        Some(name) => {
+            let what = format!("cloud-init would apply nothing of `{name}`");
+            let hint = "mend what is said above, or take the seed all the same with `--no-lint`";
+            Err(Failure::new(Class::Usage, what).with_hint(hint))
+        }
+    }
+}
+
+/// Says what is wrong with a seed image that a guest is about to boot with; that it cannot be read is
+/// the guest's to say.
+pub(crate) fn before_run(path: &Path) {
+    let Ok(mut file) = fs_err::File::open(path) else { return };
+    let Ok(image) = FoundImage::read(&mut file) else { return };
+    let checked = check_image(&path.display().to_string(), &image);
+    output::error(&checked.into_iter().map(remarks).collect::<String>());
+}
+
+/// Findings as remarks on the way: only what is fatal is called an error there.
+fn remarks(mut checked: Checked) -> String {
+    for finding in checked.findings.iter_mut().filter(|finding| !finding.is_fatal()) {
+        finding.severity = Severity::Warning;
+    }
+    shown(&checked)
+}
+
+fn shown(checked: &Checked) -> String {
+    checked.findings.iter().map(|finding| show(&checked.name, finding)).collect()
+}
+
+/// `web.yaml:3:5: error[unknown-key]: …`, the line with a caret, and what helps.
+fn show(name: &str, finding: &Finding) -> String {
+    let (color, bold, reset) = match finding.severity {
+        Severity::Error => ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m"),
+        Severity::Warning => ("\x1b[1;33m", "\x1b[1;36m", "\x1b[0m"),
+    };
+    let mut text = plain(name).into_owned();
+    if let Some(part) = &finding.part {
+        let _ = write!(text, ":{}", plain(part));
+    }
+    for number in [finding.line, finding.column].into_iter().flatten() {
+        let _ = write!(text, ":{number}");
+    }
+    let severity = finding.severity.name();
+    let code = finding.code.name();
+    let _ = writeln!(text, ": {color}{severity}[{code}]{reset}: {}", plain(&finding.message));
+    if let (Some(line), Some(column), Some(excerpt)) =
+        (finding.line, finding.column, &finding.excerpt)
+    {
+        text += &underlined(line, column, finding.width, excerpt, color);
+    }
+    if let Some(hint) = &finding.hint {
+        let _ = writeln!(text, "  {bold}hint{reset}: {}", plain(hint));
+    }
+    text
+}
+
+/// How much of a long line is shown before the caret and in all.
+const BEFORE: usize = 60;
+const SHOWN: usize = 100;
+
+/// How wide a tab is shown.
+const TAB: &str = "    ";
+
+fn underlined(line: usize, column: usize, width: usize, excerpt: &str, color: &str) -> String {
+    let skipped = (column - 1).saturating_sub(BEFORE);
+    let wide = |text: String| plain(&text.replace('\t', TAB)).into_owned();
+    let before = wide(excerpt.chars().skip(skipped).take(column - 1 - skipped).collect());
+    let under = wide(excerpt.chars().skip(column - 1).take(width).collect());
+    let left = SHOWN.saturating_sub(column - 1 - skipped + width);
+    let after = wide(excerpt.chars().skip(column - 1 + width).take(left).collect());
+    let number = line.to_string();
+    let gap = " ".repeat(number.len());
+    let blank = " ".repeat(unicode_width::UnicodeWidthStr::width(before.as_str()));
+    let carets = unicode_width::UnicodeWidthStr::width(under.as_str()).clamp(1, SHOWN);
+    let carets = "^".repeat(carets);
+    let under: String = under.chars().take(SHOWN).collect();
+    let cut = if skipped > 0 { "…" } else { "" };
+    let pad = if skipped > 0 { " " } else { "" };
+    let line = format!("{cut}{before}{under}{after}");
+    let line = line.trim_end();
+    format!("{number} | {line}\n{gap} | {pad}{blank}{color}{carets}\x1b[0m\n")
+}
+
+fn summary(files: usize, errors: usize, warnings: usize) -> String {
+    let count = |number: usize, word: &str| match number {
+        1 => format!("1 {word}"),
+        _ => format!("{number} {word}s"),
+    };
+    let (errors, warnings) = (count(errors, "error"), count(warnings, "warning"));
+    format!("{} checked: {errors}, {warnings}\n", count(files, "file"))
+}
+
+/// One finding of `seed lint --json`.
+#[derive(Debug, Serialize)]
+struct FindingLine<'a> {
+    file: &'a str,
+    /// The piece of a MIME document, archive or gzip that it is in.
+    part: Option<&'a str>,
+    /// Counted from 1, as is the column, in characters.
+    line: Option<usize>,
+    column: Option<usize>,
+    severity: &'static str,
+    code: &'static str,
+    /// The key, such as `users[1].passwd`.
+    path: Option<&'a str>,
+    message: &'a str,
+    hint: Option<&'a str>,
+    /// True if cloud-init applies nothing of the file.
+    fatal: bool,
+}
+
+fn lines(checked: &[Checked]) -> Vec<FindingLine<'_>> {
+    let all = checked.iter().flat_map(|file| file.findings.iter().map(|found| (&file.name, found)));
+    all.map(|(file, finding)| FindingLine {
+        file,
+        part: finding.part.as_deref(),
+        line: finding.line,
+        column: finding.column,
+        severity: finding.severity.name(),
+        code: finding.code.name(),
+        path: Some(finding.path.as_str()).filter(|path| !path.is_empty()),
+        message: &finding.message,
+        hint: finding.hint.as_deref(),
+        fatal: finding.is_fatal(),
+    })
+    .collect()
+}

@@ -1,0 +1,380 @@
+//! User-data of any format, taken apart as cloud-init's `user_data.py` does: gzip, MIME, archives and
+//! templates are opened, and each piece is checked by what it is.
+
+use std::io::Read;
+
+use flate2::read::MultiGzDecoder;
+
+use super::finding::{Code, Finding};
+use super::mime::{self, Entity};
+use super::schema::shortened;
+use super::text::{Place, Report, Source, utf8};
+use super::yaml::{self, Mark, Node, PLACEHOLDER};
+use super::{cloud_config, script};
+use crate::Format;
+use crate::user_data::recognise;
+
+/// Deepest nesting of pieces: a template in gzip in MIME in gzip is four.
+const DEPTH_MAX: usize = 8;
+
+/// Most bytes that gzip may become. Clouds pass on 16 KiB to 64 KiB; NoCloud knows no limit.
+const UNPACKED_MAX: u64 = 16 << 20;
+
+/// Most pieces of one file.
+const PIECES_MAX: usize = 1000;
+
+/// Checks a whole file.
+pub(super) fn check(content: &[u8], findings: &mut Vec<Finding>) {
+    let mut parts = Parts { findings, pieces: 0 };
+    parts.whole(content, Place::default(), DEPTH_MAX);
+}
+
+struct Parts<'a> {
+    findings: &'a mut Vec<Finding>,
+    pieces: usize,
+}
+
+/// What cloud-init does with a piece whose beginning says nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Headless {
+    /// It is ignored.
+    Ignored,
+    /// It is taken for a cloud-config.
+    CloudConfig,
+}
+
+impl Parts<'_> {
+    fn report(&mut self, place: &Place, report: Report) {
+        Source::new("", place.clone(), self.findings).push(report);
+    }
+
+    /// A piece that says by its beginning what it is.
+    fn whole(&mut self, content: &[u8], place: Place, depth: usize) {
+        self.begun(content, place, depth, Headless::Ignored);
+    }
+
+    fn begun(&mut self, content: &[u8], place: Place, depth: usize, headless: Headless) {
+        match recognise(content) {
+            Ok(Format::Gzip) => self.gzip(content, &place, depth),
+            Ok(format) => {
+                if let Some(text) = utf8(content, &place, self.findings) {
+                    self.format(format, text, &place, depth);
+                }
+            }
+            Err(_) if headless == Headless::CloudConfig => {
+                if let Some(text) = utf8(content, &place, self.findings) {
+                    self.untyped(text, place);
+                }
+            }
+            Err(refusal) => {
+                let text = utf8(content, &place, self.findings);
+                let Some(text) = text else { return };
+                let report = match refusal.code {
+                    Code::Empty => Report::warning(refusal.code, refusal.what),
+                    _ => Report::error(refusal.code, refusal.what),
+                };
+                let report = report.hint(refusal.hint);
+                let at = |line: usize| {
+                    let width = text.lines().nth(line - 1).map_or(1, |text| text.chars().count());
+                    Mark { width: width.max(1), ..Mark::at(line, 1) }
+                };
+                let is_first = refusal.code == Code::Bom;
+                let line = refusal.line.or(is_first.then_some(1));
+                let report = match line {
+                    Some(line) if is_first => report.at(Mark::at(line, 1)),
+                    Some(line) => report.at(at(line)),
+                    None => report,
+                };
+                Source::new(text, place, self.findings).push(report);
+            }
+        }
+    }
+
+    fn format(&mut self, format: Format, text: &str, place: &Place, depth: usize) {
+        self.pieces += 1;
+        if depth == 0 || self.pieces > PIECES_MAX {
+            let what =
+                format!("pieces within pieces, more than {DEPTH_MAX} deep or {PIECES_MAX} of them");
+            return self.report(place, Report::error(Code::Packing, what));
+        }
+        let source = |findings| Source::new(text, place.clone(), findings);
+        match format {
+            Format::CloudConfig => cloud_config::check(&mut source(self.findings)),
+            Format::CloudConfigPatch => cloud_config::check_patch(&mut source(self.findings)),
+            Format::Script => script::check(&mut source(self.findings)),
+            Format::Boothook => script::check_boothook(&mut source(self.findings)),
+            Format::Include | Format::IncludeOnce => check_include(&mut source(self.findings)),
+            Format::PartHandler => {}
+            Format::CloudConfigArchive => self.archive(text, place, depth),
+            Format::Jinja => self.template(text, place, depth),
+            Format::Mime => self.mime(text, place, depth),
+            // What is text is not compressed.
+            Format::Gzip => {}
+        }
+    }
+
+    fn gzip(&mut self, content: &[u8], place: &Place, depth: usize) {
+        let mut bytes = Vec::new();
+        let read = MultiGzDecoder::new(content).take(UNPACKED_MAX + 1).read_to_end(&mut bytes);
+        let report = match read {
+            Err(error) => format!("gzip that cannot be unpacked: {error}"),
+            Ok(_) if bytes.len() as u64 > UNPACKED_MAX => {
+                format!("gzip that unpacks to more than {} MiB", UNPACKED_MAX >> 20)
+            }
+            Ok(_) if depth == 0 => "gzip within gzip".to_owned(),
+            Ok(_) => {
+                let part = Some(within(place, "unpacked"));
+                return self.whole(&bytes, Place { part, lines: 0, columns: 0 }, depth - 1);
+            }
+        };
+        self.report(place, Report::error(Code::Packing, report));
+    }
+
+    /// A Jinja template: what it becomes is not known, but what stands round the expressions is.
+    fn template(&mut self, text: &str, place: &Place, depth: usize) {
+        let body = text.split_once('\n').map_or("", |(_, body)| body);
+        let (body, has_statements) = without_expressions(body);
+        let mut place = Place { lines: place.lines + 1, ..place.clone() };
+        // What is left of statements and comments is blank, and cloud-init strips it.
+        let blank = body.len() - body.trim_start().len();
+        let skipped = body[..blank].matches('\n').count();
+        place.lines += skipped;
+        let body: String = body.split('\n').skip(skipped).collect::<Vec<_>>().join("\n");
+        let is_config = matches!(recognise(body.as_bytes()), Ok(Format::CloudConfig));
+        if has_statements && is_config {
+            cloud_config::check_template(&mut Source::new(&body, place, self.findings));
+        } else if body.contains(PLACEHOLDER) && !is_config {
+            // A script that a template makes: its words are anyone's.
+            let first = body.lines().next().unwrap_or_default();
+            self.begun(first.as_bytes(), place, depth - 1, Headless::Ignored);
+        } else {
+            self.begun(body.as_bytes(), place, depth - 1, Headless::Ignored);
+        }
+    }
+
+    /// `#cloud-config-archive`: a list of texts, or of mappings with `content` and `type`.
+    fn archive(&mut self, text: &str, place: &Place, depth: usize) {
+        let mut source = Source::new(text, place.clone(), self.findings);
+        let Some(document) = cloud_config::read(&mut source) else { return };
+        source.hide_secrets(&document);
+        if !matches!(document.value, yaml::Value::List(_)) {
+            let what = format!("expected a list of pieces, got {}", document.kind());
+            return source.push(Report::error(Code::NotAMapping, what).at(document.mark));
+        }
+        for (number, item) in document.items().iter().enumerate().take(PIECES_MAX) {
+            let content = item.get("content").unwrap_or(item);
+            let Some(content_text) = content.text() else {
+                if matches!(item.value, yaml::Value::Map(_))
+                    || content.value == yaml::Value::Unknown
+                {
+                    continue;
+                }
+                let what =
+                    format!("expected text or a mapping with `content`, got {}", item.kind());
+                let report = Report::error(Code::WrongType, what).at(item.mark);
+                Source::new(text, place.clone(), self.findings)
+                    .push(report.path(format!("[{number}]")));
+                continue;
+            };
+            let kind = item.get("type").and_then(Node::text);
+            let label = kind.map_or_else(
+                || format!("item {}", number + 1),
+                |kind| format!("item {} ({kind})", number + 1),
+            );
+            let part = Some(within(place, &label));
+            let inner = block_place(text, content, place)
+                .map_or(Place { part: part.clone(), ..Place::default() }, |(lines, columns)| {
+                    Place { part, lines, columns }
+                });
+            match kind {
+                Some(kind) => self.typed(kind, content_text.as_bytes(), inner, depth),
+                None => {
+                    self.begun(content_text.as_bytes(), inner, depth - 1, Headless::CloudConfig);
+                }
+            }
+        }
+    }
+
+    /// A piece of an archive that begins with no header: cloud-init takes it for a cloud-config.
+    fn untyped(&mut self, text: &str, place: Place) {
+        let is_mapping = yaml::parse(text)
+            .is_ok_and(|document| document.root.is_some_and(|root| !root.entries().is_empty()));
+        if is_mapping {
+            return cloud_config::check(&mut Source::new(text, place, self.findings));
+        }
+        let what = "this has no header and is no mapping: cloud-init does nothing with it";
+        let report = Report::warning(Code::MissingHeader, what)
+            .hint("begin it with `#!/bin/sh` or `#cloud-config`");
+        Source::new(text, place, self.findings).push(report.at(Mark::at(1, 1)));
+    }
+
+    fn mime(&mut self, text: &str, place: &Place, depth: usize) {
+        let document = mime::parse(text.as_bytes());
+        if document.is_multipart && document.parts.is_empty() {
+            let what = "a MIME document without a part: the `boundary` of its `Content-Type` stands nowhere";
+            let report = Report::error(Code::Packing, what).at(Mark::at(1, 1));
+            return Source::new(text, place.clone(), self.findings).push(report);
+        }
+        for (number, part) in document.parts.iter().enumerate().take(PIECES_MAX) {
+            let label = match document.is_multipart {
+                true => format!("part {} ({})", number + 1, shortened(&part.content_type)),
+                false => part.content_type.clone(),
+            };
+            let part_label = Some(within(place, &label));
+            let inner = match part.lines {
+                Some(lines) => {
+                    Place { part: part_label, lines: place.lines + lines, columns: place.columns }
+                }
+                None => Place { part: part_label, ..Place::default() },
+            };
+            self.part(part, inner, depth);
+        }
+    }
+
+    fn part(&mut self, part: &Entity, place: Place, depth: usize) {
+        match &part.content {
+            Ok(content) => self.typed(&part.content_type, content, place, depth),
+            Err(what) => self.report(&place, Report::error(Code::Packing, what.clone())),
+        }
+    }
+
+    /// A piece whose content type is given.
+    fn typed(&mut self, content_type: &str, content: &[u8], place: Place, depth: usize) {
+        if depth == 0 {
+            let what = format!("pieces within pieces, more than {DEPTH_MAX} deep");
+            return self.report(&place, Report::error(Code::Packing, what));
+        }
+        let format = match content_type {
+            "text/plain" | "text/x-not-multipart" => {
+                return self.begun(content, place, depth - 1, Headless::Ignored);
+            }
+            "text/x-shellscript" => {
+                let begins = recognise(content);
+                return match begins {
+                    Ok(_) => self.begun(content, place, depth - 1, Headless::Ignored),
+                    Err(_) => self.script(content, place),
+                };
+            }
+            "text/x-shellscript-per-boot"
+            | "text/x-shellscript-per-instance"
+            | "text/x-shellscript-per-once" => {
+                return self.script(content, place);
+            }
+            "text/cloud-config" => Format::CloudConfig,
+            "text/cloud-config-archive" => Format::CloudConfigArchive,
+            "text/cloud-config-jsonp" => Format::CloudConfigPatch,
+            "text/cloud-boothook" => Format::Boothook,
+            "text/x-include-url" => Format::Include,
+            "text/x-include-once-url" => Format::IncludeOnce,
+            "text/part-handler" => Format::PartHandler,
+            "text/jinja2" => Format::Jinja,
+            gzip if GZIP_TYPES.contains(&gzip) => return self.gzip(content, &place, depth - 1),
+            multipart
+                if multipart.starts_with("multipart/") || multipart.starts_with("message/") =>
+            {
+                Format::Mime
+            }
+            other => {
+                let what = format!(
+                    "the content type `{}`, which cloud-init leaves to part handlers",
+                    shortened(other)
+                );
+                return self.report(&place, Report::warning(Code::WrongValue, what));
+            }
+        };
+        if let Some(text) = utf8(content, &place, self.findings) {
+            self.format(format, text, &place, depth - 1);
+        }
+    }
+
+    fn script(&mut self, content: &[u8], place: Place) {
+        if let Some(text) = utf8(content, &place, self.findings) {
+            script::check(&mut Source::new(text, place, self.findings));
+        }
+    }
+}
+
+/// cloud-init's `DECOMP_TYPES`.
+const GZIP_TYPES: [&str; 8] = [
+    "application/gzip",
+    "application/gzip-compressed",
+    "application/gzipped",
+    "application/x-compress",
+    "application/x-compressed",
+    "application/x-gunzip",
+    "application/x-gzip",
+    "application/x-gzip-compressed",
+];
+
+fn within(place: &Place, label: &str) -> String {
+    match &place.part {
+        Some(outer) => format!("{outer}, {label}"),
+        None => label.to_owned(),
+    }
+}
+
+/// How many lines and columns come before the content of a block scalar, whose lines are the file's.
+fn block_place(text: &str, node: &Node, place: &Place) -> Option<(usize, usize)> {
+    let yaml::Value::Text(block) = &node.value else { return None };
+    if !block.is_literal {
+        return None;
+    }
+    // The mark is at the first line that is not blank.
+    let line = text.lines().nth(node.mark.line - 1)?;
+    let blank = block.text.lines().take_while(|line| line.trim().is_empty()).count();
+    let first = (node.mark.line - 1).checked_sub(blank)?;
+    let indent = line.chars().take_while(|c| *c == ' ').count();
+    let own = block.text.lines().find(|line| !line.trim().is_empty())?;
+    let own = own.chars().take_while(|c| *c == ' ').count();
+    Some((place.lines + first, place.columns + indent.checked_sub(own)?))
+}
+
+/// The text with each `{{ … }}` as placeholders and each `{% … %}` and `{# … #}` blank, at the same
+/// lines and columns; and whether there were statements.
+fn without_expressions(text: &str) -> (String, bool) {
+    let mut out = String::with_capacity(text.len());
+    let mut has_statements = false;
+    let mut rest = text;
+    while let Some(at) =
+        rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min()
+    {
+        let (close, filler) = match &rest[at..at + 2] {
+            "{{" => ("}}", PLACEHOLDER),
+            "{%" => ("%}", ' '),
+            _ => ("#}", ' '),
+        };
+        has_statements |= close == "%}";
+        let end = rest[at + 2..].find(close).map_or(rest.len(), |end| at + 2 + end + 2);
+        out.push_str(&rest[..at]);
+        out.extend(rest[at..end].chars().map(|c| if c == '\n' { c } else { filler }));
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    (out, has_statements)
+}
+
+/// `#include`: a URL a line.
+fn check_include(source: &mut Source<'_>) {
+    let mut urls = 0;
+    let text = source.text;
+    for (line, number) in text.lines().zip(1..) {
+        let lower = line.to_ascii_lowercase();
+        let header =
+            ["#include-once", "#include"].into_iter().find(|header| lower.starts_with(header));
+        let url = line[header.map_or(0, str::len)..].trim();
+        if url.is_empty() || url.starts_with('#') {
+            continue;
+        }
+        urls += 1;
+        if !url.contains("://") && !url.starts_with('/') {
+            let report = Report::error(
+                Code::WrongValue,
+                format!("expected a URL, got `{}`", shortened(url)),
+            );
+            source.push(report.at(Mark { width: line.chars().count(), ..Mark::at(number, 1) }));
+        }
+    }
+    if urls == 0 {
+        source.push(Report::warning(Code::Empty, "an `#include` without a URL").at(Mark::at(1, 1)));
+    }
+}

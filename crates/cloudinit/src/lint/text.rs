@@ -1,0 +1,213 @@
+//! A text under scrutiny: where it stands in its file, and how findings about it are reported without
+//! showing what is secret.
+
+use super::finding::{Code, Finding, Severity};
+use super::yaml::{Mark, Node, Value};
+
+/// Where a text stands in the file that was given.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    /// Which piece of the file it is; `None` if it is the file.
+    pub(super) part: Option<String>,
+    /// How many lines and columns of the file come before it, as far as its lines are the file's.
+    pub(super) lines: usize,
+    pub(super) columns: usize,
+}
+
+/// What is said about a text.
+#[derive(Debug)]
+pub(super) struct Report {
+    code: Code,
+    severity: Severity,
+    message: String,
+    hint: Option<String>,
+    mark: Option<Mark>,
+    path: String,
+}
+
+impl Report {
+    fn new(code: Code, severity: Severity, message: String) -> Self {
+        Self { code, severity, message, hint: None, mark: None, path: String::new() }
+    }
+
+    pub(super) fn error(code: Code, message: impl Into<String>) -> Self {
+        Self::new(code, Severity::Error, message.into())
+    }
+
+    pub(super) fn warning(code: Code, message: impl Into<String>) -> Self {
+        Self::new(code, Severity::Warning, message.into())
+    }
+
+    pub(super) fn at(self, mark: Mark) -> Self {
+        Self { mark: Some(mark), ..self }
+    }
+
+    pub(super) fn path(self, path: impl Into<String>) -> Self {
+        Self { path: path.into(), ..self }
+    }
+
+    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    pub(super) fn hint_if(self, hint: Option<impl Into<String>>) -> Self {
+        Self { hint: hint.map(Into::into), ..self }
+    }
+}
+
+/// A text, its place, and the findings of its file.
+pub(super) struct Source<'a> {
+    pub(super) text: &'a str,
+    pub(super) place: Place,
+    pub(super) findings: &'a mut Vec<Finding>,
+    /// Where secrets stand; as long as that is not known, they are looked for in each line.
+    secrets: Option<Vec<Mark>>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) const fn new(text: &'a str, place: Place, findings: &'a mut Vec<Finding>) -> Self {
+        Self { text, place, findings, secrets: None }
+    }
+
+    /// A whole file that has to be text.
+    pub(super) fn whole(
+        content: &[u8],
+        findings: &mut Vec<Finding>,
+        check: impl FnOnce(&mut Source<'_>),
+    ) {
+        if let Some(text) = utf8(content, &Place::default(), findings) {
+            check(&mut Source::new(text, Place::default(), findings));
+        }
+    }
+
+    pub(super) fn push(&mut self, report: Report) {
+        // The rest of a hostile file is not worth the memory.
+        if self.findings.len() > 2 * super::FINDINGS_MAX {
+            return;
+        }
+        let mark = report.mark;
+        let excerpt = mark.and_then(|mark| self.excerpt(mark.line));
+        self.findings.push(Finding {
+            code: report.code,
+            severity: report.severity,
+            message: report.message,
+            hint: report.hint,
+            line: mark.map(|mark| mark.line + self.place.lines),
+            column: mark.map(|mark| mark.column + self.place.columns),
+            width: mark.map_or(1, |mark| mark.width),
+            path: report.path,
+            part: self.place.part.clone(),
+            excerpt,
+        });
+    }
+
+    /// The line's text without secrets, with as many columns as in the file.
+    fn excerpt(&self, line: usize) -> Option<String> {
+        let text = self.text.lines().nth(line - 1)?;
+        let text = match &self.secrets {
+            Some(marks) => without(text, line, marks),
+            None => guarded(text),
+        };
+        Some(format!("{}{text}", " ".repeat(self.place.columns)))
+    }
+
+    /// Notes where the document has passwords and private keys.
+    pub(super) fn hide_secrets(&mut self, document: &Node) {
+        let mut marks = Vec::new();
+        collect(document, false, &mut marks, &mut 0);
+        self.secrets = Some(marks);
+    }
+}
+
+/// The content as text; where it is none, that is reported.
+pub(super) fn utf8<'a>(
+    content: &'a [u8],
+    place: &Place,
+    findings: &mut Vec<Finding>,
+) -> Option<&'a str> {
+    match std::str::from_utf8(content) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            let at = error.valid_up_to();
+            let before = std::str::from_utf8(&content[..at]).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+            let what = format!("expected UTF-8, got the byte 0x{:02x} at offset {at}", content[at]);
+            let report = Report::error(Code::NotUtf8, what).at(Mark::at(line, column)).hint(
+                "convert it, for example with `iconv -f latin1 -t utf-8`; what is binary goes into \
+                 `!!binary`, as base64",
+            );
+            Source::new("", place.clone(), findings).push(report);
+            None
+        }
+    }
+}
+
+/// Names of keys whose values nobody needs to see.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["passw", "secret", "token", "private", "credential"].iter().any(|word| key.contains(word))
+        && !key.contains("lock")
+        && key != "chpasswd"
+}
+
+/// Most nodes that are looked at for secrets; the checks have the same limit.
+const LOOKED_AT_MAX: usize = 1 << 20;
+
+fn collect(node: &Node, is_hidden: bool, marks: &mut Vec<Mark>, seen: &mut usize) {
+    *seen += 1;
+    if *seen > LOOKED_AT_MAX {
+        return;
+    }
+    match &node.value {
+        Value::Map(entries) => {
+            for entry in entries {
+                let key = entry.key.text().unwrap_or_default();
+                let is_list =
+                    key == "list" && matches!(entry.value.value, Value::Text(_) | Value::List(_));
+                collect(&entry.value, is_hidden || is_secret(key) || is_list, marks, seen);
+            }
+        }
+        Value::List(items) => items.iter().for_each(|item| collect(item, is_hidden, marks, seen)),
+        Value::Text(text) if is_hidden || text.text.contains("PRIVATE KEY") => {
+            marks.push(node.mark);
+        }
+        Value::Int(_) | Value::Float(_) if is_hidden => marks.push(node.mark),
+        _ => {}
+    }
+}
+
+/// A line without what the marks cover.
+fn without(text: &str, line: usize, marks: &[Mark]) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
+    for mark in
+        marks.iter().filter(|mark| (mark.line..=mark.last_line.max(mark.line)).contains(&line))
+    {
+        let (begin, end) = match mark.line == line {
+            true if mark.last_line == line => (mark.column - 1, mark.column - 1 + mark.width),
+            true => (mark.column - 1, usize::MAX),
+            false => (0, usize::MAX),
+        };
+        for c in chars.iter_mut().take(end).skip(begin).filter(|c| !c.is_whitespace()) {
+            *c = '*';
+        }
+    }
+    chars.into_iter().collect()
+}
+
+/// A line without what looks secret, for text that could not be read as YAML.
+pub(crate) fn guarded(text: &str) -> String {
+    if text.contains("PRIVATE KEY") {
+        return "…".to_owned();
+    }
+    let Some((key, value)) = text.split_once(':') else { return text.to_owned() };
+    if text.starts_with('#') && !is_secret(text) {
+        return text.to_owned();
+    }
+    let name = key.rsplit([' ', '{', ',']).next().unwrap_or(key);
+    let is_pair = !value.is_empty() && !value.starts_with([' ', '/']) && !name.contains(['"', '/']);
+    if is_secret(text) || is_pair {
+        return format!("{key}:…");
+    }
+    text.to_owned()
+}

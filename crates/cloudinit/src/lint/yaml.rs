@@ -1,0 +1,554 @@
+//! YAML as PyYAML's `SafeLoader` reads it, which is cloud-init's reader, with the place of every key
+//! and value. It reports what SafeLoader refuses, and what it drops without a word.
+//!
+//! The events come from a parser of YAML 1.2; what differs in YAML 1.1 and in PyYAML (tabs, what is a
+//! number or a boolean, merge keys, repeated anchors) is added here. Nothing here knows cloud-init.
+
+mod scalar;
+
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+
+/// A place in a text, both counted from 1, the column in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Mark {
+    pub(super) line: usize,
+    pub(super) column: usize,
+    /// How many characters of that line belong to it.
+    pub(super) width: usize,
+    /// The line on which it ends.
+    pub(super) last_line: usize,
+}
+
+impl Mark {
+    /// One character.
+    pub(super) const fn at(line: usize, column: usize) -> Self {
+        Self { line, column, width: 1, last_line: line }
+    }
+}
+
+/// A value and where it stands.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) mark: Mark,
+    pub(super) value: Value,
+    /// How many nodes it is with all aliases written out.
+    weight: usize,
+}
+
+/// What PyYAML makes of a node.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    /// The value, or `None` if it is beyond 128 bits.
+    Int(Option<i128>),
+    Float(f64),
+    Text(Text),
+    /// A date or time that stands without quotes.
+    Timestamp,
+    /// `!!binary`: bytes, for which cloud-init takes text as well.
+    Binary,
+    List(Vec<Rc<Node>>),
+    Map(Vec<Entry>),
+    /// `!!set`, `!!omap` and `!!pairs`: values of Python that no schema speaks of.
+    Other,
+    /// What only a template engine can tell.
+    Unknown,
+    /// `<<` as a key; it never stays in a document.
+    Merge,
+}
+
+/// Text, and how it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Text {
+    pub(super) text: String,
+    /// Written as a block with `|`: its lines are those of the file.
+    pub(super) is_literal: bool,
+}
+
+/// A key with its value.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) key: Rc<Node>,
+    pub(super) value: Rc<Node>,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.key.value == other.key.value && self.value.value == other.value.value
+    }
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl Node {
+    /// The value under a key, as PyYAML has it: of a repeated key the last.
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        self.entry(key).map(|entry| &*entry.value)
+    }
+
+    /// The same with the key.
+    pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries().iter().rev().find(|entry| entry.key.text() == Some(key))
+    }
+
+    /// The keys and values of a mapping, and of anything else none.
+    pub(super) fn entries(&self) -> &[Entry] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The items of a list, and of anything else none.
+    pub(super) fn items(&self) -> &[Rc<Self>] {
+        match &self.value {
+            Value::List(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// The text of a scalar that is text.
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(&text.text),
+            _ => None,
+        }
+    }
+
+    /// How people call this type of value.
+    pub(super) const fn kind(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "a boolean",
+            Value::Int(_) | Value::Float(_) => "a number",
+            Value::Text(_) => "text",
+            Value::Timestamp => "a date",
+            Value::Binary => "bytes",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a mapping",
+            Value::Other => "a value of Python",
+            Value::Unknown => "a template",
+            Value::Merge => "a merge key",
+        }
+    }
+}
+
+/// Why a text is no YAML, or what PyYAML drops of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Flaw {
+    pub(super) mark: Mark,
+    pub(super) kind: FlawKind,
+    pub(super) what: String,
+    pub(super) hint: Option<String>,
+}
+
+/// The kinds of flaws that have a code of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FlawKind {
+    /// PyYAML does not read it.
+    Syntax,
+    /// A tab where PyYAML allows none.
+    Tab,
+    /// A key that stands twice, of which the last counts.
+    Duplicate,
+}
+
+impl Flaw {
+    fn new(mark: Mark, what: impl Into<String>) -> Self {
+        Self { mark, kind: FlawKind::Syntax, what: what.into(), hint: None }
+    }
+
+    fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// A document that PyYAML reads.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// What stands in it; `None` if it is empty.
+    pub(super) root: Option<Rc<Node>>,
+    /// What was dropped.
+    pub(super) flaws: Vec<Flaw>,
+}
+
+/// Deepest nesting. PyYAML recurses and gives up somewhere below 1000; people stay below 20.
+const DEPTH_MAX: usize = 100;
+
+/// Most nodes with all aliases written out: what cloud-init would walk. A cloud-config of 1 MiB has
+/// about 100 000.
+const NODES_MAX: usize = 1 << 20;
+
+/// Stands in for what a template engine will put there; see [`Value::Unknown`]. A private-use
+/// character, so that it takes one column.
+pub(super) const PLACEHOLDER: char = '\u{e000}';
+
+/// Reads one document.
+pub(super) fn parse(text: &str) -> Result<Document, Flaw> {
+    printable(text)?;
+    let mut options = granit_parser::options! {
+        emit_anchor_events: true,
+        flow_nesting_limit: DEPTH_MAX,
+        block_nesting_limit: DEPTH_MAX,
+    };
+    options.set_emit_comments(true);
+    let mut builder = Builder::default();
+    let mut opaque = Vec::new();
+    for event in Parser::new_from_str_with_options(text, options) {
+        let (event, span) = event.map_err(|error| syntax(text, &error))?;
+        if let Some(range) = may_hold_tabs(&event, &span) {
+            opaque.push(range);
+        }
+        builder.take(event, &span)?;
+    }
+    refuse_tabs(text, &opaque)?;
+    Ok(Document { root: builder.root, flaws: builder.flaws })
+}
+
+/// The characters of a quoted or block scalar or comment, in which tabs are allowed.
+fn may_hold_tabs(event: &Event<'_>, span: &Span) -> Option<(usize, usize)> {
+    let may = match event {
+        Event::Comment(..) => true,
+        Event::Scalar(_, style, ..) => *style != ScalarStyle::Plain,
+        _ => false,
+    };
+    may.then(|| (span.start.index(), span.end.index()))
+}
+
+/// PyYAML takes no tab for a space between words (its scanner's `scan_to_next_token`).
+fn refuse_tabs(text: &str, opaque: &[(usize, usize)]) -> Result<(), Flaw> {
+    if !text.contains('\t') {
+        return Ok(());
+    }
+    let (mut line, mut column) = (1, 1);
+    // Comments may be told after what follows them.
+    let mut ranges = opaque.to_vec();
+    ranges.sort_unstable();
+    let mut ranges = ranges.into_iter().peekable();
+    for (index, c) in text.chars().enumerate() {
+        while ranges.next_if(|(_, end)| *end <= index).is_some() {}
+        let is_free = ranges.peek().is_none_or(|(start, _)| index < *start);
+        // A line of nothing but white space is no token, and is passed over.
+        if c == '\t' && is_free {
+            return Err(tab(Mark::at(line, column)));
+        }
+        (line, column) = if c == '\n' { (line + 1, 1) } else { (line, column + 1) };
+    }
+    Ok(())
+}
+
+fn tab(mark: Mark) -> Flaw {
+    Flaw {
+        mark,
+        kind: FlawKind::Tab,
+        what: "a tab, which YAML does not take for a space".to_owned(),
+        hint: Some("use spaces".to_owned()),
+    }
+}
+
+/// PyYAML's reader takes printable characters only (YAML 1.1 §4.1.1).
+fn printable(text: &str) -> Result<(), Flaw> {
+    let is_printable = |c: char| {
+        let is_ascii = matches!(c, '\t' | '\n' | '\r' | ' '..='~');
+        is_ascii || matches!(c, '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..)
+    };
+    let Some((at, c)) = text.char_indices().find(|(_, c)| !is_printable(*c)) else { return Ok(()) };
+    let line = text[..at].matches('\n').count() + 1;
+    let begin = text[..at].rfind('\n').map_or(0, |end| end + 1);
+    let mark = Mark::at(line, text[begin..at].chars().count() + 1);
+    let what = format!("the character U+{:04X}, which YAML does not allow", u32::from(c));
+    Err(Flaw::new(mark, what).with_hint("write it as an escape in a text with double quotes"))
+}
+
+fn mark(span: &Span) -> Mark {
+    let (start, end) = (&span.start, &span.end);
+    let width = match end.line() == start.line() {
+        true => end.col().saturating_sub(start.col()).max(1),
+        false => 1,
+    };
+    Mark { line: start.line(), column: start.col() + 1, width, last_line: end.line() }
+}
+
+/// The parser's error, with what people usually meant.
+fn syntax(text: &str, error: &ScanError) -> Flaw {
+    let at = error.marker();
+    let mark = Mark::at(at.line().max(1), at.col() + 1);
+    let line = text.lines().nth(mark.line - 1).unwrap_or_default();
+    let blank = line.len() - line.trim_start().len();
+    if let Some(column) = line[..blank].chars().position(|c| c == '\t') {
+        return tab(Mark { column: column + 1, ..mark });
+    }
+    let flaw = Flaw::new(mark, lower(&error.info()));
+    match remedy(line) {
+        Some(hint) => flaw.with_hint(hint),
+        None => flaw,
+    }
+}
+
+/// Messages begin in lower case here.
+pub(super) fn lower(message: &str) -> String {
+    let mut chars = message.chars();
+    let first = chars.next().map(|c| c.to_ascii_lowercase());
+    first.into_iter().chain(chars).collect::<String>().trim_end_matches('.').to_owned()
+}
+
+fn remedy(line: &str) -> Option<&'static str> {
+    let line = line.trim_start().trim_start_matches("- ");
+    let value = line.split_once(": ").map_or(line, |(_, value)| value.trim_start());
+    if value.starts_with(['@', '`', '%', '*', '&', '!']) {
+        return Some("put the value into quotes");
+    }
+    if value.starts_with('"') && value.contains('\\') {
+        return Some("a backslash begins an escape in double quotes: use single quotes");
+    }
+    if !value.starts_with(['"', '\'', '[', '{', '|', '>']) && value.contains(": ") {
+        return Some("a text with `: ` in it needs quotes");
+    }
+    None
+}
+
+/// A collection that is not at its end yet.
+struct Open {
+    mark: Mark,
+    anchor: usize,
+    tag: Option<String>,
+    weight: usize,
+    body: Body,
+}
+
+enum Body {
+    List(Vec<Rc<Node>>),
+    Map { entries: Vec<Entry>, key: Option<Rc<Node>> },
+}
+
+#[derive(Default)]
+struct Builder {
+    root: Option<Rc<Node>>,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Rc<Node>>,
+    names: HashSet<String>,
+    documents: usize,
+    /// Of all that was read, with all aliases written out.
+    weight: usize,
+    flaws: Vec<Flaw>,
+}
+
+impl Builder {
+    fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Flaw> {
+        let mark = mark(span);
+        match event {
+            Event::DocumentStart(..) => return self.document(mark),
+            Event::Alias(anchor) => return self.alias(anchor, mark),
+            Event::Anchor(_, name) if !self.names.insert(name.clone().into_owned()) => {
+                let what = format!("the anchor `&{name}` stands twice");
+                return Err(Flaw::new(mark, what).with_hint("give each its own name"));
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let value = scalar::resolve(&text, style, named(tag).as_deref())
+                    .map_err(|(what, hint)| Flaw { hint, ..Flaw::new(mark, what) })?;
+                let node = Rc::new(Node { mark, value, weight: 1 });
+                self.define(anchor, &node);
+                return self.put(node);
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                return self.begin(mark, anchor, named(tag), Body::List(Vec::new()));
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                let body = Body::Map { entries: Vec::new(), key: None };
+                return self.begin(mark, anchor, named(tag), body);
+            }
+            Event::SequenceEnd | Event::MappingEnd => return self.end(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn document(&mut self, mark: Mark) -> Result<(), Flaw> {
+        self.documents += 1;
+        if self.documents > 1 {
+            let flaw = Flaw::new(mark, "a second document, where cloud-init expects one");
+            return Err(flaw.with_hint("remove the line `---`, or make two files of it"));
+        }
+        Ok(())
+    }
+
+    fn begin(
+        &mut self,
+        mark: Mark,
+        anchor: usize,
+        tag: Option<String>,
+        body: Body,
+    ) -> Result<(), Flaw> {
+        if self.open.len() >= DEPTH_MAX {
+            return Err(Flaw::new(mark, format!("nested more than {DEPTH_MAX} levels deep")));
+        }
+        self.open.push(Open { mark, anchor, tag, weight: 1, body });
+        Ok(())
+    }
+
+    fn alias(&mut self, anchor: usize, mark: Mark) -> Result<(), Flaw> {
+        let Some(node) = self.anchors.get(&anchor) else {
+            return Err(Flaw::new(mark, "an alias for what encloses it"));
+        };
+        let node = Rc::clone(node);
+        self.put(node)
+    }
+
+    fn define(&mut self, anchor: usize, node: &Rc<Node>) {
+        if anchor != 0 {
+            self.anchors.insert(anchor, Rc::clone(node));
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Flaw> {
+        let open = self.open.pop().expect("the parser ends only what it began");
+        let (mark, weight) = (open.mark, open.weight);
+        let value = match open.body {
+            Body::List(items) => Value::List(items),
+            Body::Map { entries, .. } => Value::Map(self.flatten(entries)?),
+        };
+        let value = scalar::tagged(value, open.tag.as_deref())
+            .map_err(|(what, hint)| Flaw { hint, ..Flaw::new(mark, what) })?;
+        let node = Rc::new(Node { mark, value, weight });
+        self.define(open.anchor, &node);
+        // What it weighs was counted on the way.
+        self.weight -= weight - 1;
+        self.put(node)
+    }
+
+    fn put(&mut self, node: Rc<Node>) -> Result<(), Flaw> {
+        self.weight = self.weight.saturating_add(node.weight);
+        if self.weight > NODES_MAX {
+            let what = format!("more than {NODES_MAX} values with all aliases written out");
+            return Err(Flaw::new(node.mark, what));
+        }
+        let Some(open) = self.open.last_mut() else {
+            self.root = Some(value(node)?);
+            return Ok(());
+        };
+        open.weight += node.weight;
+        match &mut open.body {
+            Body::List(items) => items.push(value(node)?),
+            Body::Map { entries, key } => match key.take() {
+                Some(key) => {
+                    let value = if key.value == Value::Merge { node } else { value(node)? };
+                    entries.push(Entry { key, value });
+                }
+                None => {
+                    hashable(&node)?;
+                    *key = Some(node);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// Puts what merge keys (`<<`) lead to before the mapping's own keys, as SafeLoader does, and
+    /// says which keys stand twice.
+    fn flatten(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, Flaw> {
+        let mut merged = Vec::new();
+        let mut own: Vec<Entry> = Vec::with_capacity(entries.len());
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        for entry in entries {
+            if entry.key.value == Value::Merge {
+                merged.extend(merge(&entry)?);
+                continue;
+            }
+            match seen.entry(identity(&entry.key.value)) {
+                Occupied(found) => {
+                    let first = &mut own[*found.get()];
+                    self.flaws.push(duplicate(&entry.key, first.key.mark.line));
+                    // As a dictionary of Python does, with its first key and its last value.
+                    if first.key.value == entry.key.value {
+                        *first = entry;
+                    } else {
+                        first.value = entry.value;
+                    }
+                }
+                Vacant(place) => {
+                    place.insert(own.len());
+                    own.push(entry);
+                }
+            }
+        }
+        merged.retain(|entry: &Entry| !seen.contains_key(&identity(&entry.key.value)));
+        merged.append(&mut own);
+        Ok(merged)
+    }
+}
+
+fn duplicate(key: &Node, first: usize) -> Flaw {
+    let name = key.text().unwrap_or("the same");
+    Flaw {
+        mark: key.mark,
+        kind: FlawKind::Duplicate,
+        what: format!("the key `{name}` stands twice: what line {first} says is lost"),
+        hint: Some("join the two, or remove one".to_owned()),
+    }
+}
+
+/// A value, which `<<` is not.
+fn value(node: Rc<Node>) -> Result<Rc<Node>, Flaw> {
+    if node.value == Value::Merge {
+        return Err(Flaw::new(node.mark, "`<<` without quotes is a merge key, and no value"));
+    }
+    Ok(node)
+}
+
+/// What tells keys apart. For Python `1`, `1.0` and `True` are one.
+fn identity(value: &Value) -> String {
+    match value {
+        Value::Bool(bool) => identity(&Value::Int(Some(i128::from(*bool)))),
+        Value::Float(float) if float.fract() == 0.0 => identity(&Value::Int(Some(*float as i128))),
+        _ => format!("{value:?}"),
+    }
+}
+
+/// The keys that a merge key brings, of several mappings the first one's first.
+fn merge(entry: &Entry) -> Result<Vec<Entry>, Flaw> {
+    let mut merged: Vec<Entry> = Vec::new();
+    let mut sources: Vec<&Node> = Vec::new();
+    match &entry.value.value {
+        Value::Map(_) => sources.push(&entry.value),
+        Value::List(items) => sources.extend(items.iter().map(|item| &**item)),
+        _ => sources.push(&entry.value),
+    }
+    let mut seen = HashSet::new();
+    for source in sources {
+        let Value::Map(entries) = &source.value else {
+            let what = format!("expected a mapping behind `<<`, got {}", source.kind());
+            return Err(Flaw::new(source.mark, what));
+        };
+        let new = entries.iter().filter(|entry| seen.insert(identity(&entry.key.value)));
+        merged.extend(new.cloned());
+    }
+    Ok(merged)
+}
+
+/// Python's dictionaries take no list and no dictionary for a key.
+fn hashable(key: &Node) -> Result<(), Flaw> {
+    if !matches!(key.value, Value::List(_) | Value::Map(_) | Value::Other) {
+        return Ok(());
+    }
+    let what = format!("{} as a key, which cloud-init does not read", key.kind());
+    Err(Flaw::new(key.mark, what).with_hint(
+        "quote a value that begins with `{` or `[`; for `{{ … }}` of Jinja, the first line has to be \
+         `## template: jinja`",
+    ))
+}
+
+/// The tag in full, as `tag:yaml.org,2002:str`.
+fn named(tag: Option<std::borrow::Cow<'_, Tag>>) -> Option<String> {
+    tag.map(|tag| format!("{}{}", tag.handle(), tag.suffix()))
+}
+#[cfg(test)]
+mod tests;
