@@ -5,6 +5,7 @@
 mod ends;
 mod main_job;
 mod mounts;
+mod seeds;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -50,7 +50,7 @@ sed -i "s/@RELEASE@/$release/" /boot/grub/grub.cfg
 mkdir -p /boot/efi
 systemctl --quiet enable systemd-networkd systemd-resolved ssh
 # A boot must not wait for a network that a test does not give it.
-systemctl --quiet mask systemd-networkd-wait-online.service
+systemctl --quiet mask systemd-networkd-wait-online.service e2scrub_reap.service
 ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 cd /boot/grub/i386-pc
 cp /usr/lib/grub/i386-pc/*.mod /usr/lib/grub/i386-pc/*.lst /usr/lib/grub/i386-pc/boot.img .
@@ -85,7 +85,11 @@ fn overlay() -> [(&'static str, String); 7] {
     );
     let cloud = "# What a disk can hand over without a network.\n\
                  datasource_list: [NoCloud, ConfigDrive, None]\n\
-                 apt_preserve_sources_list: true\n";
+                 # What takes long in an emulated machine, or needs a package that is not here.\n\
+                 ssh_genkeytypes: [ed25519]\n\
+                 ssh: {emit_keys_to_console: false}\n\
+                 grub_dpkg: {enabled: false}\n\
+                 locale: C.UTF-8\n";
     let load = format!("search.fs_uuid {fs} root\nset prefix=($root)/boot/grub\n");
     [
         ("etc/fstab", fstab),
