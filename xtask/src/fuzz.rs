@@ -60,7 +60,20 @@ struct Target {
     encoded: bool,
     /// Whether it starts from ISO 9660 and FAT images.
     small_disks: bool,
+    /// Texts from which it starts.
+    texts: &'static [&'static str],
 }
+
+/// Pieces of seeds, one after the other, behind a byte of flags.
+const SEED_TEXTS: &[&str] = &[
+    "0#cloud-config\nusers: [default, {name: bob, ssh_authorized_keys: []}]\n",
+    "1#cloud-config-archive\n- {content: '#cloud-config\n', type: text/cloud-config}\n",
+    "2Content-Type: multipart/mixed; boundary=b\nMIME-Version: 1.0\n\n--b\n\n#!\n--b--\n",
+    "3mac=52:54:00:00:00:01,name=eth0,address=10.0.0.5/24,gateway=10.0.0.1,mtu=1500,dhcp6=true",
+    "0instance-id: a\npublic-keys: [x]\nlocal-hostname: b\n",
+    "0apiVersion: v1\nkind: Secret\ndata: {a: eA==}\nstringData: {b: x}\n",
+    "0$6$salt$hash",
+];
 
 const TARGETS: &[Target] = &[
     target(
@@ -82,6 +95,7 @@ const TARGETS: &[Target] = &[
     target("small", &["qcow1/*", "qed/*", "parallels/*", "raw/*"], &["qcow", "qed", "parallels"]),
     Target { encoded: false, ..target("container", &["compress/*", "tar/*"], &[]) },
     Target { small_disks: true, ..target("seed_image", &[], &[]) },
+    Target { encoded: false, texts: SEED_TEXTS, ..target("seed_build", &[], &[]) },
 ];
 
 const fn target(
@@ -89,7 +103,7 @@ const fn target(
     hostile: &'static [&'static str],
     formats: &'static [&'static str],
 ) -> Target {
-    Target { name, hostile, formats, encoded: true, small_disks: false }
+    Target { name, hostile, formats, encoded: true, small_disks: false, texts: &[] }
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -219,6 +233,9 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
         let file = fs_err::read(path)?;
         let input = if target.encoded { sparse::encode(&file) } else { file };
         fs_err::write(seeds.join(index.to_string()), input)?;
+    }
+    for (index, text) in target.texts.iter().enumerate() {
+        fs_err::write(seeds.join(format!("text-{index}")), text)?;
     }
     Ok(())
 }

@@ -9,7 +9,10 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
-use bootyard_cloudinit::{FoundImage, FoundSeed};
+use bootyard_cloudinit::{
+    Datasource, FoundImage, FoundSeed, ImageFormat, MetaData, Network, Seed, SshPublicKey, User,
+    UserData,
+};
 use bootyard_image::stream::{Decoder, Head, Options, Storage};
 use bootyard_image::{Body, Disk, Piece, ReadAt, Sink, WriteAt, WriteDisk, inspect, open, qcow2};
 use bytes::Bytes;
@@ -104,6 +107,37 @@ pub fn read_seed(input: &[u8]) {
     let _ = FoundSeed::of(&found);
 }
 
+/// Makes seeds of the pieces of `input`, which stand between bytes 0xff: user-data, meta-data, a
+/// network, an interface, keys and a manifest each. What is not refused is read back as it was written.
+pub fn build_seed(input: &[u8]) {
+    let Some((flags, rest)) = input.split_first() else { return };
+    let mut seed = Seed::new("a".parse().expect("a host name"));
+    for piece in rest.split(|byte| *byte == 0xff) {
+        let text = std::str::from_utf8(piece).unwrap_or_default();
+        seed.user_data.extend(UserData::parse("u", piece));
+        seed.meta_data = MetaData::parse("m", piece).ok().or(seed.meta_data);
+        seed.ssh_keys.extend(SshPublicKey::parse_all("k", piece).unwrap_or_default());
+        seed.users.default_password = text.parse().ok().or(seed.users.default_password);
+        seed.users.others.extend(text.parse().map(User::new));
+        seed.network = match (text.parse(), seed.network) {
+            (Ok(interface), Some(Network::Interfaces(mut all))) => {
+                all.push(interface);
+                Some(Network::Interfaces(all))
+            }
+            (Ok(interface), None) => Some(Network::Interfaces(vec![interface])),
+            (_, network) => network,
+        };
+        let _ = bootyard_manifest::data_object(piece);
+    }
+    let datasource = [Datasource::NoCloud, Datasource::ConfigDrive][usize::from(flags & 1)];
+    let format = [ImageFormat::Iso, ImageFormat::Fat][usize::from(flags >> 1 & 1)];
+    let Ok(files) = seed.files(datasource) else { return };
+    let image = seed.build(datasource, format, 0).expect("files that are there fit into an image");
+    let found = FoundImage::read(&mut io::Cursor::new(image)).expect("our own image is read");
+    assert_eq!(found.files, files);
+    assert!(FoundSeed::of(&found).is_some());
+}
+
 /// How large an image may grow that is written to.
 const GROWN_MAX: usize = 64 << 20;
 
@@ -172,7 +206,8 @@ fn stream(file: &[u8], disk_max: u64) -> Option<(u64, Data)> {
         workers: NonZeroUsize::MIN,
         spill: Box::new(spill),
         spill_limit: DATA_MAX,
-        checkpoints: false, is_raw: false,
+        checkpoints: false,
+        is_raw: false,
     };
     let mut chunks = chunks(file);
     let mut head = Head::new();
