@@ -53,12 +53,12 @@ fn merged(seed: &Seed) -> (Value, Value) {
 }
 
 fn seed(user_data: &[&str]) -> Seed {
-    let mut seed = Seed::new("web".parse().unwrap());
-    let part = |text: &&str| UserData::parse("u", *text).unwrap();
+    let mut seed = Seed::new("web".parse().expect("a host name"));
+    let part = |text: &&str| UserData::parse("u", *text).expect("user-data");
     seed.user_data = user_data.iter().map(part).collect();
-    let mut bob = User::new("bob".parse().unwrap());
-    bob.ssh_keys = SshPublicKey::parse_all("k", KEY.as_bytes()).unwrap();
-    bob.password = Some(HASH.parse().unwrap());
+    let mut bob = User::new("bob".parse().expect("a user"));
+    bob.ssh_keys = SshPublicKey::parse_all("k", KEY.as_bytes()).expect("a key");
+    bob.password = Some(HASH.parse().expect("a hash"));
     seed.users.others.push(bob);
     seed
 }
