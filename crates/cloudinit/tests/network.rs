@@ -45,7 +45,9 @@ fn a_guest_has_every_address_and_route() {
     if cloud_init().is_none() {
         skip!("no cloud-init; `cargo xtask setup` unpacks it");
     }
-    check(Datasource::NoCloud, &expect![[r#"
+    check(
+        Datasource::NoCloud,
+        &expect![[r#"
         auto lo
         iface lo inet loopback
 
@@ -66,8 +68,11 @@ fn a_guest_has_every_address_and_route() {
         iface lan0 inet dhcp
             hwaddress 52:54:00:00:00:02
 
-    "#]]);
-    check(Datasource::ConfigDrive, &expect![[r#"
+    "#]],
+    );
+    check(
+        Datasource::ConfigDrive,
+        &expect![[r#"
         auto lo
         iface lo inet loopback
 
@@ -90,5 +95,6 @@ fn a_guest_has_every_address_and_route() {
         iface lan0 inet dhcp
             hwaddress 52:54:00:00:00:02
 
-    "#]]);
+    "#]],
+    );
 }
