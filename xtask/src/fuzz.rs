@@ -266,7 +266,7 @@ fn small_disks(work: &Path) -> Result<Vec<PathBuf>> {
         sh::output(&mut make)?;
         images.push(image);
     }
-    for (number, kib) in ["256", "4400", "2000"].into_iter().enumerate() {
+    for (number, kib) in ["256", "4400", "34000"].into_iter().enumerate() {
         let image = work.join(format!("fat-{number}"));
         let bits = if number == 2 { "32" } else { ["12", "16"][number] };
         let make = ["-s", "1", "-F", bits, "-n", "CONFIG-2", "-C"];
