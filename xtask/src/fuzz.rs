@@ -62,6 +62,8 @@ struct Target {
     small_disks: bool,
     /// Texts from which it starts.
     texts: &'static [&'static str],
+    /// Whether it starts from the documents of `testdata/lint`.
+    documents: bool,
 }
 
 /// Pieces of seeds, one after the other, behind a byte of flags.
@@ -96,6 +98,7 @@ const TARGETS: &[Target] = &[
     Target { encoded: false, ..target("container", &["compress/*", "tar/*"], &[]) },
     Target { small_disks: true, ..target("seed_image", &[], &[]) },
     Target { encoded: false, texts: SEED_TEXTS, ..target("seed_build", &[], &[]) },
+    Target { documents: true, encoded: false, ..target("seed_lint", &[], &[]) },
 ];
 
 const fn target(
@@ -103,7 +106,15 @@ const fn target(
     hostile: &'static [&'static str],
     formats: &'static [&'static str],
 ) -> Target {
-    Target { name, hostile, formats, encoded: true, small_disks: false, texts: &[] }
+    Target {
+        name,
+        hostile,
+        formats,
+        encoded: true,
+        small_disks: false,
+        texts: &[],
+        documents: false,
+    }
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -227,6 +238,9 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
     if target.small_disks {
         files.extend(small_disks(work.path())?);
     }
+    if target.documents {
+        files.extend(documents(work.path())?);
+    }
     let hostile: Vec<_> = target.hostile.iter().filter_map(|only| hostile_files(only)).collect();
     files.extend(hostile.iter().flat_map(|set| &set.files).map(|file| file.path.clone()));
     for (index, path) in files.iter().enumerate() {
@@ -238,6 +252,23 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
         fs_err::write(seeds.join(format!("text-{index}")), text)?;
     }
     Ok(())
+}
+
+/// Each document on which the linter is tested, as a file.
+fn documents(work: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for (name, header) in
+        [("cloud-config", "#cloud-config\n"), ("deprecated", "#cloud-config\n"), ("network", "")]
+    {
+        let path = dirs::root().join("testdata/lint").join(name).with_extension("txt");
+        for (number, case) in fs_err::read_to_string(path)?.split("### ").enumerate().skip(1) {
+            let document = case.split_once('\n').map_or("", |(_, document)| document);
+            let file = work.join(format!("{name}-{number}"));
+            fs_err::write(&file, format!("{header}{document}"))?;
+            files.push(file);
+        }
+    }
+    Ok(files)
 }
 
 /// Seeds as other programs make them: with each kind of names, and each width of FAT.

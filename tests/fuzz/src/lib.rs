@@ -9,6 +9,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
+use bootyard_cloudinit::lint::{self, Kind};
 use bootyard_cloudinit::{
     Datasource, FoundImage, FoundSeed, ImageFormat, MetaData, Network, Seed, SshPublicKey, User,
     UserData,
@@ -136,6 +137,19 @@ pub fn build_seed(input: &[u8]) {
     let found = FoundImage::read(&mut io::Cursor::new(image)).expect("our own image is read");
     assert_eq!(found.files, files);
     assert!(FoundSeed::of(&found).is_some());
+}
+
+/// Judges `input` as each kind of file. What is found has a place within the text, and shows no more
+/// of it than a line.
+pub fn lint_seed(input: &[u8]) {
+    for kind in Kind::ALL {
+        for finding in lint::check(kind, input) {
+            assert!(finding.line != Some(0) && finding.column != Some(0) && finding.width > 0);
+            assert!(finding.excerpt.is_none_or(|excerpt| !excerpt.contains('\n')));
+            assert!(!finding.message.is_empty());
+        }
+    }
+    let _ = Kind::guess("", input);
 }
 
 /// How large an image may grow that is written to.

@@ -196,6 +196,9 @@ impl Walk {
     }
 
     fn problem(&mut self, mark: Mark, what: What) {
+        if self.found.len() >= super::FINDINGS_MAX {
+            return;
+        }
         let (path, depth) = (path_text(&self.path), self.path.len());
         self.found.push(Problem { mark, path, what, depth });
     }

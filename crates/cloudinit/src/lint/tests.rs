@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use bootyard_testkit::{corpus, skip};
+use bootyard_testkit::{corpus, skip, workspace_root};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
@@ -287,9 +287,64 @@ fn hostile_files_cost_little() {
     check(Kind::UserData, bomb.as_bytes());
     check(Kind::UserData, format!("#cloud-config\nruncmd: {}", "[".repeat(1 << 16)).as_bytes());
     check(Kind::UserData, format!("#cloud-config\n{}", "a: 1\n".repeat(1 << 16)).as_bytes());
+    let keys: String = (0..1 << 14).map(|number| format!("a{number}: 1\n")).collect();
+    assert_eq!(check(Kind::UserData, format!("#cloud-config\n{keys}").as_bytes()).len(), 1000);
     check(Kind::UserData, format!("#include\n{}", "x\n".repeat(1 << 18)).as_bytes());
     let mut zeros = GzEncoder::new(Vec::new(), Compression::fast());
     zeros.write_all(&vec![b'#'; 64 << 20]).unwrap();
     assert_eq!(found(Kind::UserData, &zeros.finish().unwrap()), ["-:- error packing"]);
     assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+}
+
+/// What the fuzzer does for longer: bytes of documents are exchanged, doubled and left out.
+#[test]
+fn broken_documents_break_nothing() {
+    let text =
+        |name: &str| fs_err::read(workspace_root().join("testdata/lint").join(name)).unwrap();
+    let mut documents: Vec<Vec<u8>> = vec![MIME.into()];
+    for (name, header) in [("cloud-config.txt", "#cloud-config\n"), ("network.txt", "")] {
+        let text = String::from_utf8(text(name)).unwrap();
+        let cases = text.split("### ").filter_map(|case| case.split_once('\n'));
+        documents.extend(cases.map(|(_, document)| format!("{header}{document}").into_bytes()));
+    }
+    documents.push(
+        b"#cloud-config-archive\n- |\n  ## template: jinja\n  #cloud-config\n  a: {{ b }}\n".into(),
+    );
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    const BYTES: &[u8] = b"\n\t\r :-[]{}#&*!|>'\"%@,?<~.0a\xff\xef\xc3\0";
+    for round in 0..600 {
+        let mut document = documents[round % documents.len()].clone();
+        for _ in 0..=random(6) {
+            let at = random(document.len());
+            match random(4) {
+                0 => document.insert(at, BYTES[random(BYTES.len())]),
+                1 => document[at] = BYTES[random(BYTES.len())],
+                2 => document.truncate(at.max(1)),
+                _ => {
+                    let piece = document[at..(at + random(30)).min(document.len())].to_vec();
+                    let to = random(document.len());
+                    document.splice(to..to, piece);
+                }
+            }
+        }
+        for kind in Kind::ALL {
+            for finding in check(kind, &document) {
+                assert!(finding.line != Some(0) && finding.column != Some(0) && finding.width > 0);
+                assert!(finding.excerpt.is_none_or(|excerpt| !excerpt.contains('\n')));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_code_is_described() {
+    let text = fs_err::read_to_string(workspace_root().join("docs/seeds.md")).unwrap();
+    for code in Code::ALL {
+        assert!(text.contains(&format!("\n| `{code}` | ")), "{code}");
+    }
 }

@@ -1,6 +1,8 @@
 //! A text under scrutiny: where it stands in its file, and how findings about it are reported without
 //! showing what is secret.
 
+use std::cell::OnceCell;
+
 use super::finding::{Code, Finding, Severity};
 use super::yaml::{Mark, Node, Value};
 
@@ -62,11 +64,13 @@ pub(super) struct Source<'a> {
     pub(super) findings: &'a mut Vec<Finding>,
     /// Where secrets stand; as long as that is not known, they are looked for in each line.
     secrets: Option<Vec<Mark>>,
+    /// The text's lines, once one of them is shown.
+    lines: OnceCell<Vec<&'a str>>,
 }
 
 impl<'a> Source<'a> {
     pub(super) const fn new(text: &'a str, place: Place, findings: &'a mut Vec<Finding>) -> Self {
-        Self { text, place, findings, secrets: None }
+        Self { text, place, findings, secrets: None, lines: OnceCell::new() }
     }
 
     /// A whole file that has to be text.
@@ -103,7 +107,7 @@ impl<'a> Source<'a> {
 
     /// The line's text without secrets, with as many columns as in the file.
     fn excerpt(&self, line: usize) -> Option<String> {
-        let text = self.text.lines().nth(line - 1)?;
+        let text = self.lines.get_or_init(|| self.text.lines().collect()).get(line - 1)?;
         let text = match &self.secrets {
             Some(marks) => without(text, line, marks),
             None => guarded(text),
