@@ -198,22 +198,22 @@ pub(crate) fn gather(
 
 /// Refuses several sources of one thing, and several readers of standard input.
 fn check_sources(args: &SeedArgs, users: &UserArgs) -> Result<(), Failure> {
-    exactly_one(&[
+    at_most_one(&[
         ("--user-data", !args.user_data.is_empty()),
         ("--user-data-base64", args.user_data_base64.is_some()),
         ("--user-data-secret", args.user_data_secret.is_some()),
     ])?;
-    exactly_one(&[
+    at_most_one(&[
         ("--vendor-data", !args.vendor_data.is_empty()),
         ("--vendor-data-secret", args.vendor_data_secret.is_some()),
     ])?;
-    exactly_one(&[
+    at_most_one(&[
         ("--network-config", args.network_config.is_some()),
         ("--network-data-base64", args.network_data_base64.is_some()),
         ("--network-data-secret", args.network_data_secret.is_some()),
         ("--interface", !args.interfaces.is_empty()),
     ])?;
-    exactly_one(&[
+    at_most_one(&[
         ("--instance-id", args.instance_id.is_some()),
         ("--new-instance", args.new_instance),
     ])?;
@@ -230,7 +230,7 @@ fn check_sources(args: &SeedArgs, users: &UserArgs) -> Result<(), Failure> {
 }
 
 /// Refuses two flags that stand for the same.
-fn exactly_one(flags: &[(&str, bool)]) -> Result<(), Failure> {
+fn at_most_one(flags: &[(&str, bool)]) -> Result<(), Failure> {
     let mut given = flags.iter().filter(|(_, is_given)| *is_given);
     let (Some((first, _)), Some((second, _))) = (given.next(), given.next()) else {
         return Ok(());
