@@ -265,3 +265,17 @@ fn a_seed_of_which_nothing_would_be_applied_is_not_built() {
     let output = cli.run([&build[..], &["--no-lint"]].concat());
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output}");
 }
+
+#[test]
+fn what_comes_out_of_a_secret_is_not_shown() {
+    let cli = Cli::from_env();
+    fs_err::create_dir(cli.work().join("secret")).unwrap();
+    let text = "#cloud-config\nwrite_files:\n- {path: /x, encoding: hunter2, contents: hunter2}\n";
+    write(&cli, "secret/userdata", text);
+    let build = ["seed", "build", "--hostname", "h", "--user-data-secret", "secret", "-o", "a.iso"];
+    let output = cli.run(build);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stderr.contains("write_files[0]` takes no key `contents`"), "{output}");
+    assert!(output.stderr.contains("`write_files[0].encoding`: expected"), "{output}");
+    assert!(!output.stderr.contains("hunter2"), "{output}");
+}

@@ -191,7 +191,9 @@ pub(crate) fn gather(
     seed.vendor_data = vendor_data(args)?;
     seed.network = network(args, datasource)?;
     if !args.no_lint {
-        seed_lint::before_build(&seed, datasource)?;
+        let secrets = [&args.user_data_secret, &args.vendor_data_secret, &args.network_data_secret];
+        let has_secret = secrets.into_iter().any(Option::is_some);
+        seed_lint::before_build(&seed, datasource, has_secret)?;
     }
     Ok(seed)
 }

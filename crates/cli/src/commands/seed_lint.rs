@@ -134,8 +134,12 @@ fn check_image(name: &str, image: &FoundImage) -> Vec<Checked> {
 }
 
 /// Says what is wrong with a seed that is about to be written. Refuses one of which cloud-init would
-/// apply nothing; what else is wrong, the guest boots with.
-pub(crate) fn before_build(seed: &Seed, datasource: Datasource) -> Result<(), Failure> {
+/// apply nothing; what else is wrong, the guest boots with. What comes out of a secret is not shown.
+pub(crate) fn before_build(
+    seed: &Seed,
+    datasource: Datasource,
+    is_secret: bool,
+) -> Result<(), Failure> {
     let pieces = seed.user_data.iter().map(|piece| (piece, Kind::UserData));
     let pieces = pieces.chain(seed.vendor_data.iter().map(|piece| (piece, Kind::VendorData)));
     let mut checked: Vec<Checked> = pieces
@@ -149,6 +153,9 @@ pub(crate) fn before_build(seed: &Seed, datasource: Datasource) -> Result<(), Fa
         let findings = lint::check(Kind::NetworkConfig, text);
         checked.push(Checked { name: Kind::NetworkConfig.name().to_owned(), findings });
     }
+    if is_secret {
+        checked.iter_mut().flat_map(|checked| &mut checked.findings).for_each(without_content);
+    }
     let is_fatal = |checked: &&Checked| checked.findings.iter().any(Finding::is_fatal);
     let fatal = checked.iter().find(is_fatal).map(|checked| checked.name.clone());
     output::error(&checked.into_iter().map(remarks).collect::<String>());
@@ -159,6 +166,14 @@ pub(crate) fn before_build(seed: &Seed, datasource: Datasource) -> Result<(), Fa
             let hint = "mend what is said above, or take the seed all the same with `--no-lint`";
             Err(Failure::new(Class::Usage, what).with_hint(hint))
         }
+    }
+}
+
+/// Keeps of a finding what it is, where it is and which key it is about.
+fn without_content(finding: &mut Finding) {
+    finding.excerpt = None;
+    if let Some(at) = finding.message.find(", got `") {
+        finding.message.truncate(at);
     }
 }
 

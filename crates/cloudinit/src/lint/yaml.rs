@@ -197,6 +197,7 @@ pub(super) fn parse(text: &str) -> Result<Document, Flaw> {
     printable(text)?;
     let mut options = granit_parser::options! {
         emit_anchor_events: true,
+        block_scalar_eof_without_line_feed: true,
         flow_nesting_limit: DEPTH_MAX,
         block_nesting_limit: DEPTH_MAX,
     };
@@ -208,10 +209,21 @@ pub(super) fn parse(text: &str) -> Result<Document, Flaw> {
         if let Some(range) = may_hold_tabs(&event, &span) {
             opaque.push(range);
         }
+        if builder.expects_key() && is_missing(text, &event, &span) {
+            let flaw = Flaw::new(mark(&span), "a `:` without a key before it");
+            return Err(flaw.with_hint("quote a text that begins with `:`"));
+        }
         builder.take(event, &span)?;
     }
     refuse_tabs(text, &opaque)?;
     Ok(Document { root: builder.root, flaws: builder.flaws })
+}
+
+/// True of nothing before a `:`. PyYAML takes that for a key only behind a `?`.
+fn is_missing(text: &str, event: &Event<'_>, span: &Span) -> bool {
+    matches!(event, Event::Scalar(_, ScalarStyle::Plain, 0, None))
+        && span.start.index() == span.end.index()
+        && span.start.byte_offset().is_some_and(|at| text[at..].starts_with(':'))
 }
 
 /// The characters of a quoted or block scalar or comment, in which tabs are allowed.
@@ -370,6 +382,11 @@ impl Builder {
             _ => {}
         }
         Ok(())
+    }
+
+    fn expects_key(&self) -> bool {
+        let open = self.open.last().map(|open| &open.body);
+        matches!(open, Some(Body::Map { key: None, .. }))
     }
 
     fn document(&mut self, mark: Mark) -> Result<(), Flaw> {
