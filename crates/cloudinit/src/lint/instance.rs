@@ -1,5 +1,6 @@
 //! meta-data and network configuration.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::cloud_config::read;
@@ -61,6 +62,7 @@ pub(super) fn check_network(source: &mut Source<'_>) {
     let Some(schema) = version(source, &document, inner, prefix) else { return };
     if schema == Schema::NetworkV2 {
         check_devices(source, inner, prefix);
+        check_routes(source, inner, prefix);
     }
     for problem in schema::check(schema, &document) {
         let report = match &problem.what {
@@ -114,6 +116,34 @@ fn check_devices(source: &mut Source<'_>, inner: &Node, prefix: &str) {
                     format!("cloud-init does not look at the key `{}`", schema::shortened(name));
                 let report = Report::warning(Code::UnknownKey, what).at(key.mark).path(path);
                 source.push(report.hint(format!("did you mean `{meant}`?")));
+            }
+        }
+    }
+}
+
+/// netplan's word for the whole address space. cloud-init 22.4, of Debian 12, knows addresses only, and
+/// configures nothing at all where it renders the network itself.
+fn check_routes(source: &mut Source<'_>, inner: &Node, prefix: &str) {
+    // Aliases of one list are looked at once, however many there are.
+    let mut seen = HashSet::new();
+    for section in ["ethernets", "bonds", "bridges", "vlans"] {
+        let devices = inner.get(section).map_or(&[][..], Node::entries);
+        for Entry { key, value } in devices {
+            let Some(routes) = value.get("routes") else { continue };
+            if !seen.insert((routes.mark.line, routes.mark.column)) {
+                continue;
+            }
+            for (number, route) in routes.items().iter().enumerate() {
+                let Some(to) = route.get("to").filter(|to| to.text() == Some("default")) else {
+                    continue;
+                };
+                let path = format!(
+                    "{prefix}{section}.{}.routes[{number}].to",
+                    key.text().map_or_else(String::new, schema::shortened)
+                );
+                let what = format!("`{path}`: only newer versions of cloud-init know `default`");
+                let report = Report::warning(Code::WrongValue, what).at(to.mark).path(path);
+                source.push(report.hint("write `0.0.0.0/0` or `::/0`, which all know"));
             }
         }
     }

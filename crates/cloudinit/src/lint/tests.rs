@@ -194,6 +194,11 @@ fn meta_data_and_network_configuration_are_checked() {
         (Kind::NetworkConfig, "version: '2'\n", &["1:10 error wrong-value version"]),
         (
             Kind::NetworkConfig,
+            "version: 2\nvlans: {v: {routes: [{to: '::/0', via: '::1'}, {to: default, via: '::1'}]}}\n",
+            &["2:53 warning wrong-value vlans.v.routes[1].to"],
+        ),
+        (
+            Kind::NetworkConfig,
             "version: 2\nethernets: {eth0: {adresses: [a], link-local: [], nameservers: {adresses: []}}}\n",
             &[
                 "2:20 warning unknown-key ethernets.eth0.adresses",
