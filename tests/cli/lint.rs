@@ -227,9 +227,7 @@ fn folders_and_seed_images_are_looked_into() {
     let folder = cli.run(["seed", "lint", "."]);
     assert!(folder.stdout.contains("user-data:2:11: error[wrong-type]"), "{folder}");
     assert!(folder.stderr.contains("2 files checked"), "{folder}");
-    for (image, datasource, name) in
-        [("a.iso", "nocloud", "user-data"), ("b.iso", "configdrive", "openstack/latest/user_data")]
-    {
+    for (image, datasource) in [("a.iso", "nocloud"), ("b.iso", "configdrive")] {
         let build = ["seed", "build", "--hostname", "h", "--user-data", "user-data", "-o", image];
         let built = cli.run([&build[..], &["--datasource", datasource]].concat());
         assert_eq!(built.code, Some(0), "{built}");
@@ -237,10 +235,22 @@ fn folders_and_seed_images_are_looked_into() {
         let output = cli.run(["seed", "lint", image]);
         assert_eq!(output.code, Some(2), "{output}");
         assert!(
-            output.stdout.contains(&format!("{image}:{name}:2:11: error[wrong-type]")),
+            output.stdout.contains(&format!("{image}:user-data:2:11: error[wrong-type]")),
             "{output}"
         );
     }
+}
+
+#[test]
+fn an_image_without_a_seed_is_not_called_right() {
+    let cli = Cli::from_env();
+    write(&cli, "key", "value\n");
+    let made =
+        cli.run(["create", "config-disk", "a.iso", "--type", "configmap", "--from-file", "key"]);
+    assert_eq!(made.code, Some(0), "{made}");
+    let output = cli.run(["seed", "lint", "a.iso"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(output.stderr.contains("no seed with something to check is on `a.iso`"), "{output}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bootyard_cloudinit::lint::{self, Finding, Kind, Severity};
-use bootyard_cloudinit::{Datasource, FoundImage, Network, Seed};
-use bootyard_spec::{Class, exit_code};
+use bootyard_cloudinit::{Datasource, FoundData, FoundImage, FoundSeed, Network, Seed};
+use bootyard_spec::{Class, exit_code, shell_word};
 use clap::Args;
 use serde::Serialize;
 
@@ -81,7 +81,13 @@ fn check(path: &Path, kind: Option<Kind>) -> Result<Vec<Checked>, Failure> {
     if path != Path::new("-") && is_image(path)? {
         let mut file = fs_err::File::open(path).map_err(|e| Failure::new(Class::Usage, e))?;
         let image = FoundImage::read(&mut file).map_err(|error| error.in_input(&name))?;
-        return Ok(check_image(&name, &image));
+        let checked = check_image(&name, &image);
+        if checked.is_empty() {
+            let what = format!("no seed with something to check is on `{name}`");
+            let hint = format!("see what is there with `bootyard seed show {}`", shell_word(&name));
+            return Err(Failure::new(Class::Usage, what).with_hint(hint));
+        }
+        return Ok(checked);
     }
     let content = read_input(path)?;
     let file_name = path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
@@ -116,19 +122,25 @@ fn is_image(path: &Path) -> Result<bool, Failure> {
     Ok(start.len() == 512 && start.contains(&0) && !is_gzip)
 }
 
-/// The files of a NoCloud seed, or of a config drive, that cloud-init reads as its own.
+/// What cloud-init takes from an image; of a config drive, what is cloud-init's own there.
 fn check_image(name: &str, image: &FoundImage) -> Vec<Checked> {
-    let files = [
-        ("user-data", Kind::UserData),
-        ("vendor-data", Kind::VendorData),
-        ("meta-data", Kind::MetaData),
-        ("network-config", Kind::NetworkConfig),
-        ("openstack/latest/user_data", Kind::UserData),
+    let Some(seed) = FoundSeed::of(image) else { return Vec::new() };
+    let data = |found: &Option<FoundData>| found.as_ref().map(|data| data.content.clone());
+    let file = |kind: Kind| match seed.datasource {
+        Datasource::NoCloud => image.file(kind.name()).map(<[u8]>::to_vec),
+        Datasource::ConfigDrive => None,
+    };
+    let pieces = [
+        (Kind::UserData, data(&seed.user_data)),
+        (Kind::VendorData, data(&seed.vendor_data)),
+        (Kind::MetaData, file(Kind::MetaData)),
+        (Kind::NetworkConfig, file(Kind::NetworkConfig)),
     ];
-    let checked = files.into_iter().filter_map(|(path, kind)| {
+    let checked = pieces.into_iter().filter_map(|(kind, content)| {
         // NoCloud wants a file that may say nothing.
-        let content = image.file(path).filter(|content| !content.is_empty())?;
-        Some(Checked { name: format!("{name}:{path}"), findings: lint::check(kind, content) })
+        let content = content.filter(|content| !content.is_empty())?;
+        let name = format!("{name}:{}", kind.name());
+        Some(Checked { name, findings: lint::check(kind, &content) })
     });
     checked.collect()
 }
