@@ -1,0 +1,34 @@
+//! User-mode network: a guest's Ethernet frames on one side, ordinary sockets of the host on the other,
+//! no privilege in between.
+//!
+//! ```text
+//!   guest                        Stack                                host
+//!   frames ──guest_frame──► arp, dhcp, icmp ─► queue ─┐
+//!                           udp, ping ────────────────┼─► Host::send ───► sockets
+//!                           tcp (ends here, per connection)
+//!   frames ◄────frame────── queue, then ready flows ◄─── Host::receive ◄─ socket_event
+//! ```
+//!
+//! [`Stack`] is a pure state machine: it opens no socket, asks no clock and starts no thread. Whoever
+//! drives it implements [`Host`] with sockets that do not block, tells it what they are ready for
+//! ([`Stack::socket_event`], edges as epoll reports them), and takes frames out when the guest has room
+//! for them ([`Stack::frame`]). Nothing is sent that was not asked for: a guest without buffers holds
+//! back the host's senders, not this memory.
+//!
+//! The guest is hostile. No frame panics, none makes the stack keep more than its limits, and none
+//! reaches a host that [`Config`] does not let it reach.
+
+mod config;
+mod dhcp;
+mod flow;
+mod frame;
+mod host;
+mod icmp;
+mod ring;
+mod stack;
+mod tcp;
+
+pub use config::{Config, MacAddress, Network};
+pub use frame::{Frame, PartialChecksum};
+pub use host::{Close, Host, Inbound, Ready, SocketId};
+pub use stack::{Stack, Statistics};
