@@ -105,6 +105,8 @@ fn mistakes_are_told_with_their_remedies() {
         &["--type", "sysprep", "-f", "c.yaml"],
         &["--type", "configmap", "--from-file", "-"],
         &["--type", "configmap", "--from-file", "k=."],
+        &["--type", "configmap", "--from-file", "x=-", "--from-file", "y=-"],
+        &["-f", "-", "--from-file", "y=-"],
         &["--type", "configmap", "--from-literal", "a=b", "--label", "l\u{e4}"],
     ] {
         let output = cli.run([&["create", "config-disk", "disk.img"], flags].concat());
@@ -132,6 +134,10 @@ fn mistakes_are_told_with_their_remedies() {
         hint: give it one: `--from-file KEY=-`
         error: `.` is a folder, whose files have names of their own
         hint: leave out `k=`
-        error: expected a label of 1 to 32 characters, got `lä`
+        error: `-` is given more than once: expected one reader of standard input
+        hint: put the others into files
+        error: `-` is given more than once: expected one reader of standard input
+        hint: put the others into files
+        error: expected a label of 1 to 32 characters of ASCII, got `lä`
     "#]].assert_eq(&text);
 }

@@ -285,7 +285,59 @@ fn what_comes_out_of_a_secret_is_not_shown() {
     let build = ["seed", "build", "--hostname", "h", "--user-data-secret", "secret", "-o", "a.iso"];
     let output = cli.run(build);
     assert_eq!(output.code, Some(0), "{output}");
-    assert!(output.stderr.contains("write_files[0]` takes no key `contents`"), "{output}");
-    assert!(output.stderr.contains("`write_files[0].encoding`: expected"), "{output}");
-    assert!(!output.stderr.contains("hunter2"), "{output}");
+    let told = "secret:3:24: warning[wrong-value]: what stands there is secret, and not shown";
+    assert!(output.stderr.contains(told), "{output}");
+    assert!(!output.to_string().contains("hunter2"), "{output}");
+    for (file, text, rest) in [
+        ("userdata", "hunter2\n", &["--user-data-secret", "secret", "--json"][..]),
+        ("userdata", "#cloud-config\nhunter2: 1\n", &["--user-data-secret", "secret"]),
+        ("userdata", "#cloud-config\nruncmd: hunter2\n", &["--user-data-secret", "secret"]),
+        ("vendordata", "#cloud-config\n- hunter2\n", &["--vendor-data-secret", "secret"]),
+        ("networkdata", "hunter2\n", &["--network-data-secret", "secret"]),
+    ] {
+        write(&cli, &format!("secret/{file}"), text);
+        let build = ["seed", "build", "--hostname", "h", "-o", "a.iso"];
+        let output = cli.run([&build[..], rest].concat());
+        assert!(!output.stderr.is_empty(), "{text}");
+        assert!(!output.to_string().contains("hunter2"), "{output}");
+    }
+    // What is no secret is shown beside one.
+    write(&cli, "secret/userdata", "#cloud-config\n");
+    write(&cli, "vendor", "#cloud-config\nruncmd: shown\n");
+    let output = cli.run([&build[..], &["--vendor-data", "vendor"]].concat());
+    assert!(output.stderr.contains("runcmd: shown"), "{output}");
+}
+
+#[test]
+fn a_list_that_another_piece_replaces_is_told() {
+    let cli = Cli::from_env();
+    write(&cli, "a", "#cloud-config\nruncmd: [a]\n");
+    write(&cli, "b", "#cloud-config\nruncmd: [b]\n");
+    write(&cli, "m", "#cloud-config\nmerge_how: list(append)+dict()+str()\nruncmd: [b]\n");
+    let build =
+        ["seed", "build", "--hostname", "h", "-o", "a.iso", "--user-data", "a", "--user-data"];
+    let output = cli.run([&build[..], &["b"]].concat());
+    expect![[r#"
+        b:2:1: warning[duplicate-key]: `runcmd` stands in `a` too: the list there is lost
+          hint: join the two, or add the line `merge_how: dict(no_replace,recurse_list)+list(append)+str()`
+    "#]]
+    .assert_eq(&output.stderr);
+    assert_eq!(output.code, Some(0));
+    assert_eq!(cli.run([&build[..], &["m"]].concat()).stderr, "");
+}
+
+#[test]
+fn what_cloud_init_takes_is_taken_without_the_linter() {
+    let cli = Cli::from_env();
+    for (text, code) in [
+        ("\n#cloud-config\nruncmd: [a]\n", 0),
+        ("#Cloud-Config\nruncmd: [a]\n", 0),
+        ("runcmd: [a]\n", 2),
+    ] {
+        write(&cli, "a", text);
+        let build = ["seed", "build", "--hostname", "h", "-o", "a.iso", "--user-data", "a"];
+        assert_eq!(cli.run(build).code, Some(2), "{text}");
+        let output = cli.run([&build[..], &["--no-lint"]].concat());
+        assert_eq!(output.code, Some(code), "{output}");
+    }
 }

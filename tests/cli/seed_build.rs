@@ -202,7 +202,7 @@ fn meta_data_counts_before_what_flags_make() {
     if !has_tools() {
         return;
     }
-    let meta = "local-hostname: web-2\ninstance-id: i-7\nregion: no\nlist: [1, a]\n";
+    let meta = "local-hostname: web-2\ninstance-id: i-7\nregion: no\nmode: 0755\nlist: [1, a]\n";
     let cli = cli(&[("meta.yaml", meta)]);
     let flags =
         ["seed", "build", "-o", "seed.iso", "--meta-data", "meta.yaml", "--instance-type", "u1"];
@@ -212,7 +212,7 @@ fn meta_data_counts_before_what_flags_make() {
     assert_eq!(line["hostname"], "web-2");
     let found: Value = serde_json::from_str(&file(&cli, "/meta-data")).unwrap();
     let expected = json!({"local-hostname": "web-2", "instance-id": "i-7", "instance-type": "u1",
-        "region": "no", "list": [1, "a"]});
+        "region": false, "mode": 493, "list": [1, "a"]});
     assert_eq!(found, expected);
     let drive = cli.run([&flags[..], &["--datasource", "configdrive"]].concat());
     assert_eq!(drive.code, Some(0), "{drive}");

@@ -54,6 +54,33 @@ fn seeds() -> Cli {
 }
 
 #[test]
+fn what_an_image_says_does_not_act_on_the_terminal() {
+    let cli = Cli::from_env();
+    let build = |image: &str, id: &str| {
+        let write = |name: &str, text: &str| {
+            fs_err::write(cli.work().join(name), text).expect("a writable folder");
+        };
+        write("meta-data", &format!("instance-id: \"{id}\"\n"));
+        write("user-data", &format!("#cloud-config\n# \u{1b}[31m{id}\r\n\tx\n"));
+        let files = ["--from-file", "meta-data", "--from-file", "user-data", "--label", "CIDATA"];
+        let create = ["create", "config-disk", image, "--type", "configmap"];
+        let output = cli.run([&create[..], &files].concat());
+        assert_eq!(output.code, Some(0), "{output}");
+    };
+    build("a.iso", "a\\u001b[31mRED\\nlabel   X");
+    build("b.iso", "b\\u001b[31mRED\\nlabel   X");
+    let shown = cli.run(["seed", "show", "a.iso"]).stdout;
+    let compared = cli.run(["seed", "diff", "a.iso", "b.iso"]).stdout;
+    assert!(shown.contains("instance-id   a\\u{1b}[31mRED\\nlabel   X\n"), "{shown}");
+    assert!(compared.contains("instance-id: a\\u{1b}[31mRED\\nlabel   X \u{2192} b"), "{compared}");
+    assert!(compared.contains("\n-# \\u{1b}[31ma"), "{compared}");
+    assert!(compared.contains("\n \tx\n"), "{compared}");
+    for text in [shown, compared] {
+        assert!(!text.contains(['\u{1b}', '\r']) && !text.contains("\nlabel   X"), "{text}");
+    }
+}
+
+#[test]
 fn a_seed_is_shown_without_its_secrets() {
     let cli = seeds();
     check(

@@ -61,6 +61,16 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     text.chars().map(shown).collect::<String>().into()
 }
 
+/// The same for what has to stay on its line.
+pub(crate) fn plain_line(text: &str) -> String {
+    plain(text).replace('\n', "\\n")
+}
+
+/// The same for the lines of files, in which tabs are common.
+pub(crate) fn plain_lines(text: &str) -> String {
+    text.split('\t').map(plain).collect::<Vec<_>>().join("\t")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +79,7 @@ mod tests {
     fn nothing_acts_on_the_terminal() {
         assert_eq!(plain("ä\n\u{1b}[2J\r\u{202e}x"), "ä\n\\u{1b}[2J\\r\\u{202e}x");
         assert!(matches!(plain("plain"), Cow::Borrowed(_)));
+        assert_eq!(plain_line("a\u{1b}[31m\nlabel  b\r"), "a\\u{1b}[31m\\nlabel  b\\r");
+        assert_eq!(plain_lines("\ta\u{1b}\n\tb\r\n"), "\ta\\u{1b}\n\tb\\r\n");
     }
 }

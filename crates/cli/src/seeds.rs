@@ -1,14 +1,15 @@
 //! What a guest is told at its first boot: from flags, files and secrets to a seed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bootyard_cloudinit::lint::Kind;
 use bootyard_cloudinit::{
     Datasource, Hostname, ImageFormat, InstanceId, Interface, MetaData, Network, PasswordHash,
-    Seed, SshPublicKey, User, UserData, UserName,
+    Reading, Seed, SshPublicKey, User, UserData, UserName,
 };
 use bootyard_manifest::DataKind;
 use bootyard_spec::{Class, Secret, shell_word};
@@ -77,7 +78,7 @@ pub(crate) struct SeedArgs {
     /// Kind of machine that the meta-data names, as KubeVirt's instancetype
     #[arg(long, value_name = "NAME")]
     pub(crate) instance_type: Option<String>,
-    /// Take the seed whatever `seed lint` has against it
+    /// Take the seed whatever `seed lint` has against it, if only cloud-init sees what its user-data is
     #[arg(long)]
     pub(crate) no_lint: bool,
 }
@@ -191,9 +192,13 @@ pub(crate) fn gather(
     seed.vendor_data = vendor_data(args)?;
     seed.network = network(args, datasource)?;
     if !args.no_lint {
-        let secrets = [&args.user_data_secret, &args.vendor_data_secret, &args.network_data_secret];
-        let has_secret = secrets.into_iter().any(Option::is_some);
-        seed_lint::before_build(&seed, datasource, has_secret)?;
+        let is_secret = |kind| match kind {
+            Kind::UserData => args.user_data_secret.is_some(),
+            Kind::VendorData => args.vendor_data_secret.is_some(),
+            Kind::NetworkConfig => args.network_data_secret.is_some(),
+            Kind::MetaData => false,
+        };
+        seed_lint::before_build(&seed, datasource, is_secret)?;
     }
     Ok(seed)
 }
@@ -224,7 +229,9 @@ fn check_sources(args: &SeedArgs, users: &UserArgs) -> Result<(), Failure> {
         files.chain(&args.meta_data).chain(&args.network_config).map(|path| path.as_os_str());
     let for_users = args.ssh_keys.iter().chain(&users.password_files);
     let values = files.chain(for_users.map(|given| given.value.as_os_str()));
-    if values.filter(|value| *value == "-").count() > 1 {
+    let texts = args.user_data_base64.iter().chain(&args.network_data_base64);
+    let in_base64 = texts.filter(|value| *value == "@-").count();
+    if values.filter(|value| *value == "-").count() + in_base64 > 1 {
         let what = "`-` is given more than once: expected one reader of standard input";
         return Err(Failure::new(Class::Usage, what).with_hint("put the others into files"));
     }
@@ -323,25 +330,49 @@ fn set_password(seed: &mut Seed, given: &ForUser, hash: PasswordHash) -> Result<
         .with_hint("give one of `--password-file` and `--password-hash` for each user"))
 }
 
+/// How long a line of a private key is at least; few paths without a `.` are that long.
+const SECRET_LEN: usize = 60;
+
 /// Keys out of a file, of standard input, or of the value itself.
 fn ssh_keys(value: &OsString) -> Result<Vec<SshPublicKey>, Failure> {
     // A text that is no name of a file must not get into a message about one: it may be a private key.
-    let is_key = |text: &str| text.contains("-----BEGIN") || text.contains(['\n', ' ']);
+    let is_key = |text: &str| {
+        let is_long = text.len() >= SECRET_LEN && !text.contains(['.', '~']);
+        is_long || text.contains("-----BEGIN") || text.contains(['\n', ' '])
+    };
     let text = value.to_str().filter(|text| is_key(text) && !Path::new(text).exists());
     if let Some(text) = text {
         return Ok(SshPublicKey::parse_all("--ssh-key", text.as_bytes())?);
     }
     let path = Path::new(value);
-    Ok(SshPublicKey::parse_all(&path.display().to_string(), &read_input(path)?)?)
+    let text = read_input(path).map_err(|failure| no_user(value, failure))?;
+    Ok(SshPublicKey::parse_all(&path.display().to_string(), &text)?)
+}
+
+/// `USER=FILE` of which USER is no name of a user was taken for the name of a file.
+fn no_user(value: &OsStr, failure: Failure) -> Failure {
+    let name = value.to_str().and_then(|text| text.split_once('=')).map(|(name, _)| name);
+    match name.and_then(|name| name.parse::<UserName>().err()) {
+        Some(error) => failure.with_hint(format!("{error}; all of it was taken for a path")),
+        None => failure,
+    }
 }
 
 /// The password in a file, without the line end behind it.
 fn password(value: &OsString) -> Result<Secret, Failure> {
     let path = Path::new(value);
-    let text = String::from_utf8(read_input(path)?).map_err(|_| {
+    let bytes = read_input(path).map_err(|failure| no_user(value, failure))?;
+    let text = String::from_utf8(bytes).map_err(|_| {
         let what = format!("password file `{}`: expected text in UTF-8", path.display());
         Failure::new(Class::Usage, what)
     })?;
+    if text.starts_with('\u{feff}') {
+        let what = format!(
+            "password file `{}` begins with a byte-order mark, which nobody types at a log-in",
+            path.display()
+        );
+        return Err(Failure::new(Class::Usage, what).with_hint("save it as UTF-8 without BOM"));
+    }
     let line = text.strip_suffix('\n').unwrap_or(&text);
     Ok(Secret::new(line.strip_suffix('\r').unwrap_or(line).to_owned()))
 }
@@ -349,26 +380,35 @@ fn password(value: &OsString) -> Result<Secret, Failure> {
 fn user_data(args: &SeedArgs) -> Result<Vec<UserData>, Failure> {
     if let Some(value) = &args.user_data_base64 {
         let flag = "--user-data-base64";
-        return Ok(vec![UserData::parse(flag, base64(flag, value)?)?]);
+        return Ok(vec![UserData::read(flag, base64(flag, value)?, reading(args))?]);
     }
-    if let Some(path) = &args.user_data_secret {
-        let text = secret(path, ["userdata", "userData"])?;
-        return Ok(vec![UserData::parse(&path.display().to_string(), text)?]);
+    match &args.user_data_secret {
+        Some(path) => secret_part(args, path, ["userdata", "userData"]),
+        None => parts(args, &args.user_data),
     }
-    parts(&args.user_data)
 }
 
 fn vendor_data(args: &SeedArgs) -> Result<Vec<UserData>, Failure> {
-    if let Some(path) = &args.vendor_data_secret {
-        let text = secret(path, ["vendordata", "vendorData"])?;
-        return Ok(vec![UserData::parse(&path.display().to_string(), text)?]);
+    match &args.vendor_data_secret {
+        Some(path) => secret_part(args, path, ["vendordata", "vendorData"]),
+        None => parts(args, &args.vendor_data),
     }
-    parts(&args.vendor_data)
 }
 
-fn parts(paths: &[PathBuf]) -> Result<Vec<UserData>, Failure> {
-    let part =
-        |path: &PathBuf| Ok(UserData::parse(&path.display().to_string(), read_input(path)?)?);
+const fn reading(args: &SeedArgs) -> Reading {
+    Reading { is_secret: false, is_lenient: args.no_lint }
+}
+
+fn secret_part(args: &SeedArgs, path: &Path, keys: [&str; 2]) -> Result<Vec<UserData>, Failure> {
+    let reading = Reading { is_secret: true, ..reading(args) };
+    Ok(vec![UserData::read(&path.display().to_string(), secret(path, keys)?, reading)?])
+}
+
+fn parts(args: &SeedArgs, paths: &[PathBuf]) -> Result<Vec<UserData>, Failure> {
+    let part = |path: &PathBuf| {
+        let content = read_input(path)?;
+        Ok(UserData::read(&path.display().to_string(), content, reading(args))?)
+    };
     paths.iter().map(part).collect()
 }
 

@@ -218,7 +218,17 @@ impl FoundSeed {
     fn take_keys(&mut self, keys: Option<&Value>) {
         let mut lines = Vec::new();
         match keys {
-            Some(Value::Object(keys)) => keys.values().for_each(|keys| collect(keys, &mut lines)),
+            Some(Value::Object(keys)) => {
+                for (name, keys) in keys {
+                    if !keys.is_string() && !keys.is_array() {
+                        let what = format!(
+                            "public keys: cloud-init passes over `{name}`, which is no text"
+                        );
+                        self.problems.push(what);
+                    }
+                    collect(keys, &mut lines);
+                }
+            }
             Some(keys) => collect(keys, &mut lines),
             None => {}
         }

@@ -78,7 +78,8 @@ impl Image<'_> {
         let is_printable = self.label.chars().all(|c| c == ' ' || c.is_ascii_graphic());
         if self.label.is_empty() || self.label.len() > label_max || !is_printable {
             let label = self.label;
-            let what = format!("expected a label of 1 to {label_max} characters, got `{label}`");
+            let what =
+                format!("expected a label of 1 to {label_max} characters of ASCII, got `{label}`");
             return Err(Error::new(ErrorKind::Value, what));
         }
         let time = civil(self.timestamp)?;

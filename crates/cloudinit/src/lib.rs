@@ -46,4 +46,4 @@ pub use seed::{Datasource, Hostname, InstanceId, Seed};
 pub use ssh::SshPublicKey;
 pub use tree::Tree;
 pub use user::{User, UserName, Users};
-pub use user_data::{Format, UserData};
+pub use user_data::{Format, Reading, UserData};

@@ -10,15 +10,18 @@
 mod cloud_config;
 mod finding;
 mod instance;
+pub(crate) mod json;
 mod mime;
 mod parts;
 mod schema;
 mod script;
 mod text;
+mod together;
 mod words;
 mod yaml;
 
 pub use finding::{Code, Finding, Severity};
+pub use together::check_together;
 
 use text::Source;
 pub(crate) use text::guarded;

@@ -2,12 +2,15 @@
 
 use serde_json::{Map, Value};
 
+use crate::lint::json;
 use crate::{Datasource, Error, ErrorKind, Hostname, InstanceId};
 
 /// The keys that a seed has anyway, by NoCloud's names and by those of a config drive. Both are
-/// taken for both, so that one file makes either.
-const OWN: [(&str, &str); 4] = [
+/// taken for both, so that one file makes either. A config drive's first name counts; KubeVirt writes
+/// `instance_id` besides.
+const OWN: [(&str, &str); 5] = [
     ("instance-id", "uuid"),
+    ("instance-id", "instance_id"),
     ("local-hostname", "hostname"),
     ("public-keys", "public_keys"),
     ("instance-type", "instance_type"),
@@ -27,14 +30,14 @@ impl MetaData {
         let bad = |what: String| Error::new(ErrorKind::MetaData, what).in_input(input);
         let text = std::str::from_utf8(content)
             .map_err(|e| bad(format!("byte {} of the meta-data is not UTF-8", e.valid_up_to())))?;
-        // Words such as `no` and `y` stay what they are written as.
-        let options = serde_saphyr::options! { strict_booleans: true };
-        let value =
-            serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|error| {
-                let said = error.to_string();
-                let line = said.lines().map(str::trim).find(|line| !line.is_empty());
-                bad(format!("the meta-data is not YAML: {}", line.unwrap_or_default()))
-            })?;
+        let value = json::read(text).map_err(|error| {
+            let failed = bad(format!("the meta-data cannot be read: {}", error.what));
+            let failed = failed.at_line(error.line);
+            match error.hint {
+                Some(hint) => failed.with_hint(hint),
+                None => failed,
+            }
+        })?;
         let Value::Object(mut entries) = value else {
             return Err(bad(
                 "expected meta-data as a mapping, `KEY: VALUE` on each line".to_owned()
@@ -42,11 +45,18 @@ impl MetaData {
         };
         for (name, other) in OWN {
             if let Some(value) = entries.remove(other)
-                && entries.insert(name.to_owned(), value).is_some()
+                && let Some(own) = entries.insert(name.to_owned(), value)
+                && entries.get(name) != Some(&own)
             {
                 return Err(bad(format!("`{name}` and `{other}` are the same: give one of them")));
             }
         }
+        // cloud-init makes a text of it, too.
+        if let Some(Value::Number(number)) = entries.get("instance-id").filter(|id| !id.is_f64()) {
+            let text = number.to_string();
+            entries.insert("instance-id".to_owned(), text.into());
+        }
+        check_keys(&entries).map_err(bad)?;
         let mut meta_data = Self { entries, instance_id: None, hostname: None };
         let instance_id = meta_data.word("instance-id").map_err(bad)?;
         let hostname = meta_data.word("local-hostname").map_err(bad)?;
@@ -93,6 +103,18 @@ impl MetaData {
     }
 }
 
+/// EC2's `public-keys: {name: {openssh-key: …}}` is passed over by these data sources.
+fn check_keys(entries: &Map<String, Value>) -> Result<(), String> {
+    let keys = entries.get("public-keys").and_then(Value::as_object);
+    match keys.into_iter().flatten().find(|(_, key)| key.is_object()) {
+        Some((name, _)) => Err(format!(
+            "`public-keys` has a mapping under `{name}`, which cloud-init passes over: expected the \
+             key's text"
+        )),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,14 +131,33 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_under_both_names_may_be_the_same() {
+        let text = b"hostname: n\nlocal-hostname: n\ninstance_id: 42\nuuid: 42\nmode: 0755\n";
+        let found = MetaData::parse("m", text).unwrap();
+        assert_eq!(found.instance_id().map(InstanceId::as_str), Some("42"));
+        for (datasource, expected) in [
+            (Datasource::NoCloud, r#"{"instance-id":"42","local-hostname":"n","mode":493}"#),
+            (Datasource::ConfigDrive, r#"{"hostname":"n","mode":493,"uuid":"42"}"#),
+        ] {
+            let mut ours = Map::new();
+            found.merge_over(&mut ours, datasource);
+            assert_eq!(Value::Object(ours), serde_json::from_str::<Value>(expected).unwrap());
+        }
+    }
+
+    #[test]
     fn what_is_no_meta_data_is_refused() {
         for (text, message) in [
             (&b"\xff"[..], "`m`: byte 0 of the meta-data is not UTF-8"),
             (b"- a\n", "`m`: expected meta-data as a mapping"),
             (b"", "`m`: expected meta-data as a mapping"),
-            (b"a: [\n", "`m`: the meta-data is not YAML: "),
+            (b"a: [\n", "`m` line 1: the meta-data cannot be read: "),
+            (b"a: 1\nb: 2026-01-02\n", "`m` line 2: the meta-data cannot be read: a date"),
+            (b"uuid: a\ninstance_id: b\n", "`m`: `instance-id` and `instance_id` are the same"),
+            (b"public-keys: {k: {openssh-key: x}}\n", "`m`: `public-keys` has a mapping under `k`"),
+            (b"hostname: no\n", "`m`: expected text for `local-hostname`"),
             (b"uuid: a\ninstance-id: b\n", "`m`: `instance-id` and `uuid` are the same"),
-            (b"instance-id: 7\n", "`m`: expected text for `instance-id`"),
+            (b"instance-id: 7.5\n", "`m`: expected text for `instance-id`"),
             (b"instance-id: a/b\n", "`m`: `a/b` is not an instance id"),
             (b"hostname: a_b\n", "`m`: `a_b` is not a host name"),
         ] {

@@ -70,6 +70,24 @@ pub struct IpNetwork {
     prefix: u8,
 }
 
+impl IpNetwork {
+    /// Whether the address is in the network.
+    fn holds(&self, address: IpAddr) -> bool {
+        let prefix = u32::from(self.prefix);
+        match (self.address, address) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let differing = u32::from(own) ^ u32::from(other);
+                differing.checked_shr(32 - prefix).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let differing = u128::from(own) ^ u128::from(other);
+                differing.checked_shr(128 - prefix).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
 impl FromStr for IpNetwork {
     type Err = Error;
 
@@ -172,6 +190,17 @@ impl Interface {
             let same = |other: &IpAddr| other.is_ipv4() == gateway.is_ipv4();
             if !self.addresses.iter().any(|own| same(&own.address)) {
                 return bad(format!("gateway `{gateway}` has no `address` of its kind beside it"));
+            }
+            if self.addresses.iter().any(|own| own.address == *gateway) {
+                return bad(format!("gateway `{gateway}` is the interface's own address"));
+            }
+            let is_link_local = matches!(gateway, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            if !is_link_local && !self.addresses.iter().any(|own| own.holds(*gateway)) {
+                let what = format!("gateway `{gateway}` is in no network of an `address`");
+                return Err(Error::new(ErrorKind::NetworkConfig, what).with_hint(
+                    "mend the prefix; a gateway outside goes into a `--network-config` FILE, as a \
+                     route with `on-link: true`",
+                ));
             }
             if self.gateways[..number].iter().any(same) {
                 return bad(format!("gateway `{gateway}` is the second of its kind"));
@@ -282,9 +311,15 @@ fn names(interfaces: &[Interface]) -> Result<Vec<String>, Error> {
     let (mut macs, mut names) = (BTreeSet::new(), Vec::new());
     for (number, interface) in interfaces.iter().enumerate() {
         let name = interface.name.clone().unwrap_or_else(|| format!("eth{number}"));
-        if !macs.insert(interface.mac) || names.contains(&name) {
-            let what = format!("interface `{}` (`{name}`) is given twice", interface.mac);
-            return Err(Error::new(ErrorKind::NetworkConfig, what));
+        let twice = match macs.insert(interface.mac) {
+            false => Some(format!("the card `{}` is given twice", interface.mac)),
+            true if names.contains(&name) => Some(format!("two interfaces are called `{name}`")),
+            true => None,
+        };
+        if let Some(what) = twice {
+            let hint =
+                "each interface has its own `mac=` and `name=`; without, the second is `eth1`";
+            return Err(Error::new(ErrorKind::NetworkConfig, what).with_hint(hint));
         }
         names.push(name);
     }
@@ -448,6 +483,27 @@ mod tests {
         }
         let twice = interfaces(&["mac=52:54:00:12:34:56,name=a", "mac=52:54:00:12:34:56,name=b"]);
         let error = version_2(&twice).unwrap_err().to_string();
-        assert_eq!(error, "interface `52:54:00:12:34:56` (`b`) is given twice");
+        assert_eq!(error, "the card `52:54:00:12:34:56` is given twice");
+        let twice = interfaces(&["mac=52:54:00:12:34:56,name=eth1", "mac=52:54:00:12:34:57"]);
+        let error = version_2(&twice).unwrap_err().to_string();
+        assert_eq!(error, "two interfaces are called `eth1`");
+    }
+
+    #[test]
+    fn a_gateway_has_to_be_in_reach() {
+        for (own, gateway, is_in_reach) in [
+            ("10.0.0.5/24", "10.0.0.1", true),
+            ("10.0.0.5/24", "10.0.1.1", false),
+            ("10.0.0.5/24", "10.0.0.5", false),
+            ("1.2.3.4/32", "172.31.1.1", false),
+            ("10.0.0.5/0", "172.31.1.1", true),
+            ("2001:db8::5/64", "2001:db8::1", true),
+            ("2001:db8::5/64", "2001:db8:1::1", false),
+            ("2001:db8::5/128", "fe80::1", true),
+            ("2001:db8::5/0", "2002::1", true),
+        ] {
+            let text = format!("mac=52:54:00:12:34:56,address={own},gateway={gateway}");
+            assert_eq!(text.parse::<Interface>().is_ok(), is_in_reach, "{text}");
+        }
     }
 }

@@ -133,11 +133,28 @@ impl fmt::Debug for UserData {
     }
 }
 
+/// How user-data is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// It comes out of a secret: errors show nothing of it.
+    pub is_secret: bool,
+    /// What cloud-init takes is taken, be it nothing that a guest can run or not where people expect it.
+    pub is_lenient: bool,
+}
+
 impl UserData {
     /// Recognises the format of `content`. `input` is how errors name it, usually its path.
     pub fn parse(input: &str, content: impl Into<Vec<u8>>) -> Result<Self, Error> {
+        Self::read(input, content, Reading::default())
+    }
+
+    /// The same in another way.
+    pub fn read(input: &str, content: impl Into<Vec<u8>>, reading: Reading) -> Result<Self, Error> {
         let content = content.into();
-        let format = recognise(&content).map_err(|refusal| refusal.into_error(input))?;
+        let format = recognise(&content).or_else(|refusal| {
+            let lenient = Format::of_beginning(&content).filter(|_| reading.is_lenient);
+            lenient.ok_or_else(|| refusal.into_error(input, reading.is_secret))
+        })?;
         Ok(Self { input: input.to_owned(), content, format })
     }
 
@@ -186,7 +203,10 @@ impl Refusal {
         Self { line: Some(line), ..self }
     }
 
-    fn into_error(self, input: &str) -> Error {
+    fn into_error(mut self, input: &str, is_secret: bool) -> Error {
+        if let Some(at) = self.what.find(GOT).filter(|_| is_secret) {
+            self.what.truncate(at);
+        }
         let error = Error::new(ErrorKind::UserData, self.what).in_input(input).with_hint(self.hint);
         match self.line {
             Some(line) => error.at_line(line),
@@ -281,7 +301,7 @@ fn headless(content: &[u8]) -> Refusal {
     // It may be a line with a password.
     let shown = guarded(String::from_utf8_lossy(first).trim());
     let shown = shown.chars().take(40).collect::<String>();
-    let what = format!("expected a header such as `#cloud-config`, got `{shown}`");
+    let what = format!("expected a header such as `#cloud-config`{GOT}{shown}`");
     let (code, hint) = remedy(first);
     let later = lines.zip(0..HEADER_WITHIN).find(|((line, _), _)| format_of_line(line).is_some());
     if let (Code::MissingHeader, Some(((_, line), _))) = (code, later) {
@@ -291,6 +311,9 @@ fn headless(content: &[u8]) -> Refusal {
     }
     Refusal::new(code, what, hint).at_line(number)
 }
+
+/// Begins what a message shows of the content.
+const GOT: &str = ", got `";
 
 /// A header that stands lower is not looked for in more lines than a comment on top has.
 const HEADER_WITHIN: usize = 50;
@@ -340,6 +363,37 @@ mod tests {
             assert_eq!(UserData::parse("u", content).unwrap().format(), format, "{content}");
         }
         assert_eq!(UserData::parse("u", [0x1f, 0x8b, 8]).unwrap().format(), Format::Gzip);
+    }
+
+    #[test]
+    fn of_a_secret_nothing_is_shown() {
+        let reading = Reading { is_secret: true, is_lenient: false };
+        for content in ["hunter2", "#Cloud-Config hunter2", "hunter2: hunter2, got `hunter2`"] {
+            let error = UserData::read("u", content, reading).unwrap_err();
+            assert!(error.to_string().contains("line 1: expected a header"), "{error}");
+            let shown = format!("{error} {error:?} {:?}", error.hint());
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    /// cloud-init's `type_from_starts_with` strips the text and minds no case.
+    #[test]
+    fn a_lenient_reader_takes_what_cloud_init_takes() {
+        let reading = Reading { is_secret: false, is_lenient: true };
+        for (content, format) in [
+            ("\n\n#cloud-config\n", Some(Format::CloudConfig)),
+            ("#Cloud-Config\n", Some(Format::CloudConfig)),
+            (" #!/bin/sh\n", Some(Format::Script)),
+            ("#!/bin/sh\r\n", Some(Format::Script)),
+            ("packages: [vim]\n", None),
+            ("\u{feff}#cloud-config\n", None),
+            ("", None),
+        ] {
+            let read = UserData::read("u", content, reading);
+            assert_eq!(read.ok().map(|data| data.format()), format, "{content}");
+            let strict = UserData::parse("u", content);
+            assert!(strict.is_err(), "{content}");
+        }
     }
 
     #[test]

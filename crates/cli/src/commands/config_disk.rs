@@ -105,6 +105,11 @@ pub(super) fn create(args: &ConfigDiskArgs) -> Result<ExitCode, Failure> {
 
 /// The disk and the number of its files.
 fn gather(args: &ConfigDiskArgs) -> Result<(ConfigDisk, usize), Failure> {
+    let files = args.from_files.iter().map(|pair| Path::new(pair.value.expose()));
+    if files.chain(args.manifest.as_deref()).filter(|path| *path == Path::new("-")).count() > 1 {
+        let what = "`-` is given more than once: expected one reader of standard input";
+        return Err(Failure::new(Class::Usage, what).with_hint("put the others into files"));
+    }
     let mut entries = Vec::new();
     let mut kind = args.kind;
     if let Some(path) = &args.manifest {

@@ -14,7 +14,7 @@ use similar::TextDiff;
 use crate::commands::seed_show::found;
 use crate::error::Failure;
 use crate::json::FailureLine;
-use crate::output;
+use crate::output::{self, plain_line, plain_lines};
 
 /// How long equal lines of one file are searched for; after that more may count as changed than need.
 const SEARCH_MAX: Duration = Duration::from_secs(2);
@@ -114,21 +114,23 @@ impl Difference {
     fn text(&self, args: &SeedDiffArgs, a: &FoundImage, b: &FoundImage) -> String {
         let mut text = String::new();
         for Field { name, a, b } in &self.fields {
-            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+            let shown = |value: &Option<String>| plain_line(value.as_deref().unwrap_or("none"));
             let _ = writeln!(text, "{name}: {} → {}", shown(a), shown(b));
         }
         for (image, paths) in [(&args.a, &self.only_in_a), (&args.b, &self.only_in_b)] {
             for path in paths {
-                let _ = writeln!(text, "only on {image}: {path}");
+                let _ = writeln!(text, "only on {image}: {}", plain_line(path));
             }
         }
         let [files_a, files_b] = by_name(a, b);
         for (path, a, b) in changed(&files_a, &files_b) {
+            let path = plain_line(path);
             match (args.brief, std::str::from_utf8(a), std::str::from_utf8(b)) {
                 (false, Ok(a), Ok(b)) => {
                     let names = [&args.a, &args.b].map(|image| format!("{image}/{path}"));
                     let diff = TextDiff::configure().timeout(SEARCH_MAX).diff_lines(a, b);
-                    let _ = write!(text, "{}", diff.unified_diff().header(&names[0], &names[1]));
+                    let diff = diff.unified_diff().header(&names[0], &names[1]).to_string();
+                    text += &plain_lines(&diff);
                 }
                 (true, ..) => {
                     let _ = writeln!(text, "differs: {path}");

@@ -92,7 +92,12 @@ fn check(path: &Path, kind: Option<Kind>) -> Result<Vec<Checked>, Failure> {
     let content = read_input(path)?;
     let file_name = path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
     let kind = kind.unwrap_or_else(|| Kind::guess(&file_name, &content));
-    Ok(vec![Checked { name, findings: lint::check(kind, &content) }])
+    let mut findings = lint::check(kind, &content);
+    if matches!(kind, Kind::UserData | Kind::VendorData) {
+        let together = lint::check_together(&[(&name, &content)]);
+        findings.extend(together.into_iter().map(|(_, finding)| finding));
+    }
+    Ok(vec![Checked { name, findings }])
 }
 
 /// A folder as NoCloud's `seedfrom` takes it: files under the names that they have in a seed.
@@ -150,23 +155,34 @@ fn check_image(name: &str, image: &FoundImage) -> Vec<Checked> {
 pub(crate) fn before_build(
     seed: &Seed,
     datasource: Datasource,
-    is_secret: bool,
+    is_secret: impl Fn(Kind) -> bool,
 ) -> Result<(), Failure> {
+    let check = |kind, content: &[u8]| {
+        let mut findings = lint::check(kind, content);
+        if is_secret(kind) {
+            findings.iter_mut().for_each(without_content);
+        }
+        findings
+    };
     let pieces = seed.user_data.iter().map(|piece| (piece, Kind::UserData));
     let pieces = pieces.chain(seed.vendor_data.iter().map(|piece| (piece, Kind::VendorData)));
     let mut checked: Vec<Checked> = pieces
         .map(|(piece, kind)| Checked {
             name: piece.input().to_owned(),
-            findings: lint::check(kind, piece.content()),
+            findings: check(kind, piece.content()),
         })
         .collect();
+    let before = checked.len() - seed.vendor_data.len();
+    for (pieces, from) in [(&seed.user_data, 0), (&seed.vendor_data, before)] {
+        let named: Vec<_> = pieces.iter().map(|piece| (piece.input(), piece.content())).collect();
+        for (number, finding) in lint::check_together(&named) {
+            checked[from + number].findings.push(finding);
+        }
+    }
     // A config drive takes OpenStack's own form instead.
     if let (Some(Network::Text(text)), Datasource::NoCloud) = (&seed.network, datasource) {
-        let findings = lint::check(Kind::NetworkConfig, text);
+        let findings = check(Kind::NetworkConfig, text);
         checked.push(Checked { name: Kind::NetworkConfig.name().to_owned(), findings });
-    }
-    if is_secret {
-        checked.iter_mut().flat_map(|checked| &mut checked.findings).for_each(without_content);
     }
     let is_fatal = |checked: &&Checked| checked.findings.iter().any(Finding::is_fatal);
     let fatal = checked.iter().find(is_fatal).map(|checked| checked.name.clone());
@@ -181,12 +197,12 @@ pub(crate) fn before_build(
     }
 }
 
-/// Keeps of a finding what it is, where it is and which key it is about.
+/// Keeps of a finding what it is and where. A key may be a value that stands at the wrong place.
 fn without_content(finding: &mut Finding) {
     finding.excerpt = None;
-    if let Some(at) = finding.message.find(", got `") {
-        finding.message.truncate(at);
-    }
+    finding.hint = None;
+    finding.path.clear();
+    finding.message = "what stands there is secret, and not shown".to_owned();
 }
 
 /// Says what is wrong with a seed image that a guest is about to boot with; that it cannot be read is

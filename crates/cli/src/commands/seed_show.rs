@@ -128,7 +128,8 @@ fn no_file(image: &str, path: &str, files: &Tree) -> Failure {
     if names.len() > 10 {
         names[10] = "…".to_owned();
     }
-    Failure::new(Class::Usage, what).with_hint(format!("it has {}", names.join(", ")))
+    let names = output::plain_line(&names.join(", "));
+    Failure::new(Class::Usage, what).with_hint(format!("it has {names}"))
 }
 
 /// Writes the files beside `folder` and renames: it has all of them, or is not there.
@@ -164,7 +165,7 @@ fn text(name: &str, image: &FoundImage, seed: Option<&FoundSeed>) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            let _ = writeln!(text, "{name:<14}{value}");
+            let _ = writeln!(text, "{name:<14}{}", output::plain_line(&value));
         }
     };
     row("image", Some(name.to_owned()));
