@@ -567,6 +567,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_user_before_the_equals_sign_is_told() {
+        let key = gathered(&["--ssh-key", "Deploy=k.pub"]).unwrap_err();
+        let password = gathered(&["--password-file", "Deploy=k"]).unwrap_err();
+        for failure in [key, password] {
+            assert!(
+                failure.render().contains("`Deploy` is not a user name"),
+                "{}",
+                failure.render()
+            );
+        }
+    }
+
+    #[test]
+    fn keys_may_begin_with_a_byte_order_mark() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs_err::write(file.path(), format!("\u{feff}{KEY}\n")).unwrap();
+        let seed = gathered(&["--ssh-key", file.path().to_str().unwrap()]).unwrap();
+        assert_eq!(seed.ssh_keys[0].to_string(), KEY);
+    }
+
+    #[test]
     fn flags_that_contradict_each_other_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, content: &str| {
@@ -577,6 +598,8 @@ mod tests {
         let meta = file("meta", "instance-id: i\npublic-keys: [x]\nlocal-hostname: n\n");
         let (empty, config) = (file("empty", " \n"), file("config", "#cloud-config\n"));
         let password = file("password", "two\nlines\n");
+        let marked = file("marked", "\u{feff}hunter2\n");
+        let private = format!("hunter2{}", "b3BlbnNzaC1rZXktdjEA".repeat(3));
         let map = file("map", "apiVersion: v1\nkind: ConfigMap\ndata: {userdata: x}\n");
         let folder = folder.path().to_str().unwrap();
         let mac = "mac=52:54:00:00:00:01";
@@ -609,6 +632,9 @@ mod tests {
                 "`a` has two passwords",
             ),
             (&["--password-hash", "hunter2"], "this is not a password hash"),
+            (&["--password-file", &marked], "begins with a byte-order mark"),
+            (&["--ssh-key", &private], "`--ssh-key` line 1: expected a key type"),
+            (&["--user-data", "-", "--network-data-base64", "@-"], "`-` is given more than once"),
             (&["--password-file", &password], "the password has a line end"),
             (
                 &["--ssh-key", "-----BEGIN OPENSSH PRIVATE KEY-----"],

@@ -30,6 +30,8 @@ impl SshPublicKey {
         refuse_other_formats(text).map_err(|e| e.in_input(input))?;
         let text = std::str::from_utf8(text)
             .map_err(|_| bad("expected text, got bytes that are not UTF-8").in_input(input))?;
+        // Editors on Windows put a byte-order mark first.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines = text.lines().zip(1..).map(|(line, number)| (line.trim(), number));
         let keys = lines
             .filter(|(line, _)| !line.is_empty() && !line.starts_with('#'))

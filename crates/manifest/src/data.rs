@@ -71,6 +71,15 @@ pub fn check_key(key: &str) -> Result<(), Error> {
 pub fn data_object(text: &[u8]) -> Result<DataObject, Error> {
     let text = std::str::from_utf8(text)
         .map_err(|error| Error(format!("byte {} is not UTF-8", error.valid_up_to())))?;
+    // In YAML nothing but a new document begins so at the start of a line.
+    let is_end = |line: &str| line == "---" || line.starts_with("--- ");
+    let mut lines = text.lines().zip(1..).skip_while(|(line, _)| {
+        line.trim().is_empty() || line.starts_with(['#', '%']) || is_end(line)
+    });
+    if let Some((_, number)) = lines.find(|(line, _)| is_end(line)) {
+        let what = "a second document begins, where one object is expected";
+        return Err(Error(format!("line {number}: {what}")));
+    }
     let head: Head = serde_saphyr::from_str(text).map_err(|error| of_yaml(&error, true))?;
     let kind = match (head.api_version.as_str(), head.kind.as_str()) {
         ("v1", "ConfigMap") => DataKind::ConfigMap,
@@ -102,7 +111,12 @@ pub fn data_object(text: &[u8]) -> Result<DataObject, Error> {
 /// The message of the reader may show a value, and is told only where there is no secret.
 fn of_yaml(error: &serde_saphyr::Error, is_secret: bool) -> Error {
     match (is_secret, error.location()) {
-        (false, _) => Error(one_line(&error.to_string())),
+        (false, _) => {
+            let said = one_line(&error.to_string());
+            // What follows is for those who call the reader.
+            let said = said.split("; use ").next().unwrap_or_default();
+            Error(said.strip_prefix("error: ").unwrap_or(said).to_owned())
+        }
         (true, Some(at)) => {
             let what =
                 "expected `data` and `stringData` with text, as `kubectl get -o yaml` prints them";
@@ -209,6 +223,23 @@ mod tests {
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_second_document_and_a_value_of_nothing_are_refused() {
+        let head = "apiVersion: v1\nkind: ConfigMap\n";
+        for (text, message) in [
+            (format!("---\n{head}data: {{a: x}}\n---\n{head}"), "line 5: a second document begins"),
+            (
+                format!("{head}data: {{k: ~}}\n"),
+                "line 3 column 11: cannot deserialize null into string",
+            ),
+        ] {
+            let error = data_object(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with(message) && !error.contains("Option"), "{error}");
+        }
+        let text = format!("# a\n---\n{head}data:\n  a: |\n    ---\n    x\n");
+        assert_eq!(entries(&text), pairs(&[("a", "---\nx\n")]));
     }
 
     #[test]
