@@ -14,6 +14,7 @@
 //! made with them.
 
 mod config_disk;
+mod conflict;
 mod error;
 mod fat;
 mod found;

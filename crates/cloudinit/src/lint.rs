@@ -8,6 +8,7 @@
 //! `#include` leads to is not judged.
 
 mod cloud_config;
+mod configs;
 mod finding;
 mod instance;
 pub(crate) mod json;
@@ -23,6 +24,7 @@ mod yaml;
 pub use finding::{Code, Finding, Severity};
 pub use together::check_together;
 
+pub(crate) use configs::{Config, configs};
 use text::Source;
 pub(crate) use text::guarded;
 pub(crate) use words::distance;

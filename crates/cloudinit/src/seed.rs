@@ -10,7 +10,7 @@ use uuid::{Uuid, uuid};
 
 use crate::{
     Error, ErrorKind, Image, ImageFormat, MetaData, Network, SshPublicKey, Tree, UserData, Users,
-    mime, network,
+    conflict, mime, network,
 };
 
 /// The namespace from which KubeVirt makes the UUID of a machine out of its name, and with it the
@@ -202,17 +202,15 @@ impl Seed {
             .unwrap_or_else(|| InstanceId::from_machine_name(self.hostname.as_str()))
     }
 
-    /// The user's pieces, with ours before and behind them.
+    /// The user's pieces, and ours behind them.
     fn all_user_data(&self) -> Result<Vec<UserData>, Error> {
         self.users.check()?;
-        if self.user_data.is_empty() {
-            return Ok(self.users.only_part().into_iter().collect());
-        }
-        for part in &self.user_data {
-            self.users.check_against(part)?;
-        }
-        let before = self.users.part_before().into_iter();
-        Ok(before.chain(self.user_data.clone()).chain(self.users.part_behind()).collect())
+        conflict::check(self)?;
+        let ours = match self.user_data.as_slice() {
+            [] => self.users.part(),
+            data => self.users.part_behind(data),
+        };
+        Ok(self.user_data.iter().cloned().chain(ours).collect())
     }
 
     /// The kind of machine and the keys, under these names.

@@ -1,17 +1,17 @@
 //! Who may log in: the guest's default user and others, as the cloud-config that makes them.
 //!
 //! cloud-init merges cloud-configs part by part, and a later part's `users` takes the place of an
-//! earlier one's. So that the user's own list counts and ours is not lost, there are two parts of ours:
-//! one before the user's, which asks for the image's default user as an image does itself, and gives
-//! way to any list of the user's; and one behind it, which appends.
+//! earlier one's. So that the user's own list counts and ours is not lost, our part comes last, and
+//! appends. It asks for the image's default user, as an image does itself, if no list of the user's
+//! is there to say who shall be. Nothing of ours is before the user's parts: these may have their own
+//! `merge_how`.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::Value;
-
+use crate::lint::configs;
 use crate::yaml::Yaml;
-use crate::{Error, ErrorKind, Format, Parts, PasswordHash, SshPublicKey, UserData};
+use crate::{Error, ErrorKind, PasswordHash, SshPublicKey, UserData};
 
 /// Longest name of a user (`LOGIN_NAME_MAX` of the shadow tools).
 const NAME_MAX: usize = 32;
@@ -20,11 +20,7 @@ const NAME_MAX: usize = 32;
 const MERGE: &str = "dict(no_replace,recurse_list)+list(append)+str()";
 
 /// The default user in cloud-init's lists, whatever the image calls it.
-const DEFAULT: &str = "default";
-
-/// The keys by which a user of cloud-init's list has SSH keys, and a password.
-const KEYS_KEY: &str = "ssh_authorized_keys";
-const PASSWORD_KEYS: [&str; 4] = ["lock_passwd", "passwd", "hashed_passwd", "plain_text_passwd"];
+pub(crate) const DEFAULT: &str = "default";
 
 /// The name of a Unix user as useradd takes it: lower-case letters, digits, `_` and `-`, not a digit
 /// or `-` first.
@@ -90,7 +86,7 @@ impl User {
             entry.extend(password_entries(password));
         }
         if !self.ssh_keys.is_empty() {
-            entry.push((KEYS_KEY.to_owned(), Yaml::texts(&self.ssh_keys)));
+            entry.push(("ssh_authorized_keys".to_owned(), Yaml::texts(&self.ssh_keys)));
         }
         Yaml::Map(entry)
     }
@@ -110,16 +106,17 @@ pub struct Users {
 }
 
 impl Users {
-    /// The part that goes before the user's own, if one is needed.
-    pub(crate) fn part_before(&self) -> Option<UserData> {
-        let names_default = self.default_name.is_some() || self.default_password.is_some();
-        let is_needed = !self.others.is_empty() && !names_default;
-        is_needed.then(|| part(vec![("users".to_owned(), Yaml::texts(&[DEFAULT]))]))
+    /// The whole of it, for a seed without user-data.
+    pub(crate) fn part(&self) -> Option<UserData> {
+        let entries = self.entries(true);
+        (!entries.is_empty()).then(|| part(entries))
     }
 
-    /// The part that goes behind the user's own, if there is anything to say.
-    pub(crate) fn part_behind(&self) -> Option<UserData> {
-        let mut entries = self.entries();
+    /// What goes behind the user's own, if there is anything to say.
+    pub(crate) fn part_behind(&self, data: &[UserData]) -> Option<UserData> {
+        let has_list =
+            |data: &UserData| configs(data.content()).iter().any(|config| config.has("users"));
+        let mut entries = self.entries(!data.iter().any(has_list));
         if entries.is_empty() {
             return None;
         }
@@ -127,18 +124,13 @@ impl Users {
         Some(part(entries))
     }
 
-    /// Both parts as one, for a seed without user-data.
-    pub(crate) fn only_part(&self) -> Option<UserData> {
-        let mut entries = self.entries();
-        if self.part_before().is_some()
-            && let Some((_, Yaml::List(users))) = entries.iter_mut().find(|(key, _)| key == "users")
-        {
-            users.insert(0, Yaml::text(DEFAULT));
-        }
-        (!entries.is_empty()).then(|| part(entries))
+    /// The keys of the cloud-config.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.entries(true).into_iter().map(|(key, _)| key).collect()
     }
 
-    fn entries(&self) -> Vec<(String, Yaml)> {
+    /// With `is_first`, nobody else says whether the default user shall be.
+    fn entries(&self, is_first: bool) -> Vec<(String, Yaml)> {
         let mut entries = Vec::new();
         let mut users = Vec::new();
         match (&self.default_name, &self.default_password) {
@@ -155,6 +147,7 @@ impl Users {
                 entries.push(("chpasswd".to_owned(), Yaml::Map(vec![expire])));
                 users.push(Yaml::text(DEFAULT));
             }
+            (None, None) if is_first && !self.others.is_empty() => users.push(Yaml::text(DEFAULT)),
             (None, None) => {}
         }
         users.extend(self.others.iter().map(User::entry));
@@ -179,84 +172,6 @@ impl Users {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Refuses user-data that says something else about the same users: one of both would be lost.
-    pub(crate) fn check_against(&self, data: &UserData) -> Result<(), Error> {
-        if *self == Self::default() {
-            return Ok(());
-        }
-        for part in Parts::of(data.content()).parts {
-            let checked = match part.format {
-                Some(Format::CloudConfig) => self.check_config(&part.content),
-                Some(Format::CloudConfigArchive) => self.check_archive(&part.content),
-                _ => Ok(()),
-            };
-            checked.map_err(|error| error.in_input(data.input()))?;
-        }
-        Ok(())
-    }
-
-    /// What has no header in an archive is a cloud-config, too.
-    fn check_archive(&self, archive: &[u8]) -> Result<(), Error> {
-        let text = std::str::from_utf8(archive).unwrap_or_default();
-        let items = serde_saphyr::from_str::<Vec<Value>>(text).unwrap_or_default();
-        let contents = items.iter().filter_map(|item| item.get("content").unwrap_or(item).as_str());
-        contents.into_iter().try_for_each(|content| self.check_config(content.as_bytes()))
-    }
-
-    /// What is no YAML is for the linter to tell.
-    fn check_config(&self, config: &[u8]) -> Result<(), Error> {
-        let text = std::str::from_utf8(config).unwrap_or_default();
-        let Ok(config) = serde_saphyr::from_str::<Value>(text) else { return Ok(()) };
-        let twice = |what: String| {
-            let hint = "leave out one of both: cloud-init would take only one";
-            Error::new(ErrorKind::Conflict, what).with_hint(hint)
-        };
-        if let (Some(name), Some(_)) = (&self.default_name, config.get("user")) {
-            let what = format!("`user` names the default user, and so does `--user {name}`");
-            return Err(twice(what));
-        }
-        if self.default_name.is_none()
-            && self.default_password.is_some()
-            && config.get("password").is_some()
-        {
-            return Err(twice(
-                "`password` is the default user's, who has one from a flag".to_owned(),
-            ));
-        }
-        match config.get("users") {
-            None => Ok(()),
-            Some(Value::Array(users)) => self.check_list(users).map_err(twice),
-            Some(_) => {
-                let what = "`users` is not a list, to which others could be added";
-                let hint = "write one user to a line, each after `- `";
-                Err(Error::new(ErrorKind::Conflict, what).with_hint(hint))
-            }
-        }
-    }
-
-    fn check_list(&self, users: &[Value]) -> Result<(), String> {
-        let others = self
-            .others
-            .iter()
-            .map(|user| (user.name.as_str(), user.password.is_some(), !user.ssh_keys.is_empty()));
-        for (name, has_password, has_keys) in others {
-            let Some(theirs) = users.iter().find(|user| user.get("name") == Some(&name.into()))
-            else {
-                continue;
-            };
-            let says = |keys: &'static [&'static str]| {
-                keys.iter().find(|key| {
-                    theirs.get(**key).or_else(|| theirs.get(key.replace('_', "-"))).is_some()
-                })
-            };
-            let password = says(&PASSWORD_KEYS).filter(|_| has_password);
-            if let Some(key) = password.or_else(|| says(&[KEYS_KEY]).filter(|_| has_keys)) {
-                return Err(format!("user `{name}` has `{key}` here, and from a flag"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -303,14 +218,18 @@ mod tests {
                 ssh_authorized_keys:
                   - "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
         "##]]
-        .assert_eq(&text(users.only_part()));
-        assert_eq!(text(users.part_before()), "#cloud-config\nusers:\n  - \"default\"\n");
-        let behind = text(users.part_behind());
-        assert!(behind.starts_with("#cloud-config\nmerge_how: \"dict(no_replace,"), "{behind}");
-        assert!(!behind.contains("\"default\""), "{behind}");
-        assert_eq!(Users::default().only_part(), None);
-        assert_eq!(Users::default().part_before(), None);
-        assert_eq!(Users::default().part_behind(), None);
+        .assert_eq(&text(users.part()));
+        for (user_data, has_default) in [
+            ("#!/bin/sh\n", true),
+            ("#cloud-config\nruncmd: [a]\n", true),
+            ("#cloud-config\nusers: [eve]\n", false),
+        ] {
+            let behind = text(users.part_behind(&[UserData::parse("u", user_data).unwrap()]));
+            assert!(behind.starts_with("#cloud-config\nmerge_how: \"dict(no_replace,"), "{behind}");
+            assert_eq!(behind.contains("\"default\""), has_default, "{user_data}");
+        }
+        assert_eq!(Users::default().part(), None);
+        assert_eq!(Users::default().part_behind(&[]), None);
     }
 
     #[test]
@@ -319,69 +238,16 @@ mod tests {
         let mut users = Users { default_password: password, ..Users::default() };
         let unnamed = "#cloud-config\npassword: \"$6$salt$hash\"\nchpasswd:\n  expire: false\n\
             users:\n  - \"default\"\n";
-        assert_eq!(text(users.only_part()), unnamed);
+        assert_eq!(text(users.part()), unnamed);
         users.default_name = Some("me".parse().unwrap());
         let named = "#cloud-config\nuser:\n  name: \"me\"\n  lock_passwd: false\n  \
             hashed_passwd: \"$6$salt$hash\"\n";
-        assert_eq!(text(users.only_part()), named);
-        assert_eq!(users.part_before(), None);
+        assert_eq!(text(users.part()), named);
         users.default_password = Some("$y$j9T$salt$hash".parse().unwrap());
         users.check().unwrap();
         users.default_name = None;
         let error = users.check().unwrap_err().to_string();
         assert_eq!(error, "cloud-init takes this kind of hash only for a user with a name");
-    }
-
-    #[test]
-    fn user_data_that_says_the_same_twice_is_refused() {
-        let mut named = users();
-        named.default_name = Some("me".parse().unwrap());
-        named.default_password = named.others[0].password.clone();
-        let unnamed = Users { default_name: None, ..named.clone() };
-        for (users, config, message) in [
-            (
-                &named,
-                "user: you\n",
-                Some("`u`: `user` names the default user, and so does `--user me`"),
-            ),
-            (&users(), "user: you\n", None),
-            (&users(), "password: x\n", None),
-            (
-                &unnamed,
-                "password: x\n",
-                Some("`u`: `password` is the default user's, who has one from a flag"),
-            ),
-            (
-                &users(),
-                "users: bob,eve\n",
-                Some("`u`: `users` is not a list, to which others could be added"),
-            ),
-            (&users(), "users: [default, {name: eve, passwd: x}]\n", None),
-            (&users(), "users: [{name: bob, sudo: ALL}]\n", None),
-            (
-                &users(),
-                "users: [{name: bob, ssh-authorized-keys: []}]\n",
-                Some("`u`: user `bob` has `ssh_authorized_keys` here, and from a flag"),
-            ),
-            (
-                &users(),
-                "users: [{name: bob, plain_text_passwd: x}]\n",
-                Some("`u`: user `bob` has `plain_text_passwd` here, and from a flag"),
-            ),
-            (&users(), "users: [\n", None),
-            (&Users::default(), "users: bob\nuser: bob\n", None),
-        ] {
-            let part = UserData::parse("u", format!("#cloud-config\n{config}")).unwrap();
-            let said = users.check_against(&part).map_err(|error| error.to_string());
-            assert_eq!(said.err().as_deref(), message, "{config}");
-            let head = "MIME-Version: 1.0\nContent-Type: text/cloud-config\n\n#cloud-config\n";
-            let archive = format!("#cloud-config-archive\n- {{content: {config:?}}}\n");
-            for data in [format!("{head}{config}"), archive] {
-                let said = users.check_against(&UserData::parse("u", data).unwrap());
-                let said = said.map_err(|error| error.to_string()).err();
-                assert_eq!(said.as_deref(), message, "{config}");
-            }
-        }
     }
 
     #[test]

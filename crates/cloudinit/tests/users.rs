@@ -74,6 +74,12 @@ fn users_of_flags_stand_beside_those_of_the_user_data() {
     }
     let carol = "#cloud-config\nusers: [{name: carol}]\n";
     let with_default = "#cloud-config\nusers: [default, {name: carol}]\nruncmd: [a]\n";
+    let no_replace =
+        "#cloud-config\nmerge_how: dict(no_replace)+list()+str()\nusers: [{name: carol}]\n";
+    let recursive = "#cloud-config\nmerge_how: list(append)+dict(recurse_array)+str()\n\
+        users: [{name: carol}]\n";
+    let merge_type = "MIME-Version: 1.0\nContent-Type: text/cloud-config\n\
+        Merge-Type: list(append)+dict(recurse_array)+str()\n\n#cloud-config\nusers: [{name: carol}]\n";
     for (user_data, expected) in [
         (&[][..], &["bob", "debian"][..]),
         (&["#!/bin/sh\n"], &["bob", "debian"]),
@@ -86,6 +92,11 @@ fn users_of_flags_stand_beside_those_of_the_user_data() {
             &["#cloud-config-archive\n- '#cloud-config\n\n  users: [{name: carol}]'\n"],
             &["bob", "carol"],
         ),
+        // The user's own ways of merging, which count for the user's own parts only.
+        (&[no_replace], &["bob", "carol"]),
+        (&[recursive], &["bob", "carol"]),
+        (&[with_default, recursive], &["bob", "carol", "debian"]),
+        (&[merge_type], &["bob", "carol"]),
     ] {
         let (_, users) = merged(&seed(user_data));
         assert_eq!(names(&users), expected, "{user_data:?}");

@@ -331,7 +331,7 @@ fn block_place(text: &str, node: &Node, place: &Place) -> Option<(usize, usize)>
 
 /// The text with each `{{ … }}` as placeholders and each `{% … %}` and `{# … #}` blank, at the same
 /// lines and columns; and whether there were statements.
-fn without_expressions(text: &str) -> (String, bool) {
+pub(super) fn without_expressions(text: &str) -> (String, bool) {
     let mut out = String::with_capacity(text.len());
     let mut has_statements = false;
     let mut rest = text;
