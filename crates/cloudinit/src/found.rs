@@ -328,3 +328,26 @@ fn collect(value: &Value, lines: &mut Vec<String>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tree;
+
+    #[test]
+    fn keys_that_cloud_init_passes_over_are_a_problem() {
+        let meta = b"instance-id: i\npublic-keys: {mine: {openssh-key: ssh-ed25519 x}}\n";
+        let mut files = Tree::new();
+        files.insert("meta-data", &meta[..]).unwrap();
+        files.insert("user-data", &b""[..]).unwrap();
+        let image = FoundImage {
+            file_system: FileSystem::Iso,
+            label: Some("CIDATA".to_owned()),
+            partition: None,
+            files,
+            loose_links: Vec::new(),
+        };
+        let problems = FoundSeed::of(&image).unwrap().problems;
+        assert_eq!(problems, ["public keys: cloud-init passes over `mine`, which is no text"]);
+    }
+}

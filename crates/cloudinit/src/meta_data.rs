@@ -146,6 +146,12 @@ mod tests {
     }
 
     #[test]
+    fn public_keys_may_be_numbered() {
+        let found = MetaData::parse("m", b"public-keys: {0: a, 1: [b]}\n").unwrap();
+        assert_eq!(found.entries["public-keys"], serde_json::json!({"0": "a", "1": ["b"]}));
+    }
+
+    #[test]
     fn what_is_no_meta_data_is_refused() {
         for (text, message) in [
             (&b"\xff"[..], "`m`: byte 0 of the meta-data is not UTF-8"),

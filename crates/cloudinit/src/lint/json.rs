@@ -41,10 +41,16 @@ fn json(node: &Node) -> Result<Json, NoJson> {
         Value::Map(entries) => {
             let mut map = Map::new();
             for entry in entries {
-                let key = entry.key.text().ok_or_else(|| {
-                    refused(entry.key.mark, &format!("{} as a key", entry.key.kind()))
-                })?;
-                map.insert(key.to_owned(), json(&entry.value)?);
+                let key = match &entry.key.value {
+                    Value::Text(text) => text.text.clone(),
+                    // Public keys are numbered; cloud-init minds their numbers as little as names.
+                    Value::Int(Some(number)) => number.to_string(),
+                    _ => {
+                        let what = format!("{} as a key", entry.key.kind());
+                        return Err(refused(entry.key.mark, &what));
+                    }
+                };
+                map.insert(key, json(&entry.value)?);
             }
             Ok(Json::Object(map))
         }
@@ -111,7 +117,7 @@ mod tests {
             ("a: .inf\n", 1, "a number with an exponent"),
             ("a: 2026-01-02\n", 1, "a date"),
             ("a: !!binary aGk=\n", 1, "bytes"),
-            ("\n1: a\n", 2, "a number as a key"),
+            ("\nno: a\n", 2, "a boolean as a key"),
             ("a: [\n", 1, ""),
         ] {
             let error = read(text).unwrap_err();
