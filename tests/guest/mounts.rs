@@ -84,7 +84,10 @@ fn image(format: ImageFormat, files: &[([String; 3], Vec<u8>)]) -> Vec<u8> {
     for (paths, content) in files {
         tree.insert(&paths[0], content.as_slice()).expect("a good path");
     }
-    Image { format, label: "TEST", timestamp: 1_767_323_046 }.build(&tree).expect("an image")
+    Image { format, label: "TEST", timestamp: 1_767_323_046 }
+        .build(&tree)
+        .expect("an image")
+        .into_bytes()
 }
 
 /// What `sha256sum` says of the files in one of their spellings, sorted.

@@ -154,7 +154,7 @@ impl Machine {
             tree.insert(name, *content).expect("another file");
         }
         let image = Image { format: ImageFormat::Iso, label, timestamp: 0 }.build(&tree);
-        self.write(name, image.expect("an image"));
+        self.write(name, image.expect("an image").into_bytes());
     }
 
     /// Boots the volume with the seed `seed` and gives what the guest reports.

@@ -8,8 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bootyard_cloudinit::lint::Kind;
 use bootyard_cloudinit::{
-    Datasource, Hostname, ImageFormat, InstanceId, Interface, MetaData, Network, PasswordHash,
-    Reading, Seed, SshPublicKey, User, UserData, UserName,
+    Datasource, DiskImage, Hostname, ImageFormat, InstanceId, Interface, MetaData, Network,
+    PasswordHash, Reading, Seed, SshPublicKey, User, UserData, UserName,
 };
 use bootyard_manifest::DataKind;
 use bootyard_spec::{Class, Secret, shell_word};
@@ -129,7 +129,7 @@ fn for_user() -> impl clap::builder::TypedValueParser<Value = ForUser> {
 
 impl SeedArgs {
     /// The seed for a machine of this name, as an image; `None` if no flag asks for one.
-    pub(crate) fn machine_seed(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    pub(crate) fn machine_seed(&self, name: &str) -> Result<Option<DiskImage>, Failure> {
         if !self.is_given() {
             return Ok(None);
         }

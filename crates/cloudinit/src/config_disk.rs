@@ -4,7 +4,7 @@
 
 use std::str::FromStr;
 
-use crate::{Error, ErrorKind, Image, ImageFormat, Tree};
+use crate::{DiskImage, Error, ErrorKind, Image, ImageFormat, Tree};
 
 /// What a config disk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,7 +94,7 @@ impl ConfigDisk {
         format: ImageFormat,
         label: Option<&str>,
         timestamp: i64,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<DiskImage, Error> {
         if self.kind == ConfigKind::Sysprep && !self.has_answers {
             let [first, second] = ANSWERS;
             let what = format!("a sysprep disk needs `{first}` or `{second}`");

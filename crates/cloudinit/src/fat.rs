@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 use jiff::civil::{DateTime, date};
 
-use crate::image::{ALIGNMENT, SIZE_MAX, too_large};
+use crate::image::{ALIGNMENT, DiskImage, SIZE_MAX, too_large};
 use crate::tree::{Flat, FlatDirectory, Target};
 use crate::{Error, ErrorKind, Tree};
 
@@ -46,14 +46,15 @@ const ATTRIBUTE_FILE: u8 = 0x20;
 const ATTRIBUTE_LONG_NAME: u8 = 0x0F;
 
 /// Writes `tree` into a new volume. `label` has at most 11 ASCII characters.
-pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<Vec<u8>, Error> {
+pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<DiskImage, Error> {
     let flat = Flat::new(tree);
     for directory in &flat.directories {
         check_names(directory)?;
     }
     let layout = Layout::new(&flat);
     let geometry = Geometry::new(&layout).ok_or_else(too_large)?;
-    let mut image = vec![0; geometry.sectors * SECTOR];
+    // The volume fills whole units of the image; behind its last file are zeros.
+    let mut image = vec![0; (geometry.data_at() + layout.clusters) * SECTOR];
     let mut put = |sector: usize, bytes: &[u8]| {
         image[sector * SECTOR..][..bytes.len()].copy_from_slice(bytes);
     };
@@ -74,7 +75,7 @@ pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<Vec<u8>,
             put(geometry.sector_of(*run), content);
         }
     }
-    Ok(image)
+    Ok(DiskImage::filled(image, geometry.sectors * SECTOR))
 }
 
 /// FAT looks names up without regard to case, and drops periods and spaces at their end.

@@ -70,7 +70,7 @@ pub struct Image<'a> {
 
 impl Image<'_> {
     /// Writes the image. The same tree, label and time make the same bytes.
-    pub fn build(&self, tree: &Tree) -> Result<Vec<u8>, Error> {
+    pub fn build(&self, tree: &Tree) -> Result<DiskImage, Error> {
         let label_max = match self.format {
             ImageFormat::Iso => 32,
             ImageFormat::Fat => 11,
@@ -87,6 +87,36 @@ impl Image<'_> {
             ImageFormat::Iso => iso::write(tree, self.label, time),
             ImageFormat::Fat => fat::write(tree, self.label, time),
         }
+    }
+}
+
+/// An image that was made. What fills it up is not in memory, and need not be on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskImage {
+    content: Vec<u8>,
+    len: usize,
+}
+
+impl DiskImage {
+    /// An image of `len` bytes, which `content` begins and zeros end.
+    pub(crate) const fn filled(content: Vec<u8>, len: usize) -> Self {
+        Self { content, len }
+    }
+
+    /// The bytes up to the zeros at the end.
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+
+    /// The size of the disk in bytes, a multiple of 1 MiB.
+    pub const fn size(&self) -> usize {
+        self.len
+    }
+
+    /// All bytes of the disk.
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.content.resize(self.len, 0);
+        self.content
     }
 }
 

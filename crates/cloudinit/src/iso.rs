@@ -20,7 +20,7 @@ mod rock_ridge;
 
 use jiff::civil::DateTime;
 
-use crate::image::{ALIGNMENT, SIZE_MAX, too_large};
+use crate::image::{ALIGNMENT, DiskImage, SIZE_MAX, too_large};
 use crate::tree::{Flat, Target};
 use crate::{Error, ErrorKind, Tree};
 use descriptor::Fields;
@@ -56,7 +56,7 @@ const VERSION: &[u8] = b";1";
 const FLAG_DIRECTORY: u8 = 1 << 1;
 
 /// Writes `tree` into a new image. `label` has at most 32 ASCII characters.
-pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<Vec<u8>, Error> {
+pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<DiskImage, Error> {
     let flat = Flat::new(tree);
     if flat.directories.len() > DIRECTORIES_MAX {
         let what = format!("more than {DIRECTORIES_MAX} directories");
@@ -68,8 +68,9 @@ pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<Vec<u8>,
     if layout.blocks > SIZE_MAX / BLOCK {
         return Err(too_large());
     }
-    let mut image = vec![0; (layout.blocks * BLOCK).next_multiple_of(ALIGNMENT)];
-    let blocks = (image.len() / BLOCK) as u32;
+    let mut image = vec![0; layout.blocks * BLOCK];
+    let len = image.len().next_multiple_of(ALIGNMENT);
+    let blocks = (len / BLOCK) as u32;
     let mut put = |block: usize, bytes: &[u8]| {
         image[block * BLOCK..][..bytes.len()].copy_from_slice(bytes);
     };
@@ -88,7 +89,7 @@ pub(crate) fn write(tree: &Tree, label: &str, time: DateTime) -> Result<Vec<u8>,
     for (extent, bytes) in layout.files.iter().zip(&flat.files) {
         put(extent.block, bytes);
     }
-    Ok(image)
+    Ok(DiskImage::filled(image, len))
 }
 
 /// Which of the two trees.

@@ -37,7 +37,7 @@ mod yaml;
 pub use config_disk::{ConfigDisk, ConfigKind};
 pub use error::{Error, ErrorKind};
 pub use found::{FoundData, FoundNetwork, FoundSeed, NetworkForm};
-pub use image::{Image, ImageFormat};
+pub use image::{DiskImage, Image, ImageFormat};
 pub use meta_data::MetaData;
 pub use network::{Interface, IpNetwork, MacAddress, Network};
 pub use parts::{Part, Parts};

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use uuid::{Uuid, uuid};
 
 use crate::{
-    Error, ErrorKind, Image, ImageFormat, MetaData, Network, SshPublicKey, Tree, UserData, Users,
-    conflict, mime, network,
+    DiskImage, Error, ErrorKind, Image, ImageFormat, MetaData, Network, SshPublicKey, Tree,
+    UserData, Users, conflict, mime, network,
 };
 
 /// The namespace from which KubeVirt makes the UUID of a machine out of its name, and with it the
@@ -123,7 +123,7 @@ impl Seed {
         datasource: Datasource,
         format: ImageFormat,
         timestamp: i64,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<DiskImage, Error> {
         let tree = self.files(datasource)?;
         Image { format, label: datasource.label(), timestamp }.build(&tree)
     }

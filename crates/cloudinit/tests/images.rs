@@ -30,7 +30,7 @@ fn files<const N: usize>(files: [(&str, &[u8]); N]) -> Files {
 fn build(files: &Files, format: ImageFormat) -> Vec<u8> {
     let mut tree = Tree::new();
     files.iter().for_each(|(path, content)| tree.insert(path, content.as_slice()).unwrap());
-    Image { format, label: "CIDATA", timestamp: TIME }.build(&tree).unwrap()
+    Image { format, label: "CIDATA", timestamp: TIME }.build(&tree).unwrap().into_bytes()
 }
 
 /// The files below a directory.
@@ -231,7 +231,7 @@ fn blkid_finds_label_and_type() {
         [(Datasource::NoCloud, "CIDATA"), (Datasource::ConfigDrive, "config-2")]
     {
         for (format, fs_type) in [(ImageFormat::Iso, "iso9660"), (ImageFormat::Fat, "vfat")] {
-            let image = seed.build(datasource, format, 0).unwrap();
+            let image = seed.build(datasource, format, 0).unwrap().into_bytes();
             assert_eq!(blkid(&image, "LABEL"), label);
             assert_eq!(blkid(&image, "TYPE"), fs_type);
         }
@@ -246,7 +246,7 @@ fn the_same_seed_makes_the_same_bytes_and_another_time_others() {
         ["#!/bin/sh\n", "#cloud-config\n"].map(|text| UserData::parse("u", text).unwrap()).into();
     for datasource in [Datasource::NoCloud, Datasource::ConfigDrive] {
         for format in [ImageFormat::Iso, ImageFormat::Fat] {
-            let build = |time| seed.build(datasource, format, time).unwrap();
+            let build = |time| seed.build(datasource, format, time).unwrap().into_bytes();
             assert!(build(0) == build(0));
             assert!(build(0) != build(TIME));
         }

@@ -250,7 +250,10 @@ fn what_we_write_is_what_we_read() {
         let mut tree = Tree::new();
         expected.iter().for_each(|(path, bytes)| tree.insert(path, bytes.as_slice()).unwrap());
         for format in [ImageFormat::Iso, ImageFormat::Fat] {
-            let image = Image { format, label: "any label", timestamp: 0 }.build(&tree).unwrap();
+            let image = Image { format, label: "any label", timestamp: 0 }
+                .build(&tree)
+                .unwrap()
+                .into_bytes();
             let found = read(&image).unwrap();
             assert_eq!(found.label.as_deref(), Some("any label"));
             assert_eq!(found.files, tree);
@@ -284,7 +287,7 @@ fn what_is_no_small_disk_is_named() {
 fn built(format: ImageFormat, files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tree = Tree::new();
     files.iter().for_each(|(path, bytes)| tree.insert(path, *bytes).unwrap());
-    Image { format, label: "CIDATA", timestamp: 0 }.build(&tree).unwrap()
+    Image { format, label: "CIDATA", timestamp: 0 }.build(&tree).unwrap().into_bytes()
 }
 
 fn position(image: &[u8], text: &[u8]) -> usize {
@@ -449,7 +452,8 @@ fn facts(seed: &FoundSeed) -> String {
 fn seed_of(label: &str, files: &[(&str, &str)]) -> Option<FoundSeed> {
     let mut tree = Tree::new();
     files.iter().for_each(|(path, text)| tree.insert(path, *text).unwrap());
-    let image = Image { format: ImageFormat::Iso, label, timestamp: 0 }.build(&tree).unwrap();
+    let image =
+        Image { format: ImageFormat::Iso, label, timestamp: 0 }.build(&tree).unwrap().into_bytes();
     FoundSeed::of(&read(&image).unwrap())
 }
 
@@ -581,7 +585,7 @@ fn our_seeds_are_found_whole() {
         ["#!/bin/sh\n", "#cloud-config\n"].map(|text| UserData::parse("u", text).unwrap()).into();
     for datasource in [Datasource::NoCloud, Datasource::ConfigDrive] {
         for format in [ImageFormat::Iso, ImageFormat::Fat] {
-            let image = seed.build(datasource, format, 0).unwrap();
+            let image = seed.build(datasource, format, 0).unwrap().into_bytes();
             let found = FoundSeed::of(&read(&image).unwrap()).unwrap();
             assert_eq!(found.datasource, datasource);
             assert_eq!(found.hostname.as_deref(), Some("web-1"));

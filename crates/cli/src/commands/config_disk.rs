@@ -97,7 +97,7 @@ pub(super) fn create(args: &ConfigDiskArgs) -> Result<ExitCode, Failure> {
         kind: disk.kind().name(),
         label: label.unwrap_or(disk.kind().label()),
         format: args.format.name(),
-        size_bytes: image.len(),
+        size_bytes: image.size(),
         files,
     })?;
     Ok(ExitCode::SUCCESS)

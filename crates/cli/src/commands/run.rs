@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bootyard_cloudinit::DiskImage;
 use bootyard_spec::{ByteSize, Class, DiskLife, Explain, GuestEnd, VmDisk, VmSpec, VolumeName};
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let seed = seed(args)?;
     let mut disks = disks::resolve(args, &fetching)?;
     if let Some(image) = seed {
-        let path = disks.scratch.seed(&image)?;
+        let path = disks.scratch.seed(&image.into_bytes())?;
         disks.disks.push(seed_disk(path));
     }
     let spec = spec(args, &disks)?;
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
 }
 
 /// The seed that flags ask for.
-fn seed(args: &RunArgs) -> Result<Option<Vec<u8>>, Failure> {
+fn seed(args: &RunArgs) -> Result<Option<DiskImage>, Failure> {
     let image = args.seed_args.machine_seed(&args.disks.machine_name())?;
     if image.is_some() && args.seed.is_some() {
         let what = "`--seed` is given, and flags that make another seed";

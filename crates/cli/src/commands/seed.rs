@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+use bootyard_cloudinit::DiskImage;
 use bootyard_spec::Class;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::Serialize;
@@ -52,7 +53,7 @@ fn build_seed(args: &SeedBuildArgs) -> Result<ExitCode, Failure> {
         datasource: args.datasource.name(),
         label: args.datasource.label(),
         format: args.format.name(),
-        size_bytes: image.len(),
+        size_bytes: image.size(),
         hostname: seed.hostname.to_string(),
         instance_id: seed.instance_id().to_string(),
     })?;
@@ -70,11 +71,11 @@ pub(crate) fn refuse_other(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Writes `bytes` beside `path` and renames: a reader sees the old image or the new one, never half.
+/// Writes the image beside `path` and renames: a reader sees the old image or the new one, never half.
 ///
 /// One that takes the place of another is on the disk before it does, so that a power cut leaves either.
 /// A new one is not waited for, which would take as long as all else: the same command makes it again.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+pub(crate) fn replace(path: &Path, image: &DiskImage) -> Result<(), Failure> {
     let name = path
         .file_name()
         .ok_or_else(|| Failure::new(Class::Usage, format!("`{}` names no file", path.display())))?;
@@ -85,10 +86,9 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut options = fs_err::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&part).map_err(failed)?;
     // The zeros that fill an image up are a hole.
-    let content = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let written = file
-        .write_all(&bytes[..content])
-        .and_then(|()| file.set_len(bytes.len() as u64))
+        .write_all(image.content())
+        .and_then(|()| file.set_len(image.size() as u64))
         .and_then(|()| if is_new { Ok(()) } else { file.sync_all() });
     written.and_then(|()| fs_err::rename(&part, path)).map_err(|error: io::Error| {
         // It is ours: it was made here. That it cannot be removed is no worse than the error.
@@ -101,16 +101,20 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use bootyard_cloudinit::{Image, ImageFormat, Tree};
+
     use super::*;
 
     #[test]
     fn only_a_regular_file_is_replaced_and_the_seed_is_private() {
         let folder = tempfile::tempdir().unwrap();
         let (seed, link) = (folder.path().join("seed"), folder.path().join("link"));
-        for bytes in [b"one", b"two"] {
+        for label in ["one", "two"] {
+            let image = Image { format: ImageFormat::Fat, label, timestamp: 0 };
+            let image = image.build(&Tree::new()).unwrap();
             refuse_other(&seed).unwrap();
-            replace(&seed, bytes).unwrap();
-            assert_eq!(fs_err::read(&seed).unwrap(), bytes);
+            replace(&seed, &image).unwrap();
+            assert_eq!(fs_err::read(&seed).unwrap(), image.into_bytes());
         }
         assert_eq!(fs_err::metadata(&seed).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1);
