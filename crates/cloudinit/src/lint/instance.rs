@@ -64,11 +64,12 @@ pub(super) fn check_network(source: &mut Source<'_>) {
         check_devices(source, inner, prefix);
         check_routes(source, inner, prefix);
     }
-    for problem in schema::check(schema, &document) {
+    for problem in schema::check_network(schema, &document) {
         let report = match &problem.what {
             // netplan knows more keys than cloud-init's schema, and gets them all.
             What::UnknownKey { key, known }
                 if schema == Schema::NetworkV2
+                    && problem.path.starts_with(prefix)
                     && !WHOLE.iter().any(|whole| problem.path.contains(whole))
                     && !words::is_near(key, known) =>
             {

@@ -86,9 +86,35 @@ impl What {
 
 /// Everything that the schema has against the document.
 pub(super) fn check(schema: Schema, document: &Node) -> Vec<Problem> {
-    let mut walk = Walk { root: schema.root(), path: Vec::new(), found: Vec::new(), steps: 0 };
+    let mut walk = Walk::new(schema);
     walk.check(schema.root(), document, document.mark);
-    let mut found = walk.found;
+    sorted(walk.found)
+}
+
+/// The same for a network configuration, which may stand under `network:`. Which of the two forms is
+/// meant is plain to see, and not left to the schema's `oneOf`, which would speak of the other one.
+pub(super) fn check_network(schema: Schema, document: &Node) -> Vec<Problem> {
+    let name = match schema {
+        Schema::NetworkV1 => "#/$defs/network_config_version1",
+        _ => "#/$defs/network_config_version2",
+    };
+    let mut walk = Walk::new(schema);
+    let Some(plain) = walk.root.find(name) else { return Vec::new() };
+    match document.entry("network") {
+        None => walk.check(plain, document, document.mark),
+        Some(network) => {
+            walk.check_entry(plain, "network", network);
+            for Entry { key, .. } in document.entries() {
+                let Some(name) = key.text().filter(|name| *name != "network") else { continue };
+                let what = What::UnknownKey { key: name.to_owned(), known: vec!["network"] };
+                walk.within(Step::Key(name.to_owned()), |walk| walk.problem(key.mark, what));
+            }
+        }
+    }
+    sorted(walk.found)
+}
+
+fn sorted(mut found: Vec<Problem>) -> Vec<Problem> {
     // A value of the wrong type is none of the allowed ones either, which need not be said.
     let mistyped: Vec<Mark> = marks_of(&found, |what| matches!(what, What::Type { .. }));
     found.retain(|p| !(matches!(p.what, What::Value { .. }) && mistyped.contains(&p.mark)));
@@ -123,6 +149,10 @@ struct Walk {
 }
 
 impl Walk {
+    fn new(schema: Schema) -> Self {
+        Self { root: schema.root(), path: Vec::new(), found: Vec::new(), steps: 0 }
+    }
+
     fn check(&mut self, schema: &'static Json, node: &Node, mark: Mark) {
         self.steps += 1;
         if self.steps > STEPS_MAX || node.value == Value::Unknown {
@@ -319,7 +349,8 @@ impl Walk {
             // All speak of the value of `type`: it is the one that is wrong.
             let types = all
                 .iter()
-                .filter(|p| p.path.ends_with(".type") && matches!(p.what, What::Value { .. }));
+                .filter(|p| p.depth == depth + 1 && p.path.ends_with(".type"))
+                .filter(|p| matches!(p.what, What::Value { .. }));
             if types.clone().count() >= right.len() {
                 return joined(types.cloned());
             }

@@ -205,6 +205,34 @@ fn meta_data_and_network_configuration_are_checked() {
                 "2:65 error unknown-key ethernets.eth0.nameservers.adresses",
             ],
         ),
+        (
+            Kind::NetworkConfig,
+            "network:\n  version: 2\n  ethernets: {eth0: {mtu: a, gateway4: [b]}}\nfoo: 1\n",
+            &[
+                "3:27 error wrong-type network.ethernets.eth0.mtu",
+                "3:30 error wrong-type network.ethernets.eth0.gateway4",
+                "4:1 error unknown-key foo",
+            ],
+        ),
+        (
+            Kind::NetworkConfig,
+            "version: 1\nconfig:\n- {type: physcal, name: a}\n- {type: vlam, name: b}\n\
+             - {type: bond, name: 3}\n- {type: physical}\n",
+            &[
+                "3:10 error wrong-value config[0].type",
+                "4:10 error wrong-value config[1].type",
+                "5:22 error wrong-type config[2].name",
+                "6:3 error missing-key config[3]",
+            ],
+        ),
+        (
+            Kind::NetworkConfig,
+            "network:\n  version: 1\n  config: [{type: physical}, {type: physical, name: 3}]\n",
+            &[
+                "3:12 error missing-key network.config[0]",
+                "3:53 error wrong-type network.config[1].name",
+            ],
+        ),
     ] {
         assert_eq!(found(kind, text.as_bytes()), expected, "{text:?}");
     }

@@ -10,7 +10,7 @@ use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle, Tag};
 
 /// A place in a text, both counted from 1, the column in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -331,6 +331,8 @@ fn remedy(line: &str) -> Option<&'static str> {
 /// A collection that is not at its end yet.
 struct Open {
     mark: Mark,
+    /// Written as `[…]` or `{…}`.
+    is_flow: bool,
     anchor: usize,
     tag: Option<String>,
     weight: usize,
@@ -365,23 +367,39 @@ impl Builder {
                 return Err(Flaw::new(mark, what).with_hint("give each its own name"));
             }
             Event::Scalar(text, style, anchor, tag) => {
+                if style == ScalarStyle::Plain {
+                    self.refuse_question(&text, mark)?;
+                }
                 let value = scalar::resolve(&text, style, named(tag).as_deref())
                     .map_err(|(what, hint)| Flaw { hint, ..Flaw::new(mark, what) })?;
                 let node = Rc::new(Node { mark, value, weight: 1 });
                 self.define(anchor, &node);
                 return self.put(node);
             }
-            Event::SequenceStart(_, anchor, tag) => {
-                return self.begin(mark, anchor, named(tag), Body::List(Vec::new()));
+            Event::SequenceStart(style, anchor, tag) => {
+                return self.begin(mark, style, anchor, named(tag), Body::List(Vec::new()));
             }
-            Event::MappingStart(_, anchor, tag) => {
+            Event::MappingStart(style, anchor, tag) => {
                 let body = Body::Map { entries: Vec::new(), key: None };
-                return self.begin(mark, anchor, named(tag), body);
+                return self.begin(mark, style, anchor, named(tag), body);
             }
             Event::SequenceEnd | Event::MappingEnd => return self.end(),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Between brackets, PyYAML ends a text without quotes before a `?`, and expects no key there.
+    fn refuse_question(&self, text: &str, mark: Mark) -> Result<(), Flaw> {
+        let Some(at) = text.find('?').filter(|_| self.open.iter().any(|open| open.is_flow)) else {
+            return Ok(());
+        };
+        let mark = match mark.last_line == mark.line {
+            true => Mark { width: 1, column: mark.column + text[..at].chars().count(), ..mark },
+            false => mark,
+        };
+        let what = "a `?` in a text without quotes, which ends the text between `[…]` and `{…}`";
+        Err(Flaw::new(mark, what).with_hint("quote the text"))
     }
 
     fn expects_key(&self) -> bool {
@@ -401,6 +419,7 @@ impl Builder {
     fn begin(
         &mut self,
         mark: Mark,
+        style: StructureStyle,
         anchor: usize,
         tag: Option<String>,
         body: Body,
@@ -408,7 +427,8 @@ impl Builder {
         if self.open.len() >= DEPTH_MAX {
             return Err(Flaw::new(mark, format!("nested more than {DEPTH_MAX} levels deep")));
         }
-        self.open.push(Open { mark, anchor, tag, weight: 1, body });
+        let is_flow = style == StructureStyle::Flow;
+        self.open.push(Open { mark, is_flow, anchor, tag, weight: 1, body });
         Ok(())
     }
 

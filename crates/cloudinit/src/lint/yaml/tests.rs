@@ -248,11 +248,24 @@ const DOCUMENTS: &[&str] = &[
     "a: b, c\n",
     "a: !\n",
     "a: ! 1\nb: ! '1'\n",
+    "a: [wget, -O, /x, http://h/f?id=3]\n",
+    "a: {b: c?d}\n",
+    "a: {b?c: d}\n",
+    "a: [b ?c]\n",
+    "a: [b\n ?c]\n",
+    "a: [b?]\n",
+    "a: [-?]\n",
+    "a: {b: ?c}\n",
+    "a: [b, {c: [d?e]}]\n",
+    "a: [{b: c}, d?e: f]\n",
+    "a: ['b?c', \"d?e\", ? f]\n",
+    "a:\n- [b]\n- c?d\n- e ?f\ng?h: [i]\n",
+    "a: ?b\n",
 ];
 
 /// What nobody writes, and is read otherwise: refused here and read by PyYAML, since YAML 1.2 wants a
 /// space or a key there; or the other way round.
-const REFUSED_HERE: &[&str] = &["{a:[b]}\n", "[a]#\n", "?\n: a\n"];
+const REFUSED_HERE: &[&str] = &["{a:[b]}\n", "[a]#\n", "?\n: a\n", "[?a]\n", "{?a: b}\n"];
 const REFUSED_THERE: &[&str] = &["a: \u{85}b\n", "a: {b\n c: d}\n", "%Y*aML 1.1\n---\na: 1\n"];
 
 #[test]
@@ -321,6 +334,7 @@ fn what_is_wrong_has_its_place() {
         ("a: \u{7f}\n", 1, 4, "U+007F"),
         ("a: 1\n---\nb: 1\n", 2, 1, "a second document"),
         ("a: =\n", 1, 4, "`=`"),
+        ("a:\n- [wget, http://h/f?id=3]\n", 2, 20, "a `?`"),
         ("a: 2001-13-45\n", 1, 4, "looks like a date"),
         ("a: &x 1\nb: &x 2\n", 2, 4, "stands twice"),
     ] {
