@@ -115,7 +115,7 @@ fn what_is_risky_or_old_is_a_warning() {
                 "#cloud-config\napt_update: true\nusers:\n- {name: a, lock-passwd: true}\n",
             ),
             ("twice.yaml", "#cloud-config\nruncmd: [a]\nruncmd: [b]\n"),
-            ("script.sh", "#!/bin/sh\r\necho hello\r\n"),
+            ("script.sh", "#!/bin/sh\necho hello\r\n"),
             ("net.yaml", "version: 2\nethernets:\n  eth0:\n    adresses: [10.0.0.5/24]\n"),
             ("network-config", "network:\n  version: 1\n  ethernets: {eth0: {dhcp4: true}}\n"),
         ],

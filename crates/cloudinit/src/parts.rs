@@ -177,6 +177,8 @@ impl Header {
             let text = String::from_utf8_lossy(line);
             let text = text.trim_end_matches(['\r', '\n']);
             match (text.split_once(':'), fields.last_mut()) {
+                // The line of an envelope, as mailboxes have it.
+                _ if text.starts_with("From ") && rest.len() == document.len() => {}
                 _ if text.is_empty() => return (Self(fields), after),
                 (_, Some((_, value))) if text.starts_with([' ', '\t']) => value.push_str(text),
                 (Some((name, value)), _) if !name.contains([' ', '\t']) && !name.is_empty() => {
@@ -354,6 +356,7 @@ mod tests {
             format!("{head}\r\n--B;=1\r\nX: y\r\n\r\none\r\ntwo\r\n--B;=1--\r\n"),
             format!("{head}\n--B;=1\n\n--B;=1x\n--B;=1--\n"),
             "MIME-Version: 1.0\nContent-type: Text/Cloud-Config\n\n#cloud-config\n".to_owned(),
+            format!("From nobody Mon Nov 23 00:51:48 2026\n{head}\n--B;=1\n\na\n--B;=1--\n"),
             format!(
                 "{head}\n--B;=1\nContent-Disposition: attachment; filename=\"a \\\"b.sh\"\n\
                  Content-Transfer-Encoding: base64\n\nIyEvYmlu\nL3No\nCg==\n--B;=1\n\

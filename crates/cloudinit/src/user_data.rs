@@ -87,11 +87,6 @@ impl Format {
         let known = headers.filter(|(header, _)| begin.starts_with(header.as_bytes()));
         known.max_by_key(|(header, _)| header.len()).map(|(_, format)| format)
     }
-
-    /// True if the guest's kernel reads the first line as the path of an interpreter.
-    const fn is_executed(self) -> bool {
-        matches!(self, Self::Script | Self::Boothook)
-    }
 }
 
 /// The headers that stand on a line of their own.
@@ -227,18 +222,10 @@ pub(crate) fn recognise(content: &[u8]) -> Result<Format, Refusal> {
             "save the file as UTF-8 without BOM",
         ));
     }
-    let Some(format) = format_of_line(first_line(content)).or_else(|| mime_of(content)) else {
+    let exact = format_of_line(first_line(content)).or_else(|| mime_of(content));
+    let Some(format) = exact.or_else(|| loosely(content)) else {
         return Err(headless(content));
     };
-    let is_crlf = first_line(content).ends_with(b"\r");
-    if is_crlf && format.is_executed() {
-        let refusal = Refusal::new(
-            Code::CrLf,
-            "the lines end in CR LF, with which no interpreter starts",
-            "convert the line ends, for example with `dos2unix`",
-        );
-        return Err(refusal.at_line(1));
-    }
     if format == Format::Mime && !has_mime_version(content) {
         return Err(Refusal::new(
             Code::Packing,
@@ -264,9 +251,41 @@ fn format_of_line(line: &[u8]) -> Option<Format> {
     HEADERS.into_iter().find(|(header, _)| is(header)).map(|(_, format)| format)
 }
 
-/// MIME, if the first line is a header field of such a document.
+/// The format of a header that is not written as documented, and is taken all the same: with white space
+/// before it, in other letters, or with more behind it. What has to be the first line for a kernel, for
+/// Jinja or for the handler of the format is not taken so.
+fn loosely(content: &[u8]) -> Option<Format> {
+    let trimmed = content.trim_ascii_start();
+    let line = first_line(content).to_ascii_lowercase();
+    Format::of_beginning(content).filter(|format| match format {
+        Format::CloudConfig
+        | Format::CloudConfigArchive
+        | Format::Include
+        | Format::IncludeOnce
+        | Format::PartHandler => true,
+        Format::CloudConfigPatch => trimmed.starts_with(b"#cloud-config-jsonp"),
+        Format::Boothook => content.starts_with(b"#cloud-boothook"),
+        Format::Jinja => format_of_line(&line) == Some(Format::Jinja),
+        Format::Script | Format::Mime | Format::Gzip => false,
+    })
+}
+
+/// The line of the header, counted from 1, if that is not written as documented.
+pub(crate) fn loose_header(content: &[u8]) -> Option<usize> {
+    let is_exact = format_of_line(first_line(content)).is_some() || mime_of(content).is_some();
+    if is_exact || loosely(content).is_none() {
+        return None;
+    }
+    let blank = content.len() - content.trim_ascii_start().len();
+    Some(content[..blank].iter().filter(|b| **b == b'\n').count() + 1)
+}
+
+/// MIME, if the first line is a header field of such a document, or the envelope's line before it.
 fn mime_of(content: &[u8]) -> Option<Format> {
     let line = first_line(content);
+    if line.starts_with(b"From ") && has_mime_version(content) {
+        return Some(Format::Mime);
+    }
     let field = &line[..line.iter().position(|b| *b == b':')?];
     let is_mime = field.eq_ignore_ascii_case(b"content-type")
         || (is_field_name(field) && has_mime_version(content));
@@ -359,6 +378,14 @@ mod tests {
             ("Content-Type: text/x-shellscript\nMIME-Version: 1.0\n\n", Format::Mime),
             ("MIME-Version: 1.0\n", Format::Mime),
             ("Subject: x\nmime-version: 1.0\n", Format::Mime),
+            ("From nobody Mon Nov 23\nMIME-Version: 1.0\n", Format::Mime),
+            ("#!/bin/sh\r\n", Format::Script),
+            ("\n\n#cloud-config", Format::CloudConfig),
+            (" #Cloud-Config:\na: 1", Format::CloudConfig),
+            ("#cloud-configuration\n", Format::CloudConfig),
+            ("#cloud-config-Archive\n", Format::CloudConfigArchive),
+            ("\n#cloud-config-jsonp\n", Format::CloudConfigPatch),
+            ("## Template: Jinja\n", Format::Jinja),
         ] {
             assert_eq!(UserData::parse("u", content).unwrap().format(), format, "{content}");
         }
@@ -420,22 +447,14 @@ mod tests {
                 "`u` line 1: expected a header such as `#cloud-config`, got `##template:jinja`",
                 "exactly as `## template: jinja`",
             ),
-            (
-                "#cloud-configuration\n",
-                "`u` line 1: expected a header such as `#cloud-config`, got `#cloud-configuration`",
-                "without a header",
-            ),
-            ("\n\n#cloud-config", "`u` line 3: the header is not at the very start", "remove"),
+            ("\n\n#!/bin/sh", "`u` line 3: the header is not at the very start", "remove"),
+            ("\n## template: jinja", "`u` line 2: the header is not at the very start", "remove"),
+            (" #cloud-boothook", "`u` line 1: the header is not at the very start", "remove"),
             (" #!/bin/sh", "`u` line 1: the header is not at the very start", "remove"),
             (
                 "\u{feff}#cloud-config",
                 "`u`: begins with a byte-order mark, behind which cloud-init sees no header",
                 "without BOM",
-            ),
-            (
-                "#!/bin/sh\r\n",
-                "`u` line 1: the lines end in CR LF, with which no interpreter starts",
-                "dos2unix",
             ),
             (
                 "Content-Type: multipart/mixed\n",

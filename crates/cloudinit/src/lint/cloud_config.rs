@@ -82,16 +82,18 @@ fn check_document(source: &mut Source<'_>, document: &Node) {
 
 /// `#cloud-config-jsonp`: a JSON patch (RFC 6902).
 pub(super) fn check_patch(source: &mut Source<'_>) {
-    let text = source.text.split_once('\n').map_or("", |(_, text)| text);
+    // Blank lines may come before the header.
+    let blank = source.text.lines().take_while(|line| line.trim().is_empty()).count();
+    let before = blank + 1;
+    let text = source.text.splitn(before + 1, '\n').nth(before).unwrap_or_default();
     let report = match serde_json::from_str::<serde_json::Value>(text) {
         Ok(serde_json::Value::Array(_)) => return,
-        Ok(_) => {
-            Report::error(Code::NotAMapping, "expected a list of operations").at(Mark::at(2, 1))
-        }
+        Ok(_) => Report::error(Code::NotAMapping, "expected a list of operations")
+            .at(Mark::at(before + 1, 1)),
         Err(error) => {
             let what = error.to_string();
             let what = what.split(" at line ").next().unwrap_or_default().to_owned();
-            let mark = Mark::at(error.line() + 1, error.column().max(1));
+            let mark = Mark::at(error.line() + before, error.column().max(1));
             Report::error(Code::Yaml, format!("a JSON patch has to be JSON: {what}")).at(mark)
         }
     };

@@ -12,7 +12,7 @@ use super::text::{Place, Report, Source, utf8};
 use super::yaml::{self, Mark, Node, PLACEHOLDER};
 use super::{cloud_config, script};
 use crate::Format;
-use crate::user_data::recognise;
+use crate::user_data::{HEADERS, loose_header, recognise};
 
 /// Deepest nesting of pieces: a template in gzip in MIME in gzip is four.
 const DEPTH_MAX: usize = 8;
@@ -58,6 +58,10 @@ impl Parts<'_> {
             Ok(Format::Gzip) => self.gzip(content, &place, depth),
             Ok(format) => {
                 if let Some(text) = utf8(content, &place, self.findings) {
+                    if let Some(line) = loose_header(content) {
+                        let report = loose(format, text, line);
+                        Source::new(text, place.clone(), self.findings).push(report);
+                    }
                     self.format(format, text, &place, depth);
                 }
             }
@@ -292,6 +296,16 @@ impl Parts<'_> {
             script::check(&mut Source::new(text, place, self.findings));
         }
     }
+}
+
+/// Of a header that is taken, and not written as documented.
+fn loose(format: Format, text: &str, line: usize) -> Report {
+    let header = HEADERS.into_iter().find(|(_, other)| *other == format).map_or("", |(it, _)| it);
+    let width = text.lines().nth(line - 1).map_or(1, |text| text.chars().count());
+    let what = format!("this is not quite `{header}`: cloud-init takes it for that, others do not");
+    Report::warning(Code::MisspeltHeader, what)
+        .at(Mark { width: width.max(1), ..Mark::at(line, 1) })
+        .hint(format!("write the first line exactly as `{header}`"))
 }
 
 /// cloud-init's `DECOMP_TYPES`.

@@ -28,11 +28,13 @@ fn check_from(source: &mut Source<'_>, first: usize) {
         let report = Report::error(Code::NoInterpreter, what).at(whole);
         return source.push(report.hint("write `#!/bin/sh` as the first line of the script"));
     };
+    // cloud-init converts all the lines if the first one ends so (its `dos2unix`), and else none.
+    let is_converted = text.split('\n').next().is_some_and(|line| line.ends_with('\r'));
     let crlf = text.split('\n').skip(first - 1).position(|line| line.ends_with('\r'));
     let hint = "convert the line ends, for example with `dos2unix`";
-    match crlf {
+    match crlf.filter(|_| !is_converted) {
         Some(0) => {
-            let what = "the lines end in CR LF, with which no interpreter starts";
+            let what = "the line ends in CR LF, with which no interpreter starts";
             return source.push(Report::error(Code::CrLf, what).at(whole).hint(hint));
         }
         Some(number) => {
