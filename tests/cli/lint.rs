@@ -148,11 +148,11 @@ fn what_is_risky_or_old_is_a_warning() {
               hint: join the two, or remove one
             1 file checked: 0 errors, 1 warning
 
-            script.sh:1:1: error[crlf]: the lines end in CR LF, with which no interpreter starts
-            1 | #!/bin/sh
-              | ^^^^^^^^^
+            script.sh:2:1: warning[crlf]: a line ends in CR LF, where the interpreter takes the CR for a character
+            2 | echo hello
+              | ^
               hint: convert the line ends, for example with `dos2unix`
-            1 file checked: 1 error, 0 warnings
+            1 file checked: 0 errors, 1 warning
 
             net.yaml:4:5: warning[unknown-key]: cloud-init does not look at the key `adresses`
             4 |     adresses: [10.0.0.5/24]

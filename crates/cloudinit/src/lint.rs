@@ -26,7 +26,7 @@ pub use together::check_together;
 
 pub(crate) use configs::{Config, configs};
 use text::Source;
-pub(crate) use text::guarded;
+pub(crate) use text::{guarded, is_bare};
 pub(crate) use words::distance;
 
 /// What a file is for.

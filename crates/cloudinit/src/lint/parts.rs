@@ -8,7 +8,7 @@ use flate2::read::MultiGzDecoder;
 use super::finding::{Code, Finding};
 use super::mime::{self, Entity};
 use super::schema::shortened;
-use super::text::{Place, Report, Source, utf8};
+use super::text::{Place, Report, Source, guarded, is_bare, utf8};
 use super::yaml::{self, Mark, Node, PLACEHOLDER};
 use super::{cloud_config, script};
 use crate::Format;
@@ -89,7 +89,11 @@ impl Parts<'_> {
                     Some(line) => report.at(at(line)),
                     None => report,
                 };
-                Source::new(text, place, self.findings).push(report);
+                let mut source = Source::new(text, place, self.findings);
+                if is_bare(text) {
+                    source.hide_all();
+                }
+                source.push(report);
             }
         }
     }
@@ -383,7 +387,7 @@ fn check_include(source: &mut Source<'_>) {
         if !url.contains("://") && !url.starts_with('/') {
             let report = Report::error(
                 Code::WrongValue,
-                format!("expected a URL, got `{}`", shortened(url)),
+                format!("expected a URL, got `{}`", shortened(&guarded(url))),
             );
             source.push(report.at(Mark { width: line.chars().count(), ..Mark::at(number, 1) }));
         }

@@ -283,10 +283,55 @@ fn no_finding_shows_a_secret() {
         "#cloud-config\npassword: @hunter2\n",
         "password: hunter2\n",
         "#cloud-config\nubuntu_pro: {token: [hunter2]}\n",
+        "#cloud-config\nssh_keys:\n  rsa_private: |\n    -----BEGIN OPENSSH PRIVATE KEY-----\nhunter2\n",
+        "#cloud-config\na: |\n    -----BEGIN RSA PRIVATE KEY-----\n\thunter2\n    -----END RSA PRIVATE KEY-----\n",
+        "#cloud-config\nusers:\n- plain_text_passwd:\n    a\n    hunter2: x\n",
+        "#cloud-config\nusers:\n- name: a\n  passwd: >\n    a\n  \thunter2\n",
+        "#cloud-config\nusers:\n- name: a\n  passwd:\n    hunter2: x\n",
+        "hunter2\n",
+        "password=hunter2\n",
+        "a\npassword=hunter2\n",
+        "#include\nuser:hunter2@h\n",
+        "#cloud-config\nruncmd:\n- curl -H \"Authorization: Bearer hunter2\" https://x: y\n",
+        "#cloud-config\nruncmd: {x: \"curl -u me:hunter2 http://h\", y: z}\n",
+        "#cloud-config\nruncmd: {x: \"curl http://me:hunter2@h/\", y: z}\n",
+        "#cloud-config\nwrite_files:\n- path: /x\n  contnt: token=hunter2\n",
+        "#cloud-config\npassword: !hunter2\n",
+        "#cloud-config\npassword: *hunter2\n",
     ] {
         let findings = check(Kind::UserData, text.as_bytes());
         assert!(!findings.is_empty(), "{text}");
         assert!(!format!("{findings:?}").contains("hunter2"), "{text}: {findings:#?}");
+    }
+}
+
+/// Dates and times are passwords, too.
+#[test]
+fn no_finding_shows_a_password_that_is_a_date() {
+    for value in ["2001-13-45", "2001-12-13"] {
+        for text in [
+            format!("#cloud-config\nchpasswd: {{list: {value}}}\n"),
+            format!("#cloud-config\nusers: [{{name: b, passwd: {value}, foo: x}}]\n"),
+        ] {
+            let findings = format!("{:?}", check(Kind::UserData, text.as_bytes()));
+            assert!(findings.contains("code") && !findings.contains(value), "{text}: {findings}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_secret_is_shown() {
+    for (text, shown) in [
+        (
+            "#cloud-config\na: |\n -----BEGIN PRIVATE KEY-----\n x\n -----END PRIVATE KEY-----\n\tb: 1\n",
+            "\tb: 1",
+        ),
+        ("#cloud-config\nusers:\n- passwd: x\n  name: @me\n", "  name: @me"),
+        ("#cloud-config\nrun: {x: ls -u /home}\n", "run: {x: ls -u /home}"),
+        ("#cloud-config\nclone: git@h:x/y\n", "clone: git@h:x/y"),
+    ] {
+        let findings = check(Kind::UserData, text.as_bytes());
+        assert_eq!(findings[0].excerpt.as_deref(), Some(shown), "{text}");
     }
 }
 

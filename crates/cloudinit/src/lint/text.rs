@@ -64,8 +64,9 @@ pub(super) struct Source<'a> {
     pub(super) findings: &'a mut Vec<Finding>,
     /// Where secrets stand; as long as that is not known, they are looked for in each line.
     secrets: Option<Vec<Mark>>,
-    /// The text's lines, once one of them is shown.
-    lines: OnceCell<Vec<&'a str>>,
+    /// The text's lines, once one of them is shown, and whether each belongs to a secret that began in
+    /// a line before.
+    lines: OnceCell<Vec<(&'a str, bool)>>,
 }
 
 impl<'a> Source<'a> {
@@ -107,12 +108,18 @@ impl<'a> Source<'a> {
 
     /// The line's text without secrets, with as many columns as in the file.
     fn excerpt(&self, line: usize) -> Option<String> {
-        let text = self.lines.get_or_init(|| self.text.lines().collect()).get(line - 1)?;
+        let (text, is_hidden) = *self.lines.get_or_init(|| lines(self.text)).get(line - 1)?;
         let text = match &self.secrets {
             Some(marks) => without(text, line, marks),
+            None if is_hidden => "…".to_owned(),
             None => guarded(text),
         };
         Some(format!("{}{text}", " ".repeat(self.place.columns)))
+    }
+
+    /// Nothing of the text is shown.
+    pub(super) fn hide_all(&mut self) {
+        self.secrets = Some(vec![Mark { last_line: usize::MAX, ..Mark::at(1, 1) }]);
     }
 
     /// Notes where the document has passwords and private keys.
@@ -167,18 +174,65 @@ fn collect(node: &Node, is_hidden: bool, marks: &mut Vec<Mark>, seen: &mut usize
         Value::Map(entries) => {
             for entry in entries {
                 let key = entry.key.text().unwrap_or_default();
-                let is_list =
-                    key == "list" && matches!(entry.value.value, Value::Text(_) | Value::List(_));
+                let is_list = key == "list" && !matches!(entry.value.value, Value::Map(_));
+                collect(&entry.key, is_hidden, marks, seen);
                 collect(&entry.value, is_hidden || is_secret(key) || is_list, marks, seen);
             }
         }
         Value::List(items) => items.iter().for_each(|item| collect(item, is_hidden, marks, seen)),
-        Value::Text(text) if is_hidden || text.text.contains("PRIVATE KEY") => {
-            marks.push(node.mark);
-        }
-        Value::Int(_) | Value::Float(_) if is_hidden => marks.push(node.mark),
+        Value::Text(text) if is_hidden || has_credential(&text.text) => marks.push(node.mark),
+        Value::Null | Value::Bool(_) | Value::Text(_) => {}
+        _ if is_hidden => marks.push(node.mark),
         _ => {}
     }
+}
+
+/// Whether a text has a secret within, as commands and configuration files have.
+fn has_credential(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let mut before = "";
+    lower.contains("private key")
+        || ["authorization:", "bearer "].iter().any(|word| lower.contains(word))
+        || (is_secret(&lower) && lower.contains([':', '=']))
+        || lower.split_whitespace().any(|word| {
+            let is_login = matches!(std::mem::replace(&mut before, word), "-u" | "--user");
+            let authority = word.split_once("://").map_or(word, |(_, rest)| rest);
+            let user = authority.split_once('@').map_or("", |(user, _)| user);
+            (is_login && word.contains(':')) || user.contains(':')
+        })
+}
+
+/// The lines of a text that could not be read as YAML, and which of them continue a private key or the
+/// value of a key whose values are secret.
+fn lines(text: &str) -> Vec<(&str, bool)> {
+    let mut in_key = false;
+    // The column of the key whose value goes on below it.
+    let mut above = None;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let content = line.trim_start();
+        let indent = line.len() - content.len();
+        if let Some(column) = above {
+            let is_below = indent > column || (indent == column && content.starts_with('-'));
+            above = above.filter(|_| is_below || content.is_empty());
+        }
+        lines.push((line, in_key || above.is_some()));
+        if line.contains("PRIVATE KEY") {
+            in_key = !line.contains("END ");
+        }
+        if above.is_none() {
+            let key = content.trim_start_matches(['-', ' ']);
+            let is_meant =
+                key.split_once(':').is_some_and(|(key, _)| is_secret(key) || key == "list");
+            above = is_meant.then(|| line.len() - key.len());
+        }
+    }
+    lines
+}
+
+/// True of a file with one line that is neither a comment nor a key: likely a password.
+pub(crate) fn is_bare(text: &str) -> bool {
+    text.trim().lines().count() == 1 && !text.contains([':', '#', '<'])
 }
 
 /// A line without what the marks cover.
@@ -204,13 +258,16 @@ pub(crate) fn guarded(text: &str) -> String {
     if text.contains("PRIVATE KEY") {
         return "…".to_owned();
     }
-    let Some((key, value)) = text.split_once(':') else { return text.to_owned() };
-    if text.starts_with('#') && !is_secret(text) {
-        return text.to_owned();
+    if has_credential(text) || (is_secret(text) && !text.starts_with('#')) {
+        return match text.find([':', '=']) {
+            Some(at) => format!("{}…", &text[..=at]),
+            None => "…".to_owned(),
+        };
     }
+    let Some((key, value)) = text.split_once(':') else { return text.to_owned() };
     let name = key.rsplit([' ', '{', ',']).next().unwrap_or(key);
     let is_pair = !value.is_empty() && !value.starts_with([' ', '/']) && !name.contains(['"', '/']);
-    if is_secret(text) || is_pair {
+    if is_pair && !text.starts_with('#') {
         return format!("{key}:…");
     }
     text.to_owned()

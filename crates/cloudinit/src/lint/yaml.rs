@@ -363,8 +363,8 @@ impl Builder {
             Event::DocumentStart(..) => return self.document(mark),
             Event::Alias(anchor) => return self.alias(anchor, mark),
             Event::Anchor(_, name) if !self.names.insert(name.clone().into_owned()) => {
-                let what = format!("the anchor `&{name}` stands twice");
-                return Err(Flaw::new(mark, what).with_hint("give each its own name"));
+                return Err(Flaw::new(mark, "the same anchor stands twice")
+                    .with_hint("give each its own name"));
             }
             Event::Scalar(text, style, anchor, tag) => {
                 if style == ScalarStyle::Plain {

@@ -50,9 +50,11 @@ pub(super) fn tagged(value: Value, tag: Option<&str>) -> Result<Value, Wrong> {
 }
 
 fn unknown_tag<T>(tag: &str) -> Result<T, Wrong> {
-    let shown = tag.strip_prefix(CORE).map_or_else(|| tag.to_owned(), |tag| format!("!!{tag}"));
+    // A password may begin with `!`.
+    let shown =
+        tag.strip_prefix(CORE).map_or("a tag".to_owned(), |tag| format!("the tag `!!{tag}`"));
     wrong(
-        format!("the tag `{shown}`, which cloud-init does not read here"),
+        format!("{shown}, which cloud-init does not read here"),
         "remove it; a text that begins with `!` needs quotes",
     )
 }
@@ -213,7 +215,7 @@ fn timestamp(text: &str) -> Option<Result<Value, Wrong>> {
     let (year, month, day) = (parse(year), parse(month) as i8, parse(day) as i8);
     if year == 0 || jiff::civil::Date::new(year, month, day).is_err() {
         return Some(wrong(
-            format!("`{text}` looks like a date and is none, on which cloud-init stops reading"),
+            "this looks like a date and is none, on which cloud-init stops reading",
             "quote it",
         ));
     }
