@@ -330,14 +330,17 @@ fn a_list_that_another_piece_replaces_is_told() {
 fn what_cloud_init_takes_is_taken_without_the_linter() {
     let cli = Cli::from_env();
     for (text, code) in [
-        ("\n#cloud-config\nruncmd: [a]\n", 0),
-        ("#Cloud-Config\nruncmd: [a]\n", 0),
-        ("runcmd: [a]\n", 2),
+        ("\n#cloud-config\nruncmd: [a]\n", [0, 0]),
+        ("#Cloud-Config\nruncmd: [a]\n", [0, 0]),
+        ("#!/bin/sh\r\necho\r\n", [0, 0]),
+        ("\n#!/bin/sh\n", [2, 0]),
+        ("runcmd: [a]\n", [2, 2]),
     ] {
         write(&cli, "a", text);
-        let build = ["seed", "build", "--hostname", "h", "-o", "a.iso", "--user-data", "a"];
-        assert_eq!(cli.run(build).code, Some(2), "{text}");
-        let output = cli.run([&build[..], &["--no-lint"]].concat());
-        assert_eq!(output.code, Some(code), "{output}");
+        let build = ["seed", "build", "--hostname", "h", "--user-data", "a", "-o"];
+        for (flags, code) in [(&["-"][..], code[0]), (&["-", "--no-lint"], code[1])] {
+            let output = cli.run([&build[..], flags].concat());
+            assert_eq!(output.code, Some(code), "{text} {flags:?}");
+        }
     }
 }
