@@ -27,8 +27,11 @@ pub(super) fn check_template(source: &mut Source<'_>) {
         Err(flaw) => {
             let what = "this template cannot be judged before it is rendered";
             let report = Report::warning(Code::Template, what).at(flaw.mark);
-            source
-                .push(report.hint("render it, for example with `cloud-init query`, and lint that"));
+            source.push(
+                report.hint(
+                    "render it, with `cloud-init devel render FILE` in a guest, and lint that",
+                ),
+            );
         }
     }
 }

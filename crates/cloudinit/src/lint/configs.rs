@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::parts::without_expressions;
+use super::parts::{Remains, without_expressions};
 use super::yaml::{self, Node};
 use crate::{Format, Parts};
 
@@ -66,7 +66,7 @@ fn config(text: &str) -> Option<Config> {
         return read(text).map(Config::Read);
     }
     let body = text.trim_start().split_once('\n').map_or("", |(_, body)| body);
-    let (body, has_statements) = without_expressions(body);
+    let Remains { text: body, has_statements, .. } = without_expressions(body);
     if Format::of_beginning(body.as_bytes()) != Some(Format::CloudConfig) {
         return None;
     }

@@ -12,7 +12,7 @@ use super::text::{Place, Report, Source, guarded, is_bare, utf8};
 use super::yaml::{self, Mark, Node, PLACEHOLDER};
 use super::{cloud_config, script};
 use crate::Format;
-use crate::user_data::{HEADERS, loose_header, recognise};
+use crate::user_data::{GZIP_MAGIC, HEADERS, has_mime_version, loose_header, recognise};
 
 /// Deepest nesting of pieces: a template in gzip in MIME in gzip is four.
 const DEPTH_MAX: usize = 8;
@@ -55,7 +55,7 @@ impl Parts<'_> {
 
     fn begun(&mut self, content: &[u8], place: Place, depth: usize, headless: Headless) {
         match recognise(content) {
-            Ok(Format::Gzip) => self.gzip(content, &place, depth),
+            Ok(Format::Gzip) => self.gzip(content, &place, depth, false),
             Ok(format) => {
                 if let Some(text) = utf8(content, &place, self.findings) {
                     if let Some(line) = loose_header(content) {
@@ -121,15 +121,22 @@ impl Parts<'_> {
         }
     }
 
-    fn gzip(&mut self, content: &[u8], place: &Place, depth: usize) {
+    /// `is_part` of what is within a MIME document or an archive.
+    fn gzip(&mut self, content: &[u8], place: &Place, depth: usize, is_part: bool) {
         let mut bytes = Vec::new();
-        let read = MultiGzDecoder::new(content).take(UNPACKED_MAX + 1).read_to_end(&mut bytes);
+        let read = unpack(content, &mut bytes);
         let report = match read {
             Err(error) => format!("gzip that cannot be unpacked: {error}"),
             Ok(_) if bytes.len() as u64 > UNPACKED_MAX => {
                 format!("gzip that unpacks to more than {} MiB", UNPACKED_MAX >> 20)
             }
-            Ok(_) if depth == 0 => "gzip within gzip".to_owned(),
+            Ok(_) if depth == 0 || bytes.starts_with(GZIP_MAGIC) => {
+                "gzip within gzip, which cloud-init does not open".to_owned()
+            }
+            Ok(_) if is_part && has_mime_version(&bytes) => {
+                "a MIME document within gzip, which cloud-init opens only if it stands alone"
+                    .to_owned()
+            }
             Ok(_) => {
                 let part = Some(within(place, "unpacked"));
                 return self.whole(&bytes, Place { part, lines: 0, columns: 0 }, depth - 1);
@@ -141,8 +148,15 @@ impl Parts<'_> {
     /// A Jinja template: what it becomes is not known, but what stands round the expressions is.
     fn template(&mut self, text: &str, place: &Place, depth: usize) {
         let body = text.split_once('\n').map_or("", |(_, body)| body);
-        let (body, has_statements) = without_expressions(body);
         let mut place = Place { lines: place.lines + 1, ..place.clone() };
+        let remains = without_expressions(body);
+        if let Some((mark, close)) = remains.unclosed {
+            let what = "this has no end, and cloud-init renders nothing of such a template";
+            let report = Report::error(Code::Template, what).at(mark);
+            return Source::new(body, place, self.findings)
+                .push(report.hint(format!("end it with `{close}`")));
+        }
+        let Remains { text: body, has_statements, .. } = remains;
         // What is left of statements and comments is blank, and cloud-init strips it.
         let blank = body.len() - body.trim_start().len();
         let skipped = body[..blank].matches('\n').count();
@@ -276,7 +290,9 @@ impl Parts<'_> {
             "text/x-include-once-url" => Format::IncludeOnce,
             "text/part-handler" => Format::PartHandler,
             "text/jinja2" => Format::Jinja,
-            gzip if GZIP_TYPES.contains(&gzip) => return self.gzip(content, &place, depth - 1),
+            gzip if GZIP_TYPES.contains(&gzip) => {
+                return self.gzip(content, &place, depth - 1, true);
+            }
             multipart
                 if multipart.starts_with("multipart/") || multipart.starts_with("message/") =>
             {
@@ -310,6 +326,24 @@ fn loose(format: Format, text: &str, line: usize) -> Report {
     Report::warning(Code::MisspeltHeader, what)
         .at(Mark { width: width.max(1), ..Mark::at(line, 1) })
         .hint(format!("write the first line exactly as `{header}`"))
+}
+
+/// Unpacks gzip, which zeros may follow: Python passes over them. A member may end in zeros, too.
+fn unpack(content: &[u8], bytes: &mut Vec<u8>) -> std::io::Result<usize> {
+    let unpacked = MultiGzDecoder::new(content).take(UNPACKED_MAX + 1).read_to_end(bytes);
+    let end = content.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
+    if unpacked.is_ok() || end == content.len() {
+        return unpacked;
+    }
+    // The length at a member's end is most often less than 16 MiB: its last byte is zero.
+    for end in end..=(end + 8).min(content.len()) {
+        bytes.clear();
+        let cut = MultiGzDecoder::new(&content[..end]).take(UNPACKED_MAX + 1).read_to_end(bytes);
+        if cut.is_ok() {
+            return cut;
+        }
+    }
+    unpacked
 }
 
 /// cloud-init's `DECOMP_TYPES`.
@@ -347,28 +381,47 @@ fn block_place(text: &str, node: &Node, place: &Place) -> Option<(usize, usize)>
     Some((place.lines + first, place.columns + indent.checked_sub(own)?))
 }
 
-/// The text with each `{{ … }}` as placeholders and each `{% … %}` and `{# … #}` blank, at the same
-/// lines and columns; and whether there were statements.
-pub(super) fn without_expressions(text: &str) -> (String, bool) {
-    let mut out = String::with_capacity(text.len());
-    let mut has_statements = false;
+/// What is left of a template.
+pub(super) struct Remains {
+    /// The text with each `{{ … }}` as placeholders and each `{% … %}` and `{# … #}` blank, at the same
+    /// lines and columns.
+    pub(super) text: String,
+    pub(super) has_statements: bool,
+    /// Where an expression, statement or comment begins that has no end, and what ends it.
+    unclosed: Option<(Mark, &'static str)>,
+}
+
+pub(super) fn without_expressions(text: &str) -> Remains {
+    let mut remains =
+        Remains { text: String::with_capacity(text.len()), has_statements: false, unclosed: None };
     let mut rest = text;
-    while let Some(at) =
-        rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min()
-    {
+    while let Some(at) = opening(rest) {
         let (close, filler) = match &rest[at..at + 2] {
             "{{" => ("}}", PLACEHOLDER),
             "{%" => ("%}", ' '),
             _ => ("#}", ' '),
         };
-        has_statements |= close == "%}";
-        let end = rest[at + 2..].find(close).map_or(rest.len(), |end| at + 2 + end + 2);
-        out.push_str(&rest[..at]);
-        out.extend(rest[at..end].chars().map(|c| if c == '\n' { c } else { filler }));
+        remains.has_statements |= close == "%}";
+        let end = rest[at + 2..].find(close).map(|end| at + 2 + end + 2);
+        if end.is_none() {
+            let before = &text[..text.len() - rest.len() + at];
+            let line = before.matches('\n').count() + 1;
+            let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+            remains.unclosed = Some((Mark { width: 2, ..Mark::at(line, column) }, close));
+        }
+        let end = end.unwrap_or(rest.len());
+        remains.text.push_str(&rest[..at]);
+        remains.text.extend(rest[at..end].chars().map(|c| if c == '\n' { c } else { filler }));
         rest = &rest[end..];
     }
-    out.push_str(rest);
-    (out, has_statements)
+    remains.text.push_str(rest);
+    remains
+}
+
+/// Where the next `{{`, `{%` or `{#` is.
+fn opening(text: &str) -> Option<usize> {
+    let mut braces = text.match_indices('{').map(|(at, _)| at);
+    braces.find(|at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
 }
 
 /// `#include`: a URL a line.

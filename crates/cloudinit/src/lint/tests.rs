@@ -140,6 +140,8 @@ fn what_no_schema_sees_is_found() {
             "## template: jinja\n#cloud-config\npackagess: [{{ v1.region }}]\n",
             &["3:1 error unknown-key packagess"],
         ),
+        ("## template: jinja\n#cloud-config\nhostname: {{ v1.x \n", &["3:11 error template"]),
+        ("## template: jinja\n#cloud-config\n{# x\nhostname: a\n", &["3:1 error template"]),
         (
             "## template: jinja\n#cloud-config\n{% for i in x %}\n a: {{ i }}\n{% endfor %}\nb: 1\n",
             &["6:1 warning template"],
@@ -166,6 +168,12 @@ fn packed_user_data_is_looked_into() {
     gzip.write_all(b"#cloud-config\npackages: vim\n").unwrap();
     let mut gzip = gzip.finish().unwrap();
     assert_eq!(found(Kind::UserData, &gzip), ["2:11 error wrong-type packages in unpacked"]);
+    // Python passes over zeros at the end.
+    let padded = [&gzip[..], &[0; 512]].concat();
+    assert_eq!(found(Kind::UserData, &padded), ["2:11 error wrong-type packages in unpacked"]);
+    let mut twice = GzEncoder::new(Vec::new(), Compression::fast());
+    twice.write_all(&gzip).unwrap();
+    assert_eq!(found(Kind::UserData, &twice.finish().unwrap()), ["-:- error packing"]);
     gzip.truncate(20);
     assert_eq!(found(Kind::UserData, &gzip), ["-:- error packing"]);
 
@@ -377,6 +385,13 @@ fn hostile_files_cost_little() {
     check(Kind::UserData, bomb.as_bytes());
     check(Kind::UserData, format!("#cloud-config\nruncmd: {}", "[".repeat(1 << 16)).as_bytes());
     check(Kind::UserData, format!("#cloud-config\n{}", "a: 1\n".repeat(1 << 16)).as_bytes());
+    check(
+        Kind::UserData,
+        format!("## template: jinja\n{}", "{{ x }}{% a %}".repeat(1 << 16)).as_bytes(),
+    );
+    let line = format!("#cloud-config\nruncmd: [{}]\n", "{a: 1},".repeat(100_000));
+    let findings = check(Kind::UserData, line.as_bytes());
+    assert!(findings.iter().all(|finding| finding.excerpt.is_none()));
     let keys: String = (0..1 << 14).map(|number| format!("a{number}: 1\n")).collect();
     assert_eq!(check(Kind::UserData, format!("#cloud-config\n{keys}").as_bytes()).len(), 1000);
     check(Kind::UserData, format!("#include\n{}", "x\n".repeat(1 << 18)).as_bytes());

@@ -109,6 +109,9 @@ impl<'a> Source<'a> {
     /// The line's text without secrets, with as many columns as in the file.
     fn excerpt(&self, line: usize) -> Option<String> {
         let (text, is_hidden) = *self.lines.get_or_init(|| lines(self.text)).get(line - 1)?;
+        if text.len() > LINE_MAX {
+            return None;
+        }
         let text = match &self.secrets {
             Some(marks) => without(text, line, marks),
             None if is_hidden => "…".to_owned(),
@@ -129,6 +132,9 @@ impl<'a> Source<'a> {
         self.secrets = Some(marks);
     }
 }
+
+/// Most bytes of a line that is shown. Nobody reads longer ones, and each finding would copy it.
+const LINE_MAX: usize = 4096;
 
 /// The content as text; where it is none, that is reported.
 pub(super) fn utf8<'a>(

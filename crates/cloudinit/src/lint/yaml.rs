@@ -299,6 +299,14 @@ fn syntax(text: &str, error: &ScanError) -> Flaw {
     if let Some(column) = line[..blank].chars().position(|c| c == '\t') {
         return tab(Mark { column: column + 1, ..mark });
     }
+    // A tab on the next line ends a text that goes on there, as the parser sees it.
+    let next = text.lines().zip(1..).skip(mark.line).find(|(line, _)| !line.trim().is_empty());
+    if let (true, Some((next, number))) = (error.info().contains("found a tab"), next) {
+        let blank = next.len() - next.trim_start().len();
+        if let Some(at) = next[..blank].find('\t') {
+            return tab(Mark::at(number, at + 1));
+        }
+    }
     let flaw = Flaw::new(mark, lower(&error.info()));
     match remedy(line) {
         Some(hint) => flaw.with_hint(hint),

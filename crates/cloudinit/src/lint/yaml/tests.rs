@@ -330,6 +330,8 @@ fn what_is_wrong_has_its_place() {
     for (text, line, column, what) in [
         ("a: 1\nb:\n\t- 1\n", 3, 1, "a tab"),
         ("a: 1 \t# c\n", 1, 6, "a tab"),
+        ("a:\n  - b\n\t- c\n", 3, 1, "a tab"),
+        ("a: b\n\tc: d\n", 2, 1, "a tab"),
         ("a: {{ b }}\n", 1, 5, "a mapping as a key"),
         ("a: \u{7f}\n", 1, 4, "U+007F"),
         ("a: 1\n---\nb: 1\n", 2, 1, "a second document"),
