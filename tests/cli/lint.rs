@@ -344,3 +344,13 @@ fn what_cloud_init_takes_is_taken_without_the_linter() {
         }
     }
 }
+
+#[test]
+fn a_kind_is_of_one_file() {
+    let cli = Cli::from_env();
+    fs_err::create_dir(cli.work().join("seed")).expect("a folder");
+    fs_err::write(cli.work().join("seed/user-data"), "#cloud-config\n").expect("a file");
+    let output = cli.run(["seed", "lint", "--kind", "user-data", "seed"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(output.stderr.contains("`seed` holds several files"), "{output}");
+}

@@ -22,6 +22,7 @@ mod words;
 mod yaml;
 
 pub use finding::{Code, Finding, Severity};
+pub use text::is_utf16;
 pub use together::check_together;
 
 pub(crate) use configs::{Config, configs};

@@ -75,10 +75,16 @@ pub(crate) fn run(args: &SeedLintArgs) -> Result<ExitCode, Failure> {
 /// Checks one file, folder or image.
 fn check(path: &Path, kind: Option<Kind>) -> Result<Vec<Checked>, Failure> {
     let name = path.display().to_string();
+    let is_one = path == Path::new("-") || !(path.is_dir() || is_image(path)?);
+    if let Some(kind) = kind.filter(|_| !is_one) {
+        let what = format!("`{name}` holds several files: `--kind {}` is of one", kind.name());
+        let hint = "leave out `--kind`: the names of the files tell";
+        return Err(Failure::new(Class::Usage, what).with_hint(hint));
+    }
     if path.is_dir() {
         return check_folder(path);
     }
-    if path != Path::new("-") && is_image(path)? {
+    if !is_one {
         let mut file = fs_err::File::open(path).map_err(|e| Failure::new(Class::Usage, e))?;
         let image = FoundImage::read(&mut file).map_err(|error| error.in_input(&name))?;
         let checked = check_image(&name, &image);
@@ -124,7 +130,7 @@ fn is_image(path: &Path) -> Result<bool, Failure> {
     let file = fs_err::File::open(path).map_err(failed)?;
     file.take(512).read_to_end(&mut start).map_err(|error| Failure::new(Class::Usage, error))?;
     let is_gzip = start.starts_with(&[0x1f, 0x8b]);
-    Ok(start.len() == 512 && start.contains(&0) && !is_gzip)
+    Ok(start.len() == 512 && start.contains(&0) && !is_gzip && !lint::is_utf16(&start))
 }
 
 /// What cloud-init takes from an image; of a config drive, what is cloud-init's own there.

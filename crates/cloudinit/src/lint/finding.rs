@@ -67,6 +67,7 @@ impl Finding {
                     | Code::MisspeltHeader
                     | Code::NotAMapping
                     | Code::Packing
+                    | Code::Template
                     | Code::CrLf
             )
     }

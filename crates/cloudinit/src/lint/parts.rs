@@ -184,6 +184,12 @@ impl Parts<'_> {
             return source.push(Report::error(Code::NotAMapping, what).at(document.mark));
         }
         for (number, item) in document.items().iter().enumerate().take(PIECES_MAX) {
+            if let Some((wrong, mark)) = not_a_piece(item) {
+                let report = Report::error(Code::Packing, wrong).at(mark);
+                Source::new(text, place.clone(), self.findings)
+                    .push(report.path(format!("[{number}]")));
+                continue;
+            }
             let content = item.get("content").unwrap_or(item);
             let Some(content_text) = content.text() else {
                 if matches!(item.value, yaml::Value::Map(_))
@@ -198,7 +204,8 @@ impl Parts<'_> {
                     .push(report.path(format!("[{number}]")));
                 continue;
             };
-            let kind = item.get("type").and_then(Node::text);
+            let kind = item.get("type").and_then(Node::text).map(content_type);
+            let kind = kind.as_deref();
             let label = kind.map_or_else(
                 || format!("item {}", number + 1),
                 |kind| format!("item {} ({kind})", number + 1),
@@ -316,6 +323,30 @@ impl Parts<'_> {
             script::check(&mut Source::new(text, place, self.findings));
         }
     }
+}
+
+/// What cloud-init breaks off at, with all of the user-data, in an item of an archive.
+fn not_a_piece(item: &Node) -> Option<(String, Mark)> {
+    const ALL: &str = "cloud-init gives up all of the user-data";
+    let is_open = |node: &Node| matches!(node.value, yaml::Value::Unknown);
+    if let Some(kind) = item.get("type").filter(|kind| !is_open(kind)) {
+        let is_none = matches!(kind.value, yaml::Value::Null) || kind.text() == Some("");
+        let is_type = kind.text().is_some_and(|text| text.contains('/'));
+        if !is_none && !is_type {
+            let got = kind.text().map_or_else(|| kind.kind().to_owned(), |_| "one word".to_owned());
+            let what = format!("expected a `type` such as `text/cloud-config`, got {got}: {ALL}");
+            return Some((what, kind.mark));
+        }
+    }
+    let content = item.get("content").filter(|content| !is_open(content))?;
+    let is_content = content.text().is_some() || matches!(content.value, yaml::Value::Binary);
+    let what = || format!("expected text as `content`, got {}: {ALL}", content.kind());
+    (!is_content).then(|| (what(), content.mark))
+}
+
+/// A content type as Python's `email` compares it: without parameters, in lower case.
+fn content_type(text: &str) -> String {
+    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Of a header that is taken, and not written as documented.

@@ -59,6 +59,10 @@ fn what_is_right_is_passed_over_in_silence() {
             &[],
         ),
         (
+            "#cloud-config-archive\n- {type: Text/Cloud-Config; charset=utf-8, content: 'packages: [vim]'}\n",
+            &[],
+        ),
+        (
             "## template: jinja\n#cloud-config\nruncmd:\n- echo {{ v1.instance_id }}\nhostname: {{ ds.x }}\n",
             &[],
         ),
@@ -100,9 +104,14 @@ fn headers_line_ends_and_bytes_are_looked_at() {
         ("#include\n", &["1:1 warning empty"]),
         ("#cloud-config-jsonp\n[}\n", &["2:2 error yaml"]),
         ("#cloud-config-archive\na: 1\n", &["2:1 error not-a-mapping"]),
+        ("#cloud-config-archive\n- {type: text, content: a}\n", &["2:10 error packing [0]"]),
+        ("#cloud-config-archive\n- {type: 3, content: a}\n", &["2:10 error packing [0]"]),
+        ("#cloud-config-archive\n- '#!/bin/sh'\n- {content: 3}\n", &["3:13 error packing [1]"]),
         ("Content-Type: multipart/mixed\n\n", &["-:- error packing"]),
     ]);
     assert_eq!(found(Kind::UserData, b"#cloud-config\na: \xe4\n"), ["2:4 error not-utf8"]);
+    let utf16 = check(Kind::UserData, b"\xff\xfe#\0c\0");
+    assert!(utf16[0].message.ends_with("got UTF-16") && utf16[0].is_fatal(), "{utf16:?}");
     assert_eq!(found(Kind::MetaData, b"a: \xe4\n"), ["1:4 error not-utf8"]);
 }
 

@@ -136,6 +136,11 @@ impl<'a> Source<'a> {
 /// Most bytes of a line that is shown. Nobody reads longer ones, and each finding would copy it.
 const LINE_MAX: usize = 4096;
 
+/// Whether a text begins with the byte-order mark of UTF-16, as PowerShell writes it.
+pub fn is_utf16(content: &[u8]) -> bool {
+    content.starts_with(&[0xff, 0xfe]) || content.starts_with(&[0xfe, 0xff])
+}
+
 /// The content as text; where it is none, that is reported.
 pub(super) fn utf8<'a>(
     content: &'a [u8],
@@ -144,6 +149,13 @@ pub(super) fn utf8<'a>(
 ) -> Option<&'a str> {
     match std::str::from_utf8(content) {
         Ok(text) => Some(text),
+        Err(_) if is_utf16(content) => {
+            let report = Report::error(Code::NotUtf8, "expected UTF-8, got UTF-16")
+                .at(Mark::at(1, 1))
+                .hint("convert it, for example with `iconv -f utf-16 -t utf-8`");
+            Source::new("", place.clone(), findings).push(report);
+            None
+        }
         Err(error) => {
             let at = error.valid_up_to();
             let before = std::str::from_utf8(&content[..at]).unwrap_or_default();
