@@ -30,7 +30,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     fs_err::create_dir_all(&dir)?;
     check(&bootyard, &dir)?;
     let names = ["bootyard create empty-disk", "qemu-img create"];
-    let sides = measure::alternately(names, args.runs, &dir, |index, place| {
+    let sides = measure::briefly(names, args.runs, &dir, |index, place| {
         let disk = place.join("disk.qcow2");
         if index == 0 { ours(&bootyard, &disk) } else { theirs(&disk) }
     })?;

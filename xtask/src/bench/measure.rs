@@ -109,6 +109,34 @@ pub(super) fn alternately<const N: usize>(
     Ok(sides)
 }
 
+/// [`alternately`] for processes of milliseconds, of which starting `time` would be a part: the clock
+/// runs for a run of its own, without it.
+pub(super) fn briefly<const N: usize>(
+    names: [&'static str; N],
+    runs: usize,
+    dir: &Path,
+    command: impl Fn(usize, &Path) -> Command,
+) -> Result<[Side; N]> {
+    let mut sides = alternately(names, runs, dir, &command)?;
+    for number in 0..runs {
+        for (index, side) in sides.iter_mut().enumerate() {
+            let place = tempfile::tempdir_in(dir)?;
+            side.runs[number].wall = wall(&mut command(index, place.path()))?;
+        }
+    }
+    Ok(sides)
+}
+
+fn wall(command: &mut Command) -> Result<f64> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let start = Instant::now();
+    let status =
+        command.status().with_context(|| format!("cannot start `{}`", sh::line(command)))?;
+    let wall = start.elapsed().as_secs_f64();
+    ensure!(status.success(), "`{}` failed", sh::line(command));
+    Ok(wall)
+}
+
 /// The cases of these names; all, if none is given.
 pub(super) fn chosen<T>(
     names: &[String],

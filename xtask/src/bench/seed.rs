@@ -113,7 +113,7 @@ impl Inputs {
                 sh::output(sh::cmd("blkid").args(["-p", "-o", "value", "-s", "LABEL"]).arg(&seed))?;
             ensure!(label.trim().eq_ignore_ascii_case("cidata"), "{name}: got `{label}`");
         }
-        measure::alternately(names, runs, dir, |index, place| make(index, &place.join("seed")))
+        measure::briefly(names, runs, dir, |index, place| make(index, &place.join("seed")))
     }
 
     fn ours(&self, seed: &Path) -> Command {
