@@ -57,7 +57,7 @@ impl Format {
 
     /// The format that cloud-init knows by this content type.
     pub fn of_content_type(content_type: &str) -> Option<Self> {
-        /// All that cloud-init takes for compressed; its own first.
+        /// cloud-init's `DECOMP_TYPES`.
         const GZIP: [&str; 8] = [
             "application/gzip",
             "application/gzip-compressed",

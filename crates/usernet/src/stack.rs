@@ -1,6 +1,6 @@
 //! The stack: gives each frame of the guest to whom it is for, and the guest its frames in turn.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -54,6 +54,15 @@ enum Protocol {
     Ping,
 }
 
+impl From<Kind> for Protocol {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Udp => Self::Udp,
+            Kind::Ping => Self::Ping,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Entry {
     Connection(Box<Connection>),
@@ -72,7 +81,7 @@ pub struct Stack {
     queue: VecDeque<Vec<u8>>,
     /// Who may have a frame for the guest. Each is there once.
     turns: VecDeque<SocketId>,
-    has_turn: std::collections::HashSet<SocketId>,
+    has_turn: HashSet<SocketId>,
     opened: u64,
     resolver_failures: usize,
     sweep_at: Duration,
@@ -92,7 +101,7 @@ impl Stack {
             connections: 0,
             queue: VecDeque::new(),
             turns: VecDeque::new(),
-            has_turn: std::collections::HashSet::new(),
+            has_turn: HashSet::new(),
             opened: 0,
             resolver_failures: 0,
             sweep_at: SWEEP,
@@ -435,11 +444,7 @@ impl Stack {
         }
         let is_readable = false;
         let flow = Flow { id, kind, guest, remote, is_readable, used_at: now, idle_max };
-        let protocol = match kind {
-            Kind::Udp => Protocol::Udp,
-            Kind::Ping => Protocol::Ping,
-        };
-        self.insert(id, protocol, (guest, remote), Entry::Flow(flow));
+        self.insert(id, kind.into(), (guest, remote), Entry::Flow(flow));
     }
 
     fn insert(&mut self, id: SocketId, protocol: Protocol, ends: Ends, entry: Entry) {
@@ -459,11 +464,7 @@ impl Stack {
             }
             Some(Entry::Flow(flow)) => {
                 host.close(id, Close::Gently);
-                let protocol = match flow.kind {
-                    Kind::Udp => Protocol::Udp,
-                    Kind::Ping => Protocol::Ping,
-                };
-                (protocol, (flow.guest, flow.remote))
+                (flow.kind.into(), (flow.guest, flow.remote))
             }
             None => return,
         };

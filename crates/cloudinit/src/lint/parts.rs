@@ -277,38 +277,29 @@ impl Parts<'_> {
             "text/plain" | "text/x-not-multipart" => {
                 return self.begun(content, place, depth - 1, Headless::Ignored);
             }
-            "text/x-shellscript" => {
-                let begins = recognise(content);
-                return match begins {
-                    Ok(_) => self.begun(content, place, depth - 1, Headless::Ignored),
-                    Err(_) => self.script(content, place),
-                };
-            }
             "text/x-shellscript-per-boot"
             | "text/x-shellscript-per-instance"
             | "text/x-shellscript-per-once" => {
                 return self.script(content, place);
             }
-            "text/cloud-config" => Format::CloudConfig,
-            "text/cloud-config-archive" => Format::CloudConfigArchive,
-            "text/cloud-config-jsonp" => Format::CloudConfigPatch,
-            "text/cloud-boothook" => Format::Boothook,
-            "text/x-include-url" => Format::Include,
-            "text/x-include-once-url" => Format::IncludeOnce,
-            "text/part-handler" => Format::PartHandler,
-            "text/jinja2" => Format::Jinja,
-            gzip if GZIP_TYPES.contains(&gzip) => {
-                return self.gzip(content, &place, depth - 1, true);
+            _ => Format::of_content_type(content_type),
+        };
+        let format = match format {
+            Some(Format::Script) => {
+                return match recognise(content) {
+                    Ok(_) => self.begun(content, place, depth - 1, Headless::Ignored),
+                    Err(_) => self.script(content, place),
+                };
             }
-            multipart
-                if multipart.starts_with("multipart/") || multipart.starts_with("message/") =>
-            {
+            Some(Format::Gzip) => return self.gzip(content, &place, depth - 1, true),
+            Some(format) => format,
+            None if ["multipart/", "message/"].iter().any(|it| content_type.starts_with(it)) => {
                 Format::Mime
             }
-            other => {
+            None => {
                 let what = format!(
                     "the content type `{}`, which cloud-init leaves to part handlers",
-                    shortened(other)
+                    shortened(content_type)
                 );
                 return self.report(&place, Report::warning(Code::WrongValue, what));
             }
@@ -376,18 +367,6 @@ fn unpack(content: &[u8], bytes: &mut Vec<u8>) -> std::io::Result<usize> {
     }
     unpacked
 }
-
-/// cloud-init's `DECOMP_TYPES`.
-const GZIP_TYPES: [&str; 8] = [
-    "application/gzip",
-    "application/gzip-compressed",
-    "application/gzipped",
-    "application/x-compress",
-    "application/x-compressed",
-    "application/x-gunzip",
-    "application/x-gzip",
-    "application/x-gzip-compressed",
-];
 
 fn within(place: &Place, label: &str) -> String {
     match &place.part {
