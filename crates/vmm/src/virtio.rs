@@ -34,6 +34,7 @@
 //! | at least one byte of entropy for each buffer                      | 5.4.6.2   | `rng`        |
 
 mod blk;
+mod device_config;
 mod interrupt;
 mod queue;
 mod rng;
@@ -43,12 +44,12 @@ mod tests;
 mod transport;
 
 use interrupt::Interrupt;
-use queue::Virtqueue;
 
 pub use blk::Block;
-pub use queue::Request;
+pub use device_config::DeviceConfig;
+pub use queue::{Request, Virtqueue};
 pub use rng::Entropy;
-pub use session::Session;
+pub use session::{Session, Wake};
 pub use transport::VirtioPci;
 
 /// A virtio device without its transport.
@@ -63,15 +64,20 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
     /// The largest size of each virtqueue, a power of two.
     fn queue_sizes(&self) -> &[u16];
 
-    /// The device's configuration structure, read-only for the driver and never changing.
-    fn config(&self) -> Vec<u8> {
-        Vec::new()
+    /// The device's configuration structure. Asked for once.
+    fn config(&self) -> DeviceConfig {
+        DeviceConfig::default()
     }
+
+    /// Goes back to the state before the first driver. Called between two sessions, and whenever the
+    /// driver resets the device.
+    fn reset(&mut self) {}
 
     /// Serves the driver, on a thread of its own, until the session is stopped. An error means that
     /// the driver broke the rules or the host failed us, and that the device must be reset.
     ///
-    /// [`Session::serve`] is the whole body of a device that answers one request after the other.
+    /// [`Session::serve`] is the whole body of a device that answers one request after the other;
+    /// [`Session::wait`] is for those that have more to listen to than their virtqueues.
     fn run(&mut self, session: &mut Session) -> Result<(), Error>;
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bootyard_image::{Disk, WriteDisk};
 use virtio_bindings::{virtio_blk as spec, virtio_ids::VIRTIO_ID_BLOCK};
 
-use super::{Error, Request, Session, VirtioDevice};
+use super::{DeviceConfig, Error, Request, Session, VirtioDevice};
 
 /// Bytes of a sector, the unit of everything in the protocol (§5.2.6).
 const SECTOR: u64 = 512;
@@ -255,7 +255,7 @@ impl VirtioDevice for Block {
         &[QUEUE_SIZE]
     }
 
-    fn config(&self) -> Vec<u8> {
+    fn config(&self) -> DeviceConfig {
         let mut config = vec![0; config::SIZE];
         let mut set = |offset: usize, bytes: &[u8]| {
             config[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -271,7 +271,7 @@ impl VirtioDevice for Block {
             set(config::MAX_WRITE_ZEROES_SEG, &RANGES_MAX.to_le_bytes());
             set(config::WRITE_ZEROES_MAY_UNMAP, &[1]);
         }
-        config
+        DeviceConfig::new(config)
     }
 
     fn run(&mut self, session: &mut Session) -> Result<(), Error> {

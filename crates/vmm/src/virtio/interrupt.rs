@@ -49,8 +49,13 @@ impl Interrupt {
     /// machine's owner why.
     pub(super) fn fail(&self, fault: Error) {
         (self.on_fault)(fault);
-        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::AcqRel);
-        if before & status::DRIVER_OK != 0 {
+        self.status.fetch_or(status::NEEDS_RESET, Ordering::AcqRel);
+        self.config_changed();
+    }
+
+    /// Tells a driver that is at work to read the configuration again.
+    pub(super) fn config_changed(&self) {
+        if self.status() & status::DRIVER_OK != 0 {
             self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
             self.msix.raise(self.config_vector());
         }

@@ -21,7 +21,7 @@ const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// A virtqueue that the driver has enabled.
 #[derive(Debug)]
-pub(super) struct Virtqueue {
+pub struct Virtqueue {
     index: u16,
     queue: Queue,
     event: EventFd,
@@ -51,7 +51,7 @@ impl Virtqueue {
     }
 
     /// Its number among the device's virtqueues.
-    pub(super) fn index(&self) -> u16 {
+    pub fn index(&self) -> u16 {
         self.index
     }
 
@@ -61,25 +61,42 @@ impl Virtqueue {
     }
 
     /// The next request, if the driver has one.
-    pub(super) fn next<'m>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-    ) -> Result<Option<Request<'m>>, Error> {
+    pub fn next<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Request<'m>>, Error> {
         let index = self.index;
         let broken = |source| Error::Queue { index, source };
         let next = self.queue.iter(memory).map_err(broken)?.next();
         next.map(|chain| Request::new(index, memory, chain)).transpose()
     }
 
+    /// Takes back the last [`Virtqueue::next`]: the same request is the next one again.
+    pub fn undo_next(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
     /// Gives the request of [`Request::head`] back to the driver, and interrupts it if it waits for
     /// that. At least the first `written` bytes of the room for the answer are filled.
-    pub(super) fn complete(
+    pub fn complete(
         &mut self,
         memory: &GuestMemoryMmap,
         head: u16,
         written: u32,
     ) -> Result<(), Error> {
-        self.queue.add_used(memory, head, written).map_err(|source| self.broken(source))?;
+        self.put_used(memory, head, written)?;
+        self.signal(memory)
+    }
+
+    /// Like [`Virtqueue::complete`], but leaves the interrupt to one [`Virtqueue::signal`] for many.
+    pub fn put_used(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        written: u32,
+    ) -> Result<(), Error> {
+        self.queue.add_used(memory, head, written).map_err(|source| self.broken(source))
+    }
+
+    /// Interrupts the driver if it waits for what was put into the used ring since the last time.
+    pub fn signal(&mut self, memory: &GuestMemoryMmap) -> Result<(), Error> {
         if self.driver_waits(memory).map_err(|source| self.broken(source))? {
             self.interrupt.queue(self.index);
         }
@@ -87,13 +104,13 @@ impl Virtqueue {
     }
 
     /// The driver need not ring the doorbell: the device is looking anyway.
-    pub(super) fn disable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    pub fn disable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<(), Error> {
         self.queue.disable_notification(memory).map_err(|source| self.broken(source))
     }
 
     /// The driver must ring the doorbell from now on. True if it made buffers available before it
     /// could know.
-    pub(super) fn enable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
+    pub fn enable_notification(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Error> {
         self.queue.enable_notification(memory).map_err(|source| self.broken(source))
     }
 
@@ -128,7 +145,7 @@ impl<'m> Request<'m> {
     }
 
     /// What identifies the request in the rings.
-    pub(super) fn head(&self) -> u16 {
+    pub fn head(&self) -> u16 {
         self.head
     }
 

@@ -3,11 +3,12 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -22,6 +23,25 @@ pub struct Session {
     features: u64,
     queues: Vec<Virtqueue>,
     stop: Arc<Stop>,
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+    /// Nobody has looked at the virtqueues yet, whose doorbells may have rung before there was a
+    /// session to hear them.
+    fresh: bool,
+}
+
+/// What a device woke up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// The driver rang the doorbell of this virtqueue, or may have.
+    Queue(u16),
+    /// A descriptor of [`Session::watch`] is ready.
+    Ready {
+        /// The number under which it is watched.
+        token: u32,
+        /// What for.
+        events: EventSet,
+    },
 }
 
 /// The transport's request to end a session.
@@ -31,8 +51,13 @@ struct Stop {
     event: EventFd,
 }
 
-/// Epoll token of the stop event; the virtqueues' are their places in the session.
+/// Epoll token of the stop event. Those of the virtqueues are their places in the session, and those of
+/// a device's own descriptors have this bit.
 const STOP_TOKEN: u64 = u64::MAX;
+const DEVICE_TOKEN: u64 = 1 << 32;
+
+/// Events that are taken from the kernel at once.
+const EVENTS: usize = 16;
 
 impl Session {
     /// A session over the virtqueues that the driver has enabled.
@@ -42,12 +67,104 @@ impl Session {
         queues: Vec<Virtqueue>,
     ) -> io::Result<Self> {
         let stop = Stop { requested: AtomicBool::new(false), event: EventFd::new(0)? };
-        Ok(Self { memory, features, queues, stop: Arc::new(stop) })
+        Self::under(Arc::new(stop), memory, features, queues)
+    }
+
+    fn under(
+        stop: Arc<Stop>,
+        memory: GuestMemoryMmap,
+        features: u64,
+        queues: Vec<Virtqueue>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let listen =
+            |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
+        listen(stop.event.as_raw_fd(), STOP_TOKEN)?;
+        for (token, queue) in (0..).zip(&queues) {
+            listen(queue.event().as_raw_fd(), token)?;
+        }
+        let events = vec![EpollEvent::default(); EVENTS];
+        Ok(Self { memory, features, queues, stop, epoll, events, fresh: true })
     }
 
     /// The features that the driver has accepted.
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// The guest's memory. Copies are cheap, and requests borrow them.
+    pub fn memory(&self) -> GuestMemoryMmap {
+        self.memory.clone()
+    }
+
+    /// The virtqueue with this number, if the driver has enabled it.
+    pub fn queue(&mut self, index: u16) -> Option<&mut Virtqueue> {
+        self.queues.iter_mut().find(|queue| queue.index() == index)
+    }
+
+    /// Hands the virtqueues out to one session each, for a device that serves them from several threads.
+    /// All end when this one is stopped.
+    pub fn split(&mut self) -> io::Result<Vec<Self>> {
+        let queues = std::mem::take(&mut self.queues);
+        let alone = |queue: Virtqueue| {
+            let stop = Arc::clone(&self.stop);
+            Self::under(stop, self.memory.clone(), self.features, vec![queue])
+        };
+        queues.into_iter().map(alone).collect()
+    }
+
+    /// Also wakes up for `events` of `fd`, until [`Session::unwatch`] or until the descriptor is closed.
+    pub fn watch(&self, fd: &impl AsRawFd, token: u32, events: EventSet) -> io::Result<()> {
+        let event = EpollEvent::new(events, DEVICE_TOKEN | u64::from(token));
+        match self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.epoll.ctl(ControlOperation::Modify, fd.as_raw_fd(), event)
+            }
+            watched => watched,
+        }
+    }
+
+    /// No longer wakes up for `fd`.
+    pub fn unwatch(&self, fd: &impl AsRawFd) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default())
+    }
+
+    /// Sleeps until there is something to do, or `timeout` has passed, and replaces what is in `wakes`
+    /// by it. False once the session is stopped: the device ends then. The first time there is all to do.
+    pub fn wait(&mut self, timeout: Option<Duration>, wakes: &mut Vec<Wake>) -> io::Result<bool> {
+        wakes.clear();
+        if std::mem::take(&mut self.fresh) {
+            wakes.extend(self.queues.iter().map(|queue| Wake::Queue(queue.index())));
+            return Ok(!self.stop.requested());
+        }
+        // Rounded up, or a sleep of less than a millisecond would become none, over and over.
+        let millis = timeout.map_or(-1, |timeout| {
+            i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        });
+        let count = match self.epoll.wait(millis, &mut self.events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            count => count?,
+        };
+        for event in &self.events[..count] {
+            match event.data() {
+                STOP_TOKEN => {}
+                token if token & DEVICE_TOKEN != 0 => {
+                    wakes.push(Wake::Ready { token: token as u32, events: event.event_set() });
+                }
+                token => {
+                    let queue = &self.queues[token as usize];
+                    // Resets the event. Fails only where it was reset already.
+                    let _ = queue.event().read();
+                    wakes.push(Wake::Queue(queue.index()));
+                }
+            }
+        }
+        Ok(!self.stop.requested())
+    }
+
+    /// Whether the device has to end: for one that has been at work for long.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.requested()
     }
 
     /// Answers requests in the order in which they come, until the session is stopped. `answer` is
@@ -57,58 +174,40 @@ impl Session {
         &mut self,
         mut answer: impl FnMut(u16, &mut Request<'_>) -> Result<u32, Error>,
     ) -> Result<(), Error> {
-        let Self { memory, queues, stop, .. } = self;
-        let epoll = Epoll::new()?;
-        watch(&epoll, stop.event.as_raw_fd(), STOP_TOKEN)?;
-        for (token, queue) in (0..).zip(queues.iter_mut()) {
-            watch(&epoll, queue.event().as_raw_fd(), token)?;
-            // The doorbell may have rung before anyone listened.
-            drain(queue, memory, stop, &mut answer)?;
-        }
-        let mut events = vec![EpollEvent::default(); queues.len() + 1];
-        loop {
-            let count = match epoll.wait(-1, &mut events) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                count => count?,
-            };
-            if stop.requested() {
-                return Ok(());
-            }
-            for event in events.iter().take(count) {
-                let queue = usize::try_from(event.data()).ok().and_then(|at| queues.get_mut(at));
-                if let Some(queue) = queue {
-                    // Resets the event. Fails only where it was reset already.
-                    let _ = queue.event().read();
-                    drain(queue, memory, stop, &mut answer)?;
+        let mut wakes = Vec::new();
+        while self.wait(None, &mut wakes)? {
+            for wake in &wakes {
+                if let Wake::Queue(index) = *wake {
+                    self.drain(index, &mut answer)?;
                 }
             }
         }
+        Ok(())
     }
-}
 
-/// Answers what `queue` holds. Ends early when the session is stopped, because a driver can refill
-/// the virtqueue for ever.
-fn drain(
-    queue: &mut Virtqueue,
-    memory: &GuestMemoryMmap,
-    stop: &Stop,
-    answer: &mut impl FnMut(u16, &mut Request<'_>) -> Result<u32, Error>,
-) -> Result<(), Error> {
-    loop {
-        queue.disable_notification(memory)?;
-        while !stop.requested() {
-            let Some(mut request) = queue.next(memory)? else { break };
-            let written = answer(queue.index(), &mut request)?;
-            queue.complete(memory, request.head(), written)?;
-        }
-        if stop.requested() || !queue.enable_notification(memory)? {
+    /// Answers what virtqueue `index` holds. Ends early when the session is stopped, because a driver
+    /// can refill the virtqueue for ever.
+    pub fn drain(
+        &mut self,
+        index: u16,
+        mut answer: impl FnMut(u16, &mut Request<'_>) -> Result<u32, Error>,
+    ) -> Result<(), Error> {
+        let Self { memory, queues, stop, .. } = self;
+        let Some(queue) = queues.iter_mut().find(|queue| queue.index() == index) else {
             return Ok(());
+        };
+        loop {
+            queue.disable_notification(memory)?;
+            while !stop.requested() {
+                let Some(mut request) = queue.next(memory)? else { break };
+                let written = answer(index, &mut request)?;
+                queue.complete(memory, request.head(), written)?;
+            }
+            if stop.requested() || !queue.enable_notification(memory)? {
+                return Ok(());
+            }
         }
     }
-}
-
-fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
-    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
 }
 
 impl Stop {

@@ -3,6 +3,7 @@
 mod blk;
 mod guest;
 mod hostile;
+mod session;
 
 use std::sync::Arc;
 

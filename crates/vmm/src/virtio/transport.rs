@@ -33,7 +33,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::session::Worker;
-use super::{Error, Interrupt, OnFault, Session, VirtioDevice, Virtqueue};
+use super::{DeviceConfig, Error, Interrupt, OnFault, Session, VirtioDevice, Virtqueue};
 use crate::interrupt::{Doorbells, MsiSink};
 use crate::pci::{ConfigSpace, Identity, MSIX_REGION_SIZE, MsiX, PciDevice};
 
@@ -87,6 +87,7 @@ mod register {
     pub(super) const CONFIG_MSIX_VECTOR: u64 = 0x10;
     pub(super) const NUM_QUEUES: u64 = 0x12;
     pub(super) const DEVICE_STATUS: u64 = 0x14;
+    pub(super) const CONFIG_GENERATION: u64 = 0x15;
     pub(super) const QUEUE_SELECT: u64 = 0x16;
     pub(super) const QUEUE_SIZE: u64 = 0x18;
     pub(super) const QUEUE_MSIX_VECTOR: u64 = 0x1a;
@@ -100,7 +101,7 @@ mod register {
 pub struct VirtioPci {
     kind: u16,
     features: u64,
-    device_config: Vec<u8>,
+    device_config: DeviceConfig,
     memory: GuestMemoryMmap,
     interrupt: Arc<Interrupt>,
     doorbells: Arc<dyn Doorbells>,
@@ -160,12 +161,14 @@ impl VirtioPci {
         let msix_capability = config.add_capability(id, &body, &writable);
         let events =
             queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
+        let interrupt = Arc::new(Interrupt::new(msix, queues.len(), on_fault));
+        device_config.attach(&interrupt);
         Ok(Self {
             kind,
             features: device.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT,
             device_config,
             memory,
-            interrupt: Arc::new(Interrupt::new(msix, queues.len(), on_fault)),
+            interrupt,
             doorbells,
             events,
             config,
@@ -199,6 +202,7 @@ impl VirtioPci {
         set(register::CONFIG_MSIX_VECTOR, &self.interrupt.config_vector().to_le_bytes());
         set(register::NUM_QUEUES, &(state.queues.len() as u16).to_le_bytes());
         set(register::DEVICE_STATUS, &[self.interrupt.status()]);
+        set(register::CONFIG_GENERATION, &[self.device_config.generation()]);
         set(register::QUEUE_SELECT, &state.queue_select.to_le_bytes());
         let vector = self.interrupt.queue_vector(state.queue_select);
         set(register::QUEUE_MSIX_VECTOR, &vector.to_le_bytes());
@@ -299,6 +303,10 @@ impl VirtioPci {
             let _ = event.read();
         }
         self.interrupt.reset();
+        // Only now: what it changes in its configuration is no news to a driver that has reset it.
+        if let Some(device) = &mut state.device {
+            device.reset();
+        }
         state.forget_driver();
     }
 
@@ -361,7 +369,7 @@ impl PciDevice for VirtioPci {
         match offset {
             COMMON..ISR => copy(&self.common(&self.state()), offset - COMMON, data),
             ISR => data[0] = self.interrupt.take_isr(),
-            DEVICE..NOTIFY => copy(&self.device_config, offset - DEVICE, data),
+            DEVICE..NOTIFY => self.device_config.read(offset - DEVICE, data),
             _ => {}
         }
     }
@@ -372,8 +380,9 @@ impl PciDevice for VirtioPci {
         }
         match offset {
             COMMON..ISR => self.common_write(offset - COMMON, data),
+            DEVICE..NOTIFY => self.device_config.write(offset - DEVICE, data),
             NOTIFY.. => self.notify(offset - NOTIFY),
-            // ISR and device configuration are read-only.
+            // The ISR status is read-only.
             _ => {}
         }
     }
@@ -530,7 +539,7 @@ fn add_capabilities(config: &mut ConfigSpace, queues: usize, device_config: usiz
 }
 
 /// Copies what `from` has at `offset` to the front of `to`.
-fn copy(from: &[u8], offset: u64, to: &mut [u8]) {
+pub(super) fn copy(from: &[u8], offset: u64, to: &mut [u8]) {
     let from = usize::try_from(offset).ok().and_then(|offset| from.get(offset..)).unwrap_or(&[]);
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
