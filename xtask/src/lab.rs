@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Leave out `bootyard`, which is otherwise built and found there.
     #[arg(long)]
     bare: bool,
+    /// This build of `bootyard`, with the libraries that it needs, instead of one made for the lab.
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    binary: Option<PathBuf>,
     /// What to run there; a shell, if absent.
     #[arg(last = true)]
     command: Vec<String>,
@@ -116,6 +119,20 @@ const MODULES: [&str; 9] = [
     "nls_utf8",
 ];
 
+/// The lab's folders; the last two are for libraries.
+const DIRS: [&str; 10] = [
+    "bin",
+    "dev",
+    "lab",
+    "lib",
+    "lib/modules",
+    "proc",
+    "sys",
+    "tmp",
+    "lib/x86_64-linux-gnu",
+    "lib64",
+];
+
 /// Changes whenever [`Parts`] are to be fetched anew.
 const RECIPE: &str = "1";
 
@@ -158,8 +175,10 @@ fn lab(args: &Args) -> Result<Lab> {
     ensure!(has_terminal || !args.command.is_empty(), "a shell in the lab needs a terminal");
     setup::ensure_installed(&[Need::Boot])?;
     let mut files = Vec::new();
-    if !args.bare {
-        files.push((build_static()?, "bin/bootyard".to_owned()));
+    match &args.binary {
+        Some(binary) => files.extend(with_libraries(binary)?),
+        None if args.bare => {}
+        None => files.push((build_static()?, "bin/bootyard".to_owned())),
     }
     for path in &args.files {
         let name = path.file_name().context("a file without a name")?.to_string_lossy();
@@ -185,6 +204,20 @@ pub(crate) fn build_static() -> Result<PathBuf> {
     cargo.args(["build", "--release", "--locked", "--package", "bootyard", "--target", TARGET]);
     sh::run(cargo.arg("--target-dir").arg(&dir))?;
     Ok(dir.join(TARGET).join("release/bootyard"))
+}
+
+/// `bootyard` at `binary` and its shared libraries, each with its place in the lab.
+fn with_libraries(binary: &Path) -> Result<Vec<(PathBuf, String)>> {
+    // Line tables alone are half of a debug build.
+    let stripped = dirs::target().join("lab/bootyard");
+    fs_err::create_dir_all(dirs::target().join("lab"))?;
+    sh::run(sh::cmd("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(binary))?;
+    let needed = sh::output(sh::cmd("ldd").arg(binary))?;
+    let libraries = needed.lines().filter_map(|line| {
+        let path = line.split_whitespace().find(|word| word.starts_with('/'))?;
+        Some((PathBuf::from(path), path.trim_start_matches('/').to_owned()))
+    });
+    Ok([(stripped, "bin/bootyard".to_owned())].into_iter().chain(libraries).collect())
 }
 
 impl Lab {
@@ -213,7 +246,7 @@ impl Lab {
 
     fn initrd(&self, parts: &Parts) -> Result<Vec<u8>> {
         let mut archive = cpio::Archive::default();
-        for dir in ["bin", "dev", "lab", "lib", "lib/modules", "proc", "sys", "tmp"] {
+        for dir in DIRS {
             archive.dir(dir);
         }
         archive.file("init", 0o755, INIT.as_bytes());
