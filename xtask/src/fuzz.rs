@@ -1,8 +1,9 @@
-//! `cargo xtask fuzz`: every parser of images against a coverage-guided fuzzer (libFuzzer).
+//! `cargo xtask fuzz`: every parser of images and every device of the machine against a
+//! coverage-guided fuzzer (libFuzzer).
 //!
 //! It needs no nightly compiler: the counters are an LLVM pass that the stable one can be told to
-//! run. Each target starts from the hostile set and from images that `qemu-img` makes, and keeps
-//! what it learns in `target/fuzz/corpus`.
+//! run. Each target starts from the hostile set and from images that `qemu-img` makes, or
+//! from a short script for a driver, and keeps what it learns in `target/fuzz/corpus`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -27,8 +28,9 @@ pub(crate) struct Args {
     seconds: u32,
 }
 
-/// How long CI lets each run, in seconds.
-const BRIEFLY: u32 = 30;
+/// How long CI lets each run, in seconds: some 20 targets, two at a time, and no more than 2 minutes for
+/// all of them.
+const BRIEFLY: u32 = 10;
 
 /// What makes the compiler count the edges that are taken, as `cargo fuzz` does it.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
@@ -46,6 +48,8 @@ const TIMEOUT: u32 = 5;
 const RSS_MAX: u32 = 640;
 /// The longest input, in bytes.
 const INPUT_MAX: usize = 1 << 18;
+/// The longest script of a driver, in bytes: a few dozen steps.
+const SCRIPT_MAX: usize = 4096;
 /// The disk of the seeds that `qemu-img` makes, in bytes.
 const SEED_DISK: u64 = 300 << 10;
 
@@ -64,6 +68,8 @@ struct Target {
     texts: &'static [&'static str],
     /// Whether it starts from the documents of `testdata/lint`.
     documents: bool,
+    /// Whether inputs are scripts of a driver (`tests/fuzz/src/machine.rs`), which have no disk.
+    driver: bool,
 }
 
 /// Pieces of seeds, one after the other, behind a byte of flags.
@@ -99,6 +105,17 @@ const TARGETS: &[Target] = &[
     Target { small_disks: true, ..target("seed_image", &[], &[]) },
     Target { encoded: false, texts: SEED_TEXTS, ..target("seed_build", &[], &[]) },
     Target { documents: true, encoded: false, ..target("seed_lint", &[], &[]) },
+    device("virtio_rng"),
+    device("pci_config"),
+    device("legacy_ports"),
+];
+
+/// Scripts of a driver: start, requests to each virtqueue, something from the host's end, resets.
+const SCRIPTS: &[&str] = &[
+    "s\0\0\0c\0\0\0@\0\x05c\x01\0\0@\0\x05c\x02\0\0@\0\x05h\x04hostr",
+    "s\0\0\0c\0\x02\0\x10\0\x020123456789abcdef\0\x02\x05\x01\0\x07s\0\0\0",
+    "s\x01\0\x1dc\x01\x01\x01\x08\0\x04hostile!\x40\0\x05Rs\0\0\0c\x03\0\0\x08\0\x04gueststr",
+    "p\x01\x04\x01\0\0p\x01\x10\x02\0\0\x08\x40p\x02\x04\x01\x02\x04g\x01\x10b\0\x14\0\0\x0fR",
 ];
 
 const fn target(
@@ -114,7 +131,13 @@ const fn target(
         small_disks: false,
         texts: &[],
         documents: false,
+        driver: false,
     }
+}
+
+/// One that drives a device.
+const fn device(name: &'static str) -> Target {
+    Target { encoded: false, driver: true, texts: SCRIPTS, ..target(name, &[], &[]) }
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -138,7 +161,11 @@ fn run(targets: &[&'static Target], seconds: u32) -> Result<()> {
             broken.extend(fuzzer.end()?);
         }
     }
-    ensure!(broken.is_empty(), "found inputs that break a parser:\n{}", broken.join("\n"));
+    ensure!(
+        broken.is_empty(),
+        "found inputs that break a parser or a device:\n{}",
+        broken.join("\n")
+    );
     Ok(())
 }
 
@@ -193,7 +220,7 @@ impl Fuzzer {
             .arg(format!("-max_total_time={seconds}"))
             .arg(format!("-timeout={TIMEOUT}"))
             .arg(format!("-rss_limit_mb={RSS_MAX}"))
-            .arg(format!("-max_len={INPUT_MAX}"))
+            .arg(format!("-max_len={}", if target.driver { SCRIPT_MAX } else { INPUT_MAX }))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             .args([corpus, seeds]);
         eprintln!("$ {}", sh::line(&command));
@@ -210,7 +237,7 @@ impl Fuzzer {
         let name = self.target.name;
         let text = fs_err::read_to_string(&self.log)?;
         let done = text.lines().rev().find(|line| line.starts_with("Done ")).unwrap_or("no end");
-        println!("{name:<10} {done}");
+        println!("{name:<14} {done}");
         if status.success() {
             return Ok(None);
         }
@@ -226,8 +253,11 @@ impl Fuzzer {
 fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let raw = work.path().join("raw");
-    sparse_image(&raw, SEED_DISK, 1);
-    let mut files = vec![raw.clone()];
+    let mut files = Vec::new();
+    if !target.driver {
+        sparse_image(&raw, SEED_DISK, 1);
+        files.push(raw.clone());
+    }
     for (index, format) in target.formats.iter().enumerate() {
         let file = work.path().join(format!("made-{index}"));
         let mut convert = sh::cmd("qemu-img");

@@ -33,4 +33,6 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind, LoadError, Stuck};
 pub use exit::Exit;
+#[doc(hidden)]
+pub use legacy::legacy_ports;
 pub use machine::{Control, Machine};

@@ -1,6 +1,7 @@
 //! What the fuzz targets share: a file is opened at random access and decoded as a stream; both may
 //! refuse it, neither may panic, hang or take much memory, and where both read it they must agree.
 
+pub mod machine;
 pub mod sparse;
 pub mod sums;
 
