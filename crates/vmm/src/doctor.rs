@@ -19,7 +19,7 @@ use crate::arch::x86_64::state::{self, CodeSegment, CpuState};
 use crate::bus::BusDevice;
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
-use crate::hv::{Buses, Kvm, Vcpu, VcpuThreads};
+use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads};
 
 /// What the host's KVM is good for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,7 +188,8 @@ fn try_steps(
     let reports = buses.ports.insert(port..port + 1, reporter.clone());
     reports.expect("the bus was empty");
 
-    let threads = VcpuThreads::start("probe", vcpus, &buses, &exit)?;
+    let crew = Arc::new(Crew::new(vcpus.len() as u32, Arc::default()));
+    let threads = VcpuThreads::start("probe", vcpus, &buses, &exit, crew)?;
     let in_time = exit.wait_for(TIME_LIMIT);
     drop(threads);
     let why = match exit.take() {

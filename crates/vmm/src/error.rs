@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 
+use crate::arch::x86_64::instruction::CpuMode;
 pub use crate::loader::LoadError;
 
 /// The stable kind of an [`Error`].
@@ -116,26 +117,78 @@ pub struct Stuck {
     pub cpu: u32,
     /// What KVM said.
     pub reason: String,
-    /// The instruction pointer, if it could be read.
+    /// Where the processor stood.
+    pub place: Place,
+}
+
+/// Where a processor stood, as far as it could be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The instruction pointer.
     pub rip: Option<u64>,
     /// The privilege level: 0 is the kernel.
     pub privilege: Option<u8>,
-    /// The bytes at the instruction pointer, if they could be read.
+    /// How it reads instructions.
+    pub mode: Option<CpuMode>,
+    /// The bytes at the instruction pointer.
     pub bytes: Vec<u8>,
+    /// What kind of instruction they are, if it is one that hosts stumble over.
+    pub instruction: Option<&'static str>,
 }
 
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KVM cannot run processor {} any further: {}", self.cpu, self.reason)?;
+        let Self { cpu, reason, place } = self;
+        write!(f, "KVM cannot run processor {cpu} any further: {reason}{place}")
+    }
+}
+
+/// " at rip 0xffffffff81000000, privilege level 0, 64-bit mode, instruction bytes cc 90 (int3)".
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(rip) = self.rip {
             write!(f, " at rip {rip:#x}")?;
         }
         if let Some(privilege) = self.privilege {
             write!(f, ", privilege level {privilege}")?;
         }
-        if !self.bytes.is_empty() {
-            write!(f, ", instruction bytes {:02x?}", self.bytes)?;
+        if let Some(mode) = self.mode {
+            write!(f, ", {}", mode.name())?;
         }
-        Ok(())
+        if !self.bytes.is_empty() {
+            f.write_str(", instruction bytes")?;
+            self.bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;
+        }
+        match self.instruction {
+            Some(instruction) => write!(f, " ({instruction})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kvm_gave_up_at_is_said_as_far_as_it_is_known() {
+        let place = Place {
+            rip: Some(0xffff_ffff_8100_0000),
+            privilege: Some(0),
+            mode: Some(CpuMode::Long),
+            bytes: vec![0xcc, 0x90],
+            instruction: Some("int3"),
+        };
+        let stuck =
+            |place| Stuck { cpu: 1, reason: "it cannot emulate an instruction".into(), place };
+        assert_eq!(
+            stuck(place).to_string(),
+            "KVM cannot run processor 1 any further: it cannot emulate an instruction at rip \
+             0xffffffff81000000, privilege level 0, 64-bit mode, instruction bytes cc 90 (int3)"
+        );
+        assert_eq!(
+            stuck(Place::default()).to_string(),
+            "KVM cannot run processor 1 any further: it cannot emulate an instruction"
+        );
     }
 }

@@ -1,8 +1,12 @@
 //! KVM: the only code that knows its handles and ioctls.
 
 mod stuck;
+mod threads;
 mod vcpu;
 mod vm;
 
-pub(crate) use vcpu::{Buses, Vcpu, VcpuThreads};
+#[cfg(test)]
+pub(crate) use threads::start_fake_processors;
+pub(crate) use threads::{Crew, KICK_EVERY, VcpuThreads};
+pub(crate) use vcpu::{Buses, Vcpu};
 pub(crate) use vm::{Kvm, Vm};

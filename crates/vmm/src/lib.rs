@@ -16,9 +16,11 @@
 mod arch;
 pub mod bus;
 mod config;
+mod control;
 pub mod doctor;
 mod error;
 mod exit;
+mod gate;
 mod hv;
 pub mod interrupt;
 mod legacy;
@@ -26,13 +28,18 @@ mod loader;
 mod machine;
 pub mod pci;
 mod report;
+mod state;
+pub mod statistics;
 pub mod virtio;
 
+pub use arch::x86_64::instruction::CpuMode;
 pub use config::{
     Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, Reboot, Report,
 };
-pub use error::{Error, ErrorKind, LoadError, Stuck};
+pub use control::{Control, Observer};
+pub use error::{Error, ErrorKind, LoadError, Place, Stuck};
 pub use exit::Exit;
 #[doc(hidden)]
 pub use legacy::legacy_ports;
-pub use machine::{Control, Machine};
+pub use machine::Machine;
+pub use state::{By, Notice, State};

@@ -5,9 +5,8 @@
 //! next. Only disks, console and [`Control`] stay.
 
 use std::fmt;
-use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use bootyard_bootload::{BootPlan, Options};
 use jiff::Timestamp;
@@ -17,13 +16,15 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
 use crate::config::{Boot, MachineConfig, Reboot};
+use crate::control::{Control, Running, start_typing};
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
-use crate::hv::{Buses, Kvm, Vcpu, VcpuThreads, Vm};
+use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads, Vm};
 use crate::legacy::{KeyboardController, Output, PanicDevice, PowerPorts, Rtc, SerialPort};
 use crate::loader::{BootFiles, InitState, Kernel};
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
+use crate::state::By;
 use crate::virtio::{Block, Entropy, VirtioDevice, VirtioPci};
 
 /// A machine that can be run.
@@ -57,21 +58,33 @@ impl Machine {
             start_typing(input, control)?;
         }
         loop {
-            let exit = self.run_once(control)?;
-            if exit != Exit::Reset || self.config.reboot == Reboot::Terminate {
-                return Ok(exit);
+            let ended = self.run_once(control);
+            let restarts = self.restart_after(ended.as_ref(), control);
+            control.detach(restarts);
+            if restarts.is_none() {
+                return ended;
             }
         }
     }
 
+    /// Who wanted the restart that follows such an end, if one does. The reset button works however the
+    /// guest may restart.
+    fn restart_after(&self, ended: Result<&Exit, &Error>, control: &Control) -> Option<By> {
+        if ended.ok() != Some(&Exit::Reset) {
+            return None;
+        }
+        let by = control.take_reset();
+        (by == By::User || self.config.reboot == Reboot::Restart).then_some(by)
+    }
+
     /// From power-on to whatever ends it.
     fn run_once(&self, control: &Control) -> Result<Exit, Error> {
-        let board = Board::build(&self.kvm, &self.config, &self.output)?;
+        let board = Board::build(&self.kvm, &self.config, &self.output, control)?;
         let exit = Arc::clone(&board.running.exit);
+        let crew = Arc::clone(&board.running.crew);
         control.attach(board.running);
-        let threads = VcpuThreads::start(&self.config.name, board.vcpus, &board.buses, &exit);
+        let threads = VcpuThreads::start(&self.config.name, board.vcpus, &board.buses, &exit, crew);
         let ran = threads.map(|_running| exit.wait());
-        control.detach();
         board.buses.clear();
         ran?;
         exit.take().expect("it was waited for")
@@ -85,16 +98,13 @@ struct Board {
     running: Running,
 }
 
-/// What [`Control`] reaches of a started machine.
-#[derive(Debug)]
-struct Running {
-    exit: Arc<ExitLatch>,
-    button: EventFd,
-    serial: Arc<SerialPort>,
-}
-
 impl Board {
-    fn build(kvm: &Kvm, config: &MachineConfig, output: &Output) -> Result<Self, Error> {
+    fn build(
+        kvm: &Kvm,
+        config: &MachineConfig,
+        output: &Output,
+        control: &Control,
+    ) -> Result<Self, Error> {
         let memory = guest_memory(config.memory_size())?;
         let vm = Arc::new(kvm.create_vm(memory.clone())?);
         let vcpus = kvm.create_vcpus(&vm, config.cpus)?;
@@ -105,6 +115,7 @@ impl Board {
         vm.wire_interrupt(&line, layout::SERIAL_IRQ)?;
         vm.wire_interrupt(&button, layout::EVENT_IRQ)?;
         let serial = Arc::new(SerialPort::new(line, Arc::clone(output), exit.clone()));
+        let crew = Arc::new(Crew::new(config.cpus.get(), Arc::clone(control.gate())));
         let buses = Arc::new(Buses::default());
         let legacy: [(_, Arc<dyn BusDevice>); 5] = [
             (layout::SERIAL_PORTS, serial.clone()),
@@ -117,7 +128,7 @@ impl Board {
             buses.ports.insert(ports, device).expect("the layout's ports are disjoint");
         }
         add_pci(config, &vm, &buses)?;
-        Ok(Self { vcpus, buses, running: Running { exit, button, serial } })
+        Ok(Self { vcpus, buses, running: Running { exit, button, serial, crew } })
     }
 }
 
@@ -212,87 +223,6 @@ fn interrupt_line() -> Result<EventFd, Error> {
         .map_err(|error| Error::Device { device: "interrupt lines", source: error.into() })
 }
 
-/// Reaches into a running machine from other threads. Clones reach the same machine.
-#[derive(Debug, Clone, Default)]
-pub struct Control {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    stopped: AtomicBool,
-    running: Mutex<Option<Running>>,
-}
-
-impl Control {
-    /// A control that no machine runs under yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Ends the machine at once, as if its plug were pulled. Also one that has not begun.
-    pub fn stop(&self) {
-        self.shared.stopped.store(true, Ordering::SeqCst);
-        self.with_running(|running| running.exit.post(Ok(Exit::Stopped)));
-    }
-
-    /// Presses the power button, which asks the guest to shut down. Tells whether there is a
-    /// machine to hear it.
-    pub fn press_power_button(&self) -> bool {
-        self.with_running(|running| running.button.write(1).is_ok()).unwrap_or(false)
-    }
-
-    fn attach(&self, running: Running) {
-        let exit = Arc::clone(&running.exit);
-        *self.lock() = Some(running);
-        if self.shared.stopped.load(Ordering::SeqCst) {
-            exit.post(Ok(Exit::Stopped));
-        }
-    }
-
-    fn detach(&self) {
-        *self.lock() = None;
-    }
-
-    fn with_running<T>(&self, act: impl FnOnce(&Running) -> T) -> Option<T> {
-        self.lock().as_ref().map(act)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Bytes that are taken from the console's input at once.
-const INPUT_CHUNK: usize = 256;
-
-/// Starts the thread that types `input` into whichever guest runs under `control`. It ends with
-/// its input, or at the first input after the last machine has gone.
-fn start_typing(mut input: Box<dyn Read + Send>, control: &Control) -> Result<(), Error> {
-    let shared: Weak<Shared> = Arc::downgrade(&control.shared);
-    let body = move || {
-        let mut buffer = [0; INPUT_CHUNK];
-        loop {
-            let len = match input.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            };
-            let Some(shared) = shared.upgrade() else { return };
-            let serial = Control { shared }.with_running(|running| Arc::clone(&running.serial));
-            // Between two lives of a guest nobody reads.
-            if let Some(serial) = serial {
-                serial.feed(&buffer[..len]);
-            }
-        }
-    };
-    match std::thread::Builder::new().name("console-input".to_owned()).spawn(body) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::Device { device: "console input", source: error.into() }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bootyard_image::{Disk, Extent};
@@ -350,19 +280,5 @@ mod tests {
         };
         let error = find_on_disk(&config, &Options::default()).unwrap_err();
         assert_eq!(error.to_string(), "cannot boot from disk `/vm/root.raw`");
-    }
-
-    #[test]
-    fn a_control_that_was_stopped_early_stops_the_machine_that_comes() {
-        let control = Control::new();
-        assert!(!control.press_power_button());
-        control.stop();
-        let exit = Arc::new(ExitLatch::default());
-        let (line, button) = (interrupt_line().unwrap(), interrupt_line().unwrap());
-        let output: Output = Arc::new(Mutex::new(Box::new(io::sink())));
-        let serial = Arc::new(SerialPort::new(line, output, exit.clone()));
-        control.attach(Running { exit: exit.clone(), button, serial });
-        assert!(control.press_power_button());
-        assert_eq!(exit.take().transpose().unwrap(), Some(Exit::Stopped));
     }
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod acpi;
 pub(crate) mod cpuid;
+pub(crate) mod instruction;
 pub(crate) mod layout;
 pub(crate) mod state;

@@ -1,17 +1,13 @@
 //! The processors: their first state, their threads, and what happens when they leave the guest.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
     kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::vm::{Vm, refused};
 use crate::arch::x86_64::layout;
@@ -19,6 +15,7 @@ use crate::arch::x86_64::state::{self, CodeSegment, CpuState};
 use crate::bus::Bus;
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
+use crate::gate::{ExitReason, Gate, Seat};
 
 /// `IA32_MTRR_DEF_TYPE`: memory types of ranges on, write-back by default (Intel SDM volume 3
 /// §12.11.2.1). Firmware sets this; without it Linux takes all memory as uncached.
@@ -113,45 +110,64 @@ impl Vcpu {
     }
 
     /// Runs the guest until it leaves, and answers what it left for.
-    fn step(&mut self, buses: &Buses) -> Result<Left, Error> {
-        let left = match self.fd.run() {
+    fn step(&mut self, buses: &Buses, seat: &Seat) -> Result<Left, Error> {
+        let exit = self.fd.run();
+        seat.leave();
+        match exit {
             Ok(VcpuExit::IoIn(port, data)) => {
+                seat.count(ExitReason::PortRead);
                 port_units(data.len(), |unit| buses.ports.read(port.into(), &mut data[unit]));
-                Left::Handled
             }
             Ok(VcpuExit::IoOut(port, data)) => {
+                seat.count(ExitReason::PortWrite);
                 port_units(data.len(), |unit| buses.ports.write(port.into(), &data[unit]));
-                Left::Handled
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
+                seat.count(ExitReason::MemoryRead);
                 buses.memory.read(address, data);
-                Left::Handled
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                seat.count(ExitReason::MemoryWrite);
                 buses.memory.write(address, data);
-                Left::Handled
             }
             // KVM's own interrupt controller handles `hlt`; if it tells us, it goes on.
-            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr | VcpuExit::Hlt) => Left::Handled,
-            Ok(VcpuExit::SystemEvent(event, _)) => Left::Ended(system_event(event)),
-            Ok(VcpuExit::Shutdown) => Left::Ended(Exit::Crash { why: self.triple_fault() }),
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr | VcpuExit::Hlt) => {
+                seat.count(ExitReason::Other);
+            }
+            Ok(VcpuExit::SystemEvent(event, _)) => return Ok(Left::Ended(system_event(event))),
+            Ok(VcpuExit::Shutdown) => {
+                return Ok(Left::Ended(Exit::Crash { why: self.triple_fault() }));
+            }
             Ok(other) => {
                 let reason = format!("{other:?}");
                 return Err(self.stuck(reason));
             }
             Err(errno) => match io::Error::from(errno).kind() {
                 // A kick, or the end of a processor's wait to be started.
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Left::Handled,
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
+                    seat.count(ExitReason::Interrupted);
+                }
                 _ => return Err(refused("KVM_RUN")(errno)),
             },
-        };
-        Ok(left)
+        }
+        Ok(Left::Handled)
     }
 
     /// Runs the guest until something is posted in `exit`, posting there itself what ends it.
-    fn run(&mut self, buses: &Buses, exit: &ExitLatch) {
+    pub(super) fn run(&mut self, buses: &Buses, exit: &ExitLatch, gate: &Gate, seat: &Seat) {
+        seat.take();
         while !exit.is_posted() {
-            match self.step(buses) {
+            if !seat.enter(gate) {
+                gate.wait(exit);
+                // A guest without KVM's clock is not told that it stood still.
+                let _ = self.fd.kvmclock_ctrl();
+                continue;
+            }
+            if seat.take_nmi() {
+                // Fails only where there is no such processor.
+                let _ = self.fd.nmi();
+            }
+            match self.step(buses, seat) {
                 Ok(Left::Handled) => {}
                 Ok(Left::Ended(end)) => exit.post(Ok(end)),
                 Err(error) => exit.post(Err(error)),
@@ -207,117 +223,9 @@ fn set_segments(sregs: &mut kvm_sregs, code: CodeSegment) {
     sregs.gdt.limit = (size_of_val(&gdt) - 1) as u16;
 }
 
-/// The threads of all processors. Dropping them stops them.
-#[derive(Debug)]
-pub(crate) struct VcpuThreads {
-    threads: Vec<JoinHandle<()>>,
-    exit: Arc<ExitLatch>,
-}
-
-/// How long a kicked thread may take before it is kicked again: a signal that arrives just before
-/// the thread enters the guest is lost.
-const KICK_EVERY: Duration = Duration::from_millis(2);
-
-impl VcpuThreads {
-    /// Starts one thread for each of `vcpus` of the machine called `machine`. They end when
-    /// something is posted in `exit`.
-    pub(crate) fn start(
-        machine: &str,
-        vcpus: Vec<Vcpu>,
-        buses: &Arc<Buses>,
-        exit: &Arc<ExitLatch>,
-    ) -> Result<Self, Error> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Device {
-            device: "processor threads",
-            source,
-        };
-        register_signal_handler(SIGRTMIN(), on_kick).map_err(|error| failed(error.into()))?;
-        let mut started = Self { threads: Vec::new(), exit: Arc::clone(exit) };
-        for mut vcpu in vcpus {
-            // Linux keeps the first 15 bytes.
-            let name = format!("vcpu{} {machine}", vcpu.id);
-            let (buses, exit) = (Arc::clone(buses), Arc::clone(exit));
-            let body = move || {
-                let run = catch_unwind(AssertUnwindSafe(|| vcpu.run(&buses, &exit)));
-                if run.is_err() {
-                    exit.post(Err(Error::Panicked(vcpu.id)));
-                }
-            };
-            let thread = std::thread::Builder::new().name(name).spawn(body);
-            started.threads.push(thread.map_err(|error| failed(error.into()))?);
-        }
-        Ok(started)
-    }
-}
-
-impl Drop for VcpuThreads {
-    fn drop(&mut self) {
-        self.exit.post(Ok(Exit::Stopped));
-        loop {
-            let running: Vec<_> =
-                self.threads.iter().filter(|thread| !thread.is_finished()).collect();
-            if running.is_empty() {
-                break;
-            }
-            for thread in running {
-                // Fails only for a thread that has just ended.
-                let _ = thread.kill(SIGRTMIN());
-            }
-            std::thread::sleep(KICK_EVERY);
-        }
-        for thread in self.threads.drain(..) {
-            // A panic of the thread has been posted by it.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Does nothing: a signal that is handled makes `KVM_RUN` return. (The type parameter is libc's
-/// `siginfo_t`, which we need not name.)
-extern "C" fn on_kick<Info>(_: std::ffi::c_int, _: *mut Info, _: *mut std::ffi::c_void) {}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::Mutex;
-    use std::sync::mpsc::channel;
-
-    use vmm_sys_util::eventfd::EventFd;
-
     use super::*;
-    use crate::bus::BusDevice;
-    use crate::legacy::SerialPort;
-
-    #[test]
-    fn a_console_that_nobody_reads_delays_no_end() {
-        register_signal_handler(SIGRTMIN(), on_kick).unwrap();
-        let (_reader, mut console) = io::pipe().unwrap();
-        let capacity = rustix::pipe::fcntl_getpipe_size(&console).unwrap();
-        console.write_all(&vec![0; capacity]).unwrap();
-        let exit = Arc::new(ExitLatch::default());
-        let output: crate::legacy::Output = Arc::new(Mutex::new(Box::new(console)));
-        let port = Arc::new(SerialPort::new(EventFd::new(0).unwrap(), output, exit.clone()));
-        let (writing, begun) = channel();
-        let write = || {
-            let (port, writing) = (Arc::clone(&port), writing.clone());
-            std::thread::spawn(move || {
-                writing.send(()).unwrap();
-                port.write(0, b"!");
-            })
-        };
-        let threads = VcpuThreads { threads: vec![write(), write()], exit };
-        begun.recv().unwrap();
-        begun.recv().unwrap();
-        // Into the system call, most probably.
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(threads.threads.iter().all(|thread| !thread.is_finished()));
-        let (ended, end) = channel();
-        std::thread::spawn(move || {
-            drop(threads);
-            ended.send(()).unwrap();
-        });
-        end.recv_timeout(Duration::from_secs(20)).expect("the threads end");
-    }
 
     #[test]
     fn port_accesses_are_cut_into_units() {

@@ -7,8 +7,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_msi, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -64,6 +64,14 @@ impl Kvm {
         fd.create_irq_chip().map_err(refused("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(pit).map_err(refused("KVM_CREATE_PIT2"))?;
+        // Without it KVM also gives the guest an exception for what it cannot emulate in a kernel. Older
+        // kernels do not know it, and what is lost is a better message.
+        let tell = kvm_enable_cap {
+            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        let _ = fd.enable_cap(&tell);
         let vm = Vm { fd, memory };
         vm.map_memory()?;
         Ok(vm)
