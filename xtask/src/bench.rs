@@ -8,11 +8,14 @@ mod create;
 mod decode;
 mod images;
 mod import;
+mod machine;
 mod measure;
 mod seed;
 mod upload;
 
 use anyhow::Result;
+
+pub(crate) use machine::{Inside, inside};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -32,6 +35,8 @@ enum What {
     Create(create::Args),
     /// Make a seed, against cloud-localds, genisoimage and xorrisofs.
     Seed(seed::Args),
+    /// Run a machine in the lab, against QEMU's microvm and q35.
+    Machine(machine::Args),
     /// Send a disk over loopback, against curl and nginx's DAV.
     Upload(upload::Args),
 }
@@ -43,6 +48,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         What::Decode(args) => decode::main(args),
         What::Create(args) => create::main(args),
         What::Seed(args) => seed::main(args),
+        What::Machine(args) => machine::main(args),
         What::Upload(args) => upload::main(args),
     }
 }

@@ -176,7 +176,7 @@ fn lab(args: &Args) -> Result<Lab> {
     setup::ensure_installed(&[Need::Boot])?;
     let mut files = Vec::new();
     match &args.binary {
-        Some(binary) => files.extend(with_libraries(binary)?),
+        Some(binary) => files.extend(with_libraries(binary, "bin/bootyard")?),
         None if args.bare => {}
         None => files.push((build_static()?, "bin/bootyard".to_owned())),
     }
@@ -206,18 +206,56 @@ pub(crate) fn build_static() -> Result<PathBuf> {
     Ok(dir.join(TARGET).join("release/bootyard"))
 }
 
-/// `bootyard` at `binary` and its shared libraries, each with its place in the lab.
-fn with_libraries(binary: &Path) -> Result<Vec<(PathBuf, String)>> {
+/// The program `binary`, whose place in the lab is `place`, and its shared libraries with theirs.
+pub(crate) fn with_libraries(binary: &Path, place: &str) -> Result<Vec<(PathBuf, String)>> {
+    let name = Path::new(place).file_name().context("a program without a name")?;
     // Line tables alone are half of a debug build.
-    let stripped = dirs::target().join("lab/bootyard");
-    fs_err::create_dir_all(dirs::target().join("lab"))?;
+    let folder = dirs::target().join("lab/stripped");
+    fs_err::create_dir_all(&folder)?;
+    let stripped = folder.join(name);
     sh::run(sh::cmd("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(binary))?;
     let needed = sh::output(sh::cmd("ldd").arg(binary))?;
     let libraries = needed.lines().filter_map(|line| {
         let path = line.split_whitespace().find(|word| word.starts_with('/'))?;
         Some((PathBuf::from(path), path.trim_start_matches('/').to_owned()))
     });
-    Ok([(stripped, "bin/bootyard".to_owned())].into_iter().chain(libraries).collect())
+    Ok([(stripped, place.to_owned())].into_iter().chain(libraries).collect())
+}
+
+/// A guest for the machines that run in the lab: Debian's cloud kernel, and an initial RAM disk of busybox,
+/// `modules` (listed in load order in `/modules`), `files` and the first process `init`.
+pub(crate) fn small_guest(
+    init: &str,
+    modules: &[&str],
+    files: &[(PathBuf, String)],
+) -> Result<(PathBuf, Vec<u8>)> {
+    let parts = Parts::fetch_once()?;
+    let mut archive = cpio::Archive::default();
+    DIRS.iter().for_each(|dir| archive.dir(dir));
+    archive.file("init", 0o755, init.as_bytes());
+    let order = add_programs(&mut archive, &parts, &parts.load_order(modules)?, files)?;
+    archive.file("modules", 0o644, order.as_bytes());
+    Ok((parts.kernel, archive.finish()))
+}
+
+/// Adds busybox, modules and other files; gives the modules' names, one a line.
+fn add_programs(
+    archive: &mut cpio::Archive,
+    parts: &Parts,
+    modules: &[PathBuf],
+    files: &[(PathBuf, String)],
+) -> Result<String> {
+    archive.file("bin/busybox", 0o755, &fs_err::read(&parts.busybox)?);
+    let mut order = String::new();
+    for module in modules {
+        let name = module.file_name().context("a module without a name")?.to_string_lossy();
+        archive.file(&format!("lib/modules/{name}"), 0o644, &fs_err::read(module)?);
+        writeln!(order, "{name}")?;
+    }
+    for (from, to) in files {
+        archive.file(to, 0o755, &fs_err::read(from)?);
+    }
+    Ok(order)
 }
 
 impl Lab {
@@ -246,24 +284,14 @@ impl Lab {
 
     fn initrd(&self, parts: &Parts) -> Result<Vec<u8>> {
         let mut archive = cpio::Archive::default();
-        for dir in DIRS {
-            archive.dir(dir);
-        }
+        DIRS.iter().for_each(|dir| archive.dir(dir));
         archive.file("init", 0o755, INIT.as_bytes());
-        archive.file("bin/busybox", 0o755, &fs_err::read(&parts.busybox)?);
-        let mut order = String::new();
-        for module in &parts.modules {
-            let name = module.file_name().context("a module without a name")?.to_string_lossy();
-            archive.file(&format!("lib/modules/{name}"), 0o644, &fs_err::read(module)?);
-            writeln!(order, "{name}")?;
-        }
+        let modules = parts.load_order(&MODULES)?;
+        let order = add_programs(&mut archive, parts, &modules, &self.files)?;
         archive.file("lab/modules", 0o644, order.as_bytes());
         archive.file("lab/disks", 0o644, self.disks.len().to_string().as_bytes());
         let command: Vec<String> = self.command.iter().map(|word| sh::quote(word)).collect();
         archive.file("lab/command", 0o644, command.join(" ").as_bytes());
-        for (from, to) in &self.files {
-            archive.file(to, 0o755, &fs_err::read(from)?);
-        }
         Ok(archive.finish())
     }
 
@@ -306,8 +334,8 @@ impl Lab {
 #[derive(Debug)]
 struct Parts {
     kernel: PathBuf,
-    /// In the order in which they load.
-    modules: Vec<PathBuf>,
+    /// The folder of the kernel's modules.
+    modules: PathBuf,
     busybox: PathBuf,
 }
 
@@ -324,16 +352,18 @@ impl Parts {
             Ok(made)
         })?;
         let release = release(&dir)?;
-        let modules = dir.join("lib/modules").join(&release);
-        let dep = fs_err::read_to_string(modules.join("modules.dep"))?;
         Ok(Self {
             kernel: dir.join("boot").join(format!("vmlinuz-{release}")),
-            modules: modules::load_order(&dep, &MODULES)?
-                .into_iter()
-                .map(|path| modules.join(path))
-                .collect(),
+            modules: dir.join("lib/modules").join(&release),
             busybox: dir.join("bin/busybox"),
         })
+    }
+
+    /// These modules and all that they need, in the order in which they load.
+    fn load_order(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+        let dep = fs_err::read_to_string(self.modules.join("modules.dep"))?;
+        let order = modules::load_order(&dep, wanted)?;
+        Ok(order.into_iter().map(|path| self.modules.join(path)).collect())
     }
 }
 

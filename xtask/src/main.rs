@@ -54,6 +54,9 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Measure Bootyard against the tools that one would use instead.
     Bench(bench::Args),
+    /// The parts of a bench that run in the lab.
+    #[command(subcommand, hide = true)]
+    Inside(bench::Inside),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => return lab::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Inside(what) => bench::inside(&what),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
