@@ -105,6 +105,7 @@ const TARGETS: &[Target] = &[
     Target { small_disks: true, ..target("seed_image", &[], &[]) },
     Target { encoded: false, texts: SEED_TEXTS, ..target("seed_build", &[], &[]) },
     Target { documents: true, encoded: false, ..target("seed_lint", &[], &[]) },
+    device("virtio_balloon"),
     device("virtio_rng"),
     device("pci_config"),
     device("legacy_ports"),

@@ -33,6 +33,7 @@
 //! | unknown request types and flags are UNSUPP                        | 5.2.6.2   | `blk`        |
 //! | at least one byte of entropy for each buffer                      | 5.4.6.2   | `rng`        |
 
+mod balloon;
 mod blk;
 mod device_config;
 mod interrupt;
@@ -45,6 +46,7 @@ mod transport;
 
 use interrupt::Interrupt;
 
+pub use balloon::{Balloon, BalloonControl, GuestFigures};
 pub use blk::Block;
 pub use device_config::DeviceConfig;
 pub use queue::{Request, Virtqueue};

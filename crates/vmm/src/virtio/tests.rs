@@ -1,5 +1,6 @@
 //! The transport, driven through ports and registers as a guest's driver drives it.
 
+mod balloon;
 mod blk;
 mod guest;
 mod hostile;

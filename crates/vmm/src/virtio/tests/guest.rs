@@ -298,23 +298,37 @@ impl<'m> Driver<'m> {
 
     /// From reset to DRIVER_OK with the features `wanted`, one virtqueue at `base` and vector 1.
     pub(super) fn start(&self, wanted: u64, base: u64) -> GuestQueue<'_, 'm> {
+        self.start_queues(wanted, base, 1).remove(0)
+    }
+
+    /// The same with the first `count` virtqueues, 16 KiB for each, and a vector for each.
+    pub(super) fn start_queues(
+        &self,
+        wanted: u64,
+        base: u64,
+        count: u16,
+    ) -> Vec<GuestQueue<'_, 'm>> {
         self.reset();
         self.add_status(ACKNOWLEDGE);
         self.add_status(DRIVER);
         self.accept(self.offered() & (wanted | VERSION_1));
         assert_ne!(self.add_status(FEATURES_OK) & FEATURES_OK, 0);
         self.set(common::CONFIG_VECTOR, &[0, 0]);
-        self.enable_vector(0);
-        self.enable_vector(1);
-        let queue = GuestQueue::set_up(self, 0, base, wanted & EVENT_IDX != 0);
+        (0..=count).for_each(|vector| self.enable_vector(vector));
+        let set_up = |index| {
+            let base = base + 0x4000 * u64::from(index);
+            GuestQueue::set_up(self, index, base, wanted & EVENT_IDX != 0)
+        };
+        let queues = (0..count).map(set_up).collect();
         assert_eq!(self.add_status(DRIVER_OK), 0x0f);
-        queue
+        queues
     }
 }
 
 /// A split virtqueue from the driver's side.
 pub(super) struct GuestQueue<'d, 'm> {
     driver: &'d Driver<'m>,
+    index: u16,
     pub(super) size: u16,
     pub(super) descriptors: u64,
     pub(super) avail: u64,
@@ -344,6 +358,7 @@ impl<'d, 'm> GuestQueue<'d, 'm> {
         let doorbell = driver.registers[&NOTIFY] + offset;
         Self {
             driver,
+            index,
             size,
             descriptors,
             avail,
@@ -421,7 +436,8 @@ impl<'d, 'm> GuestQueue<'d, 'm> {
         self.offer(0, buffers);
         self.ring();
         loop {
-            assert_eq!(self.driver.machine.interrupt().data, 0x4001);
+            let vector = u32::from(self.index) + 1;
+            assert_eq!(self.driver.machine.interrupt().data, 0x4000 + vector);
             if let Some((head, len)) = self.take_used() {
                 assert_eq!(head, 0);
                 return len;
