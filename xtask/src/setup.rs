@@ -85,6 +85,8 @@ const PACKAGES: &[Package] = &[
     package("skopeo", Need::Test, "fills it, and pulls what we push"),
     package("umoci", Need::Test, "makes container images"),
     package("apache2-utils", Need::Test, "htpasswd makes the registry's users"),
+    package("acpica-tools", Need::Test, "iasl reads the machine's ACPI tables"),
+    package("dmidecode", Need::Test, "reads the machine's SMBIOS table"),
     package("time", Need::Test, "measures processor time and peak memory in benches"),
     package("fakeroot", Need::Rootless, "keeps the owners in the guest's root tree"),
     package("uidmap", Need::Rootless, "gives mmdebstrap a user namespace"),

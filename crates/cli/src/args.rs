@@ -2,7 +2,6 @@
 //! commands do. The doc comments are the help text.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use crate::commands::volume::VolumeCommand;
 use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
+use crate::hardware::HardwareArgs;
 use crate::seeds::{SeedArgs, UserArgs};
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
@@ -502,12 +502,8 @@ pub(crate) struct RunArgs {
     /// Seed image, attached read-only behind the disks; the flags below make one in its place
     #[arg(long, value_name = "FILE")]
     pub(crate) seed: Option<PathBuf>,
-    /// Virtual CPUs
-    #[arg(long, default_value = "1", value_name = "N")]
-    pub(crate) cpus: NonZeroU32,
-    /// Guest memory
-    #[arg(long, default_value = "1Gi", value_name = "QTY")]
-    pub(crate) memory: ByteSize,
+    #[command(flatten)]
+    pub(crate) hardware: HardwareArgs,
     /// Machine to run on: auto, kvm or qemu
     #[arg(long, default_value = "auto")]
     pub(crate) engine: EngineChoice,
@@ -540,11 +536,8 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) name: String,
-    #[arg(long)]
-    pub(crate) cpus: NonZeroU32,
-    /// Bytes.
-    #[arg(long)]
-    pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) hardware: HardwareArgs,
     /// PATH, or PATH:ro.
     #[arg(long = "disk")]
     pub(crate) disks: Vec<String>,

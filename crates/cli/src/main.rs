@@ -8,6 +8,7 @@ mod commands;
 mod disks;
 mod error;
 mod flags;
+mod hardware;
 mod host;
 mod json;
 mod metrics;

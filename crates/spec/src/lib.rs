@@ -8,6 +8,7 @@
 
 mod digest;
 mod explain;
+mod hardware;
 mod hint;
 mod name;
 mod platform;
@@ -21,6 +22,10 @@ mod vm;
 
 pub use digest::{Algorithm, Digest, ParseDigestError, Verified, Verifier, VerifyError};
 pub use explain::{Class, Explain, exit_code};
+pub use hardware::{
+    CpuModel, CpuTopology, Firmware, HugePageSize, ParseHardwareError, ParseTopologyError,
+    SmbiosField, SmbiosText, Uuid,
+};
 pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
 pub use platform::{ParsePlatformError, Platform};

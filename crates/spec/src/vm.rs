@@ -1,12 +1,11 @@
 //! A virtual machine, as the user asks for it, and how its guest ended.
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::ByteSize;
+use crate::{ByteSize, CpuModel, CpuTopology, Firmware, HugePageSize};
 
 /// What one run of a virtual machine needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,9 +13,15 @@ pub struct VmSpec {
     /// The name in messages and in the process list.
     pub name: String,
     /// Virtual CPUs.
-    pub cpus: NonZeroU32,
+    pub cpus: CpuTopology,
+    /// What they can do.
+    pub cpu_model: CpuModel,
     /// Guest memory.
     pub memory: ByteSize,
+    /// Takes the memory from the host's pool of huge pages of this size.
+    pub huge_pages: Option<HugePageSize>,
+    /// Who the machine says it is.
+    pub firmware: Firmware,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<VmDisk>,
     /// Text that is appended to the kernel command line; only engines that load the kernel

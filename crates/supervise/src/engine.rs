@@ -6,6 +6,7 @@
 //! | [`QemuEngine`] | `qemu-system-x86_64` | SeaBIOS and the disk's own boot loader | QMP events |
 
 mod child;
+mod hardware;
 mod kvm;
 mod qemu;
 mod qmp;

@@ -1,11 +1,12 @@
 //! What one launch of a machine needs, as plain data that every engine understands.
 
 use std::ffi::OsString;
-use std::num::NonZeroU32;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use bootyard_spec::{ByteSize, DiskLife, VmDisk, VmSpec};
+use bootyard_spec::{
+    ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, VmDisk, VmSpec,
+};
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
 /// wrote into its first sector.
@@ -56,9 +57,15 @@ pub struct LaunchPlan {
     /// The name in messages and in the process list.
     pub name: String,
     /// Virtual CPUs.
-    pub cpus: NonZeroU32,
+    pub cpus: CpuTopology,
+    /// What they can do.
+    pub cpu_model: CpuModel,
     /// Guest memory.
     pub memory: ByteSize,
+    /// Takes the memory from the host's pool of huge pages of this size.
+    pub huge_pages: Option<HugePageSize>,
+    /// Who the machine says it is.
+    pub firmware: Firmware,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<PlanDisk>,
     /// Text for the end of the kernel command line.
@@ -89,7 +96,10 @@ impl LaunchPlan {
         Ok(Self {
             name: spec.name.clone(),
             cpus: spec.cpus,
+            cpu_model: spec.cpu_model,
             memory: spec.memory,
+            huge_pages: spec.huge_pages,
+            firmware: spec.firmware.clone(),
             disks: spec.disks.iter().map(disk).collect::<Result<_, E>>()?,
             append: spec.append.clone(),
         })
@@ -140,7 +150,9 @@ pub fn parse_backing_argument(argument: &str) -> Option<(usize, PathBuf)> {
 
 #[cfg(test)]
 mod tests {
-    use bootyard_spec::{EngineChoice, RunStrategy};
+    use std::num::NonZeroU32;
+
+    use bootyard_spec::{EngineChoice, RunStrategy, Uuid};
 
     use super::*;
 
@@ -150,8 +162,11 @@ mod tests {
             |path: &str, read_only| VmDisk { path: path.into(), read_only, life: DiskLife::Kept };
         let spec = VmSpec {
             name: "vm".to_owned(),
-            cpus: NonZeroU32::MIN,
+            cpus: CpuTopology::of_cores(NonZeroU32::MIN),
+            cpu_model: CpuModel::Host,
             memory: ByteSize::from_mib(256),
+            huge_pages: None,
+            firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk("/a.qcow2", false), disk("/seed", true)],
             append: Some("quiet".to_owned()),
             engine: EngineChoice::Auto,

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bootyard_spec::{ByteSize, Class, Explain, GuestEnd, RunStrategy};
+use bootyard_spec::{
+    ByteSize, Class, CpuModel, CpuTopology, Explain, Firmware, GuestEnd, RunStrategy, Uuid,
+};
 use bootyard_supervise::strategy::{BackOff, Policy, State};
 use bootyard_supervise::{
     Cancel, DiskFormat, DiskUsage, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome,
@@ -60,8 +62,11 @@ impl Guest {
             PlanDisk { path, usage: DiskUsage::Write, format: DiskFormat::Raw, backing: None };
         let plan = LaunchPlan {
             name: "guest".to_owned(),
-            cpus: NonZeroU32::MIN,
+            cpus: CpuTopology::of_cores(NonZeroU32::MIN),
+            cpu_model: CpuModel::Host,
             memory: ByteSize::from_mib(64),
+            huge_pages: None,
+            firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk],
             append: None,
         };

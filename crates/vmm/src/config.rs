@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bootyard_image::Disk;
 
+use crate::cpu::{CpuModel, CpuTopology};
 use crate::error::Error;
+use crate::identity::Identity;
+use crate::memory::HugePages;
 
 /// The most processors: what a local APIC identifier of 8 bits and one package allow with room.
 pub const CPUS_MAX: u32 = 64;
@@ -25,10 +27,16 @@ pub const DISKS_MAX: usize = 24;
 pub struct MachineConfig {
     /// What the machine is called: in the names of its threads, without zero bytes.
     pub name: String,
-    /// The number of processors, at most [`CPUS_MAX`].
-    pub cpus: NonZeroU32,
+    /// The processors, at most [`CPUS_MAX`].
+    pub topology: CpuTopology,
+    /// What they can do.
+    pub cpu_model: CpuModel,
     /// Bytes of memory, from [`MEMORY_MIN`] to [`MEMORY_MAX`]. Rounded up to whole 2 MiB.
     pub memory: u64,
+    /// Takes the memory from the host's pool of huge pages of this size.
+    pub huge_pages: Option<HugePages>,
+    /// Who the machine says it is.
+    pub identity: Identity,
     /// What the machine starts.
     pub boot: Boot,
     /// The disks, in the order in which the guest finds them.
@@ -94,8 +102,12 @@ impl MachineConfig {
     /// Checks what the types do not.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let refuse = |message: String| Err(Error::Config(message));
-        if self.cpus.get() > CPUS_MAX {
-            return refuse(format!("expected 1 to {CPUS_MAX} processors, got {}", self.cpus));
+        if self.topology.count().is_none() {
+            let CpuTopology { sockets, cores, threads } = self.topology;
+            return refuse(format!(
+                "expected 1 to {CPUS_MAX} processors, got {sockets} sockets of {cores} cores of \
+                 {threads} threads"
+            ));
         }
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&self.memory) {
             return refuse(format!(
@@ -103,6 +115,14 @@ impl MachineConfig {
                 self.memory
             ));
         }
+        let page = self.huge_pages.map_or(1, HugePages::size);
+        if !self.memory.is_multiple_of(page) {
+            return refuse(format!(
+                "expected memory in whole huge pages of {page} bytes, got {} bytes",
+                self.memory
+            ));
+        }
+        self.identity.check()?;
         if self.name.contains('\0') {
             return refuse(format!("the name {:?} has a zero byte", self.name));
         }
@@ -126,7 +146,7 @@ impl fmt::Debug for MachineConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MachineConfig")
             .field("name", &self.name)
-            .field("cpus", &self.cpus)
+            .field("topology", &self.topology)
             .field("memory", &self.memory)
             .field("disks", &self.disks)
             .field("reboot", &self.reboot)
@@ -142,5 +162,49 @@ impl fmt::Debug for DiskConfig {
             .field("read_only", &self.read_only)
             .field("size", &self.disk.virtual_size())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    /// A small machine without disks.
+    pub(crate) fn config() -> MachineConfig {
+        MachineConfig {
+            name: "vm".to_owned(),
+            topology: CpuTopology::of_cores(NonZeroU32::MIN),
+            cpu_model: CpuModel::Host,
+            memory: 64 << 20,
+            huge_pages: None,
+            identity: Identity::new([7; 16]),
+            boot: Boot::Kernel { kernel: Vec::new(), initrd: Vec::new(), cmdline: String::new() },
+            disks: Vec::new(),
+            serial_output: Box::new(std::io::sink()),
+            serial_input: None,
+            reboot: Reboot::Restart,
+            report: Arc::new(|_| {}),
+        }
+    }
+
+    #[test]
+    fn what_a_machine_cannot_be_is_refused() {
+        type Change = fn(&mut MachineConfig);
+        let cases: [(Change, &str); 5] = [
+            (|c| c.topology.sockets = 65.try_into().unwrap(), "got 65 sockets of 1 cores"),
+            (|c| c.memory = MEMORY_MIN - 1, "bytes of memory"),
+            (|c| c.huge_pages = Some(HugePages::Size1Gi), "whole huge pages of 1073741824 bytes"),
+            (|c| c.identity.serial.push('\n'), "serial number"),
+            (|c| c.boot = Boot::FromDisk(Default::default()), "a disk to boot from"),
+        ];
+        config().check().unwrap();
+        for (change, expected) in cases {
+            let mut config = config();
+            change(&mut config);
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

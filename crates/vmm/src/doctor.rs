@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::state::{self, CodeSegment, CpuState};
 use crate::bus::BusDevice;
+use crate::cpu::{CpuModel, CpuTopology};
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
 use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads};
@@ -174,7 +175,7 @@ fn try_steps(
 ) -> Result<Outcome, Error> {
     let memory = probe_memory(steps)?;
     let vm = Arc::new(kvm.create_vm(memory)?);
-    let vcpus = kvm.create_vcpus(&vm, NonZeroU32::MIN)?;
+    let vcpus = kvm.create_vcpus(&vm, CpuTopology::of_cores(NonZeroU32::MIN), CpuModel::Host)?;
     vcpus.iter().try_for_each(enter)?;
     let exit = Arc::new(ExitLatch::default());
     let reporter = Arc::new(Reporter {

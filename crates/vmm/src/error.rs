@@ -53,6 +53,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The host's pool of huge pages is too small.
+    #[error(
+        "cannot take {wanted} huge pages of {page} bytes for the guest's memory: {}",
+        free_of(*free)
+    )]
+    HugePages {
+        /// Bytes of a page.
+        page: u64,
+        /// How many are needed.
+        wanted: u64,
+        /// How many nobody uses, if the processor has pages of this size.
+        free: Option<u64>,
+        /// The pool's folder.
+        pool: String,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel cannot be loaded.
     #[error("cannot load the guest's kernel")]
     Load(#[from] LoadError),
@@ -87,13 +105,25 @@ impl Error {
             Self::Kvm { .. } | Self::Stuck(_) => ErrorKind::KvmBroken,
             Self::Config(_) => ErrorKind::Config,
             Self::Load(_) | Self::FindBoot { .. } => ErrorKind::Boot,
-            Self::Memory { .. } | Self::Device { .. } | Self::Panicked(_) => ErrorKind::Device,
+            Self::Memory { .. }
+            | Self::HugePages { .. }
+            | Self::Device { .. }
+            | Self::Panicked(_) => ErrorKind::Device,
         }
     }
 
     /// A sentence on which the user can act.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::HugePages { free: None, .. } => {
+                "`grep pdpe1gb /proc/cpuinfo` tells whether the processor has pages of 1 GiB"
+            }
+            Self::HugePages { wanted, pool, .. } => {
+                return Some(format!(
+                    "make the pool larger: `echo {wanted} | sudo tee {pool}/nr_hugepages` (other \
+                     users of it come on top)"
+                ));
+            }
             Self::KvmMissing(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 "join the group that owns `/dev/kvm`, or use `--engine qemu`"
             }
@@ -107,6 +137,13 @@ impl Error {
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+}
+
+fn free_of(free: Option<u64>) -> String {
+    match free {
+        Some(free) => format!("{free} are free"),
+        None => "this host has none of this size".to_owned(),
     }
 }
 

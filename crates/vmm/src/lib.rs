@@ -17,15 +17,18 @@ mod arch;
 pub mod bus;
 mod config;
 mod control;
+mod cpu;
 pub mod doctor;
 mod error;
 mod exit;
 mod gate;
 mod hv;
+mod identity;
 pub mod interrupt;
 mod legacy;
 mod loader;
 mod machine;
+mod memory;
 pub mod pci;
 mod report;
 mod state;
@@ -37,9 +40,12 @@ pub use config::{
     Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, Reboot, Report,
 };
 pub use control::{Control, Observer};
+pub use cpu::{CpuModel, CpuTopology};
 pub use error::{Error, ErrorKind, LoadError, Place, Stuck};
 pub use exit::Exit;
+pub use identity::{Chassis, Identity};
 #[doc(hidden)]
 pub use legacy::legacy_ports;
 pub use machine::Machine;
+pub use memory::HugePages;
 pub use state::{By, Notice, State};

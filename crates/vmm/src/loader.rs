@@ -11,10 +11,9 @@ mod payload;
 mod protocol;
 
 use std::borrow::Cow;
-use std::num::NonZeroU32;
 use std::ops::Range;
 
-use crate::arch::x86_64::{acpi, layout, state};
+use crate::arch::x86_64::{layout, state};
 
 /// What boots: the three things that a boot loader hands over.
 #[derive(Debug, Clone, Copy)]
@@ -120,13 +119,13 @@ impl<'a> Kernel<'a> {
         Ok(Self::Pvh { elf: elf::parse(&image)?, image: Cow::Owned(image) })
     }
 
-    /// Lays out this kernel with its companions in a machine of `memory` bytes and `cpus`
-    /// processors.
+    /// Lays out this kernel with its companions in a machine of `memory` bytes, beside what
+    /// `firmware` leaves there.
     pub(crate) fn load<'b>(
         &'b self,
         files: &BootFiles<'b>,
         memory: u64,
-        cpus: NonZeroU32,
+        firmware: impl IntoIterator<Item = Write<'b>>,
     ) -> Result<InitState<'b>, LoadError> {
         let ram = layout::HIGH_RAM..memory.min(layout::DEVICE_HOLE.start);
         let mut writes = match self {
@@ -148,10 +147,9 @@ impl<'a> Kernel<'a> {
             Write { address: layout::GDT, bytes: Cow::Owned(gdt) },
             Write { address: layout::BOOT_INFO, bytes: Cow::Owned(info) },
             Write { address: layout::COMMAND_LINE, bytes: command_line(files.cmdline)?.into() },
-            Write { address: layout::ACPI_TABLES.start, bytes: acpi::tables(cpus).into() },
-            Write { address: layout::RESET_VECTOR, bytes: state::reset_code().to_vec().into() },
             Write { address: initrd.start, bytes: Cow::Borrowed(files.initrd) },
         ]);
+        writes.extend(firmware);
         if cpu.code == state::CodeSegment::Bits64 {
             let tables = state::page_tables();
             writes.push(Write { address: layout::PAGE_TABLES, bytes: tables.into() });

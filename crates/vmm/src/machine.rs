@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use bootyard_bootload::{BootPlan, Options};
 use jiff::Timestamp;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::arch::x86_64::layout;
+use crate::arch::x86_64::{firmware, layout};
 use crate::bus::BusDevice;
 use crate::config::{Boot, MachineConfig, Reboot};
 use crate::control::{Control, Running, start_typing};
@@ -22,6 +22,7 @@ use crate::exit::{Exit, ExitLatch};
 use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads, Vm};
 use crate::legacy::{KeyboardController, Output, PanicDevice, PowerPorts, Rtc, SerialPort};
 use crate::loader::{BootFiles, InitState, Kernel};
+use crate::memory;
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
 use crate::state::By;
@@ -105,9 +106,9 @@ impl Board {
         output: &Output,
         control: &Control,
     ) -> Result<Self, Error> {
-        let memory = guest_memory(config.memory_size())?;
+        let memory = memory::allocate(config.memory_size(), config.huge_pages)?;
         let vm = Arc::new(kvm.create_vm(memory.clone())?);
-        let vcpus = kvm.create_vcpus(&vm, config.cpus)?;
+        let vcpus = kvm.create_vcpus(&vm, config.topology, config.cpu_model)?;
         boot(config, &memory, &vcpus)?;
 
         let exit = Arc::new(ExitLatch::default());
@@ -115,7 +116,7 @@ impl Board {
         vm.wire_interrupt(&line, layout::SERIAL_IRQ)?;
         vm.wire_interrupt(&button, layout::EVENT_IRQ)?;
         let serial = Arc::new(SerialPort::new(line, Arc::clone(output), exit.clone()));
-        let crew = Arc::new(Crew::new(config.cpus.get(), Arc::clone(control.gate())));
+        let crew = Arc::new(Crew::new(vcpus.len() as u32, Arc::clone(control.gate())));
         let buses = Arc::new(Buses::default());
         let legacy: [(_, Arc<dyn BusDevice>); 5] = [
             (layout::SERIAL_PORTS, serial.clone()),
@@ -167,28 +168,6 @@ fn virtio_devices(
     disks.chain([(Box::new(Entropy::new()) as Box<dyn VirtioDevice>, entropy)])
 }
 
-fn guest_memory(size: u64) -> Result<GuestMemoryMmap, Error> {
-    let ranges: Vec<(GuestAddress, usize)> = layout::ram(size)
-        .into_iter()
-        .map(|range| (GuestAddress(range.start), (range.end - range.start) as usize))
-        .collect();
-    let failed = |error| Error::Memory { bytes: size, source: io::Error::other(error) };
-    let _gap = align_next_mapping();
-    GuestMemoryMmap::from_ranges(&ranges).map_err(failed)
-}
-
-/// Fills the gap down to the next multiple of a large page, so that the mapping that follows below
-/// it begins at one. KVM can use large pages only then, and Linux aligns large mappings by itself
-/// from 6.7 on. Where the mapping lands elsewhere, the guest is slower and nothing else.
-fn align_next_mapping() -> Option<MmapRegion> {
-    const PAGE: usize = 0x1000;
-    const LARGE_PAGE: usize = 2 << 20;
-    let probe = MmapRegion::<()>::new(PAGE).ok()?;
-    let gap = (probe.as_ptr() as usize + PAGE) % LARGE_PAGE;
-    drop(probe);
-    if gap == 0 { None } else { MmapRegion::new(gap).ok() }
-}
-
 /// Loads what the configuration boots and readies the processors for it.
 fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Result<(), Error> {
     let plan;
@@ -200,7 +179,7 @@ fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Res
         }
     };
     let kernel = Kernel::parse(files.kernel, config.memory_size())?;
-    let InitState { writes, cpu } = kernel.load(&files, config.memory_size(), config.cpus)?;
+    let InitState { writes, cpu } = kernel.load(&files, config.memory_size(), firmware(config))?;
     for write in writes {
         let placed = memory.write_slice(&write.bytes, GuestAddress(write.address));
         placed.expect("the loader checked every address against the memory");
@@ -225,22 +204,9 @@ fn interrupt_line() -> Result<EventFd, Error> {
 
 #[cfg(test)]
 mod tests {
-    use bootyard_image::{Disk, Extent};
-    use vm_memory::GuestMemoryBackend;
-
     use super::*;
     use crate::config::DiskConfig;
-
-    #[test]
-    fn guest_memory_begins_at_large_pages() {
-        for size in [64 << 20, 128 << 20, 4 << 30] {
-            let memory = guest_memory(size).unwrap();
-            for range in layout::ram(size) {
-                let host = memory.get_host_address(GuestAddress(range.start)).unwrap();
-                assert_eq!(host as usize % (2 << 20), 0, "{range:x?} of {size:#x}");
-            }
-        }
-    }
+    use bootyard_image::{Disk, Extent};
 
     /// A disk of a host that cannot read it.
     struct Broken;
@@ -268,15 +234,9 @@ mod tests {
             serial: "disk-0".to_owned(),
         };
         let config = MachineConfig {
-            name: "vm".to_owned(),
-            cpus: std::num::NonZeroU32::MIN,
-            memory: 64 << 20,
             boot: Boot::FromDisk(Options::default()),
             disks: vec![disk],
-            serial_output: Box::new(io::sink()),
-            serial_input: None,
-            reboot: Reboot::Restart,
-            report: Arc::new(|_| {}),
+            ..crate::config::tests::config()
         };
         let error = find_on_disk(&config, &Options::default()).unwrap_err();
         assert_eq!(error.to_string(), "cannot boot from disk `/vm/root.raw`");

@@ -19,7 +19,7 @@ use bootyard_volume::AttachedDisk;
 
 use crate::args::MachineArgs;
 use crate::error::Failure;
-use crate::{host, output};
+use crate::{hardware, host, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let mut backings = backings(&args.backings)?;
@@ -29,8 +29,11 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let written: Vec<Arc<dyn Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
     let config = MachineConfig {
         name: args.name.clone(),
-        cpus: args.cpus,
-        memory: args.memory,
+        topology: hardware::topology(args.hardware.cpus),
+        cpu_model: hardware::model(args.hardware.cpu_model),
+        memory: args.hardware.memory.bytes(),
+        huge_pages: args.hardware.hugepages.map(hardware::huge_pages),
+        identity: hardware::identity(&args.hardware.firmware(&args.name)),
         boot: Boot::FromDisk(bootyard_bootload::Options {
             append: args.append.clone(),
             ..bootyard_bootload::Options::default()

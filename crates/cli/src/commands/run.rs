@@ -1,11 +1,12 @@
 //! `bootyard run`: from the arguments to a machine, from the guest's end to an exit code.
 
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bootyard_cloudinit::DiskImage;
-use bootyard_spec::{ByteSize, Class, DiskLife, Explain, GuestEnd, VmDisk, VmSpec, VolumeName};
+use bootyard_spec::{
+    ByteSize, Class, CpuTopology, DiskLife, Explain, GuestEnd, VmDisk, VmSpec, VolumeName,
+};
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
     Cancel, Choice, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, QemuEngine,
@@ -78,8 +79,11 @@ fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
     disks.extend(args.seed.clone().map(seed_disk));
     Ok(VmSpec {
         name: args.disks.machine_name(),
-        cpus: cpus(args.cpus)?,
-        memory: memory(args.memory)?,
+        cpus: cpus(args.hardware.cpus)?,
+        cpu_model: args.hardware.cpu_model,
+        memory: memory(args.hardware.memory)?,
+        huge_pages: args.hardware.hugepages,
+        firmware: args.hardware.firmware(&args.disks.machine_name()),
         disks,
         append: args.append.clone(),
         engine: args.engine,
@@ -98,11 +102,12 @@ fn memory(asked: ByteSize) -> Result<ByteSize, Failure> {
     Err(Failure::new(Class::Usage, what))
 }
 
-fn cpus(asked: NonZeroU32) -> Result<NonZeroU32, Failure> {
-    if asked.get() <= CPUS_MAX {
+fn cpus(asked: CpuTopology) -> Result<CpuTopology, Failure> {
+    let count = asked.count();
+    if count <= CPUS_MAX {
         return Ok(asked);
     }
-    Err(Failure::new(Class::Usage, format!("expected 1 to {CPUS_MAX} processors, got {asked}")))
+    Err(Failure::new(Class::Usage, format!("expected 1 to {CPUS_MAX} processors, got {count}")))
 }
 
 /// What has a slash is a path, everything else the name of a volume: what a command does shall not

@@ -46,7 +46,15 @@ fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
     };
     option("--name", plan.name.as_ref());
     option("--cpus", plan.cpus.to_string().as_ref());
+    option("--cpu-model", plan.cpu_model.name().as_ref());
     option("--memory", plan.memory.bytes().to_string().as_ref());
+    if let Some(size) = plan.huge_pages {
+        option("--hugepages", size.name().as_ref());
+    }
+    option("--uuid", plan.firmware.uuid.to_string().as_ref());
+    for text in &plan.firmware.texts {
+        option("--smbios", text.to_string().as_ref());
+    }
     for disk in &plan.disks {
         option("--disk", &disk_argument(disk));
     }
@@ -111,9 +119,7 @@ impl Running for Machine {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
-    use bootyard_spec::ByteSize;
+    use bootyard_spec::{ByteSize, CpuModel, Firmware, HugePageSize, Uuid};
 
     use super::*;
     use crate::{DiskFormat, DiskUsage, PlanBacking, PlanDisk};
@@ -130,16 +136,23 @@ mod tests {
         let overlay = PlanDisk { backing: Some(backing), ..disk("/o.qcow2", false) };
         let plan = LaunchPlan {
             name: "vm-1".to_owned(),
-            cpus: NonZeroU32::MIN,
+            cpus: "sockets=1,cores=2,threads=2".parse().unwrap(),
+            cpu_model: CpuModel::Host,
             memory: ByteSize::from_bytes(512 << 20),
+            huge_pages: Some(HugePageSize::Size2Mi),
+            firmware: Firmware {
+                uuid: Uuid::from_bytes([7; 16]),
+                texts: vec!["serial=ds=nocloud".parse().unwrap()],
+            },
             disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
             append: Some("-quiet splash".to_owned()),
         };
         let line = arguments(&plan, 7).join("|".as_ref());
         assert_eq!(
             line,
-            "machine|--name=vm-1|--cpus=1|--memory=536870912|--disk=/a b|--disk=/o.qcow2\
-             |--disk=/seed:ro|--backing=1:/base,1|--append=-quiet splash|--lifeline=7"
+            "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
+             |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
+             |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro|--backing=1:/base,1|--append=-quiet splash|--lifeline=7"
         );
     }
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use bootyard_spec::{Class, GuestEnd};
+use bootyard_spec::{Class, CpuModel, GuestEnd};
 
 use super::child::Child;
+use super::hardware;
 use super::qmp::Qmp;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
 use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
@@ -62,12 +63,21 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
     name.push(escaped(plan.name.as_ref()));
     option("-name", name);
     let (accelerator, cpu) = if kvm { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
+    let cpu = if plan.cpu_model == CpuModel::Minimal { hardware::MINIMAL_CPU } else { cpu };
     // Without graphics the BIOS, too, speaks on the serial port: a disk that does not boot says so.
-    option("-machine", "q35,graphics=off".into());
+    let pool = if plan.huge_pages.is_some() { hardware::MEMORY_BACKEND } else { "" };
+    option("-machine", format!("q35,graphics=off{pool}").into());
     option("-accel", accelerator.into());
     option("-cpu", cpu.into());
-    option("-smp", plan.cpus.to_string().into());
+    option("-smp", hardware::processors(plan.cpus).into());
     option("-m", format!("{}B", plan.memory.bytes()).into());
+    if let Some(size) = plan.huge_pages {
+        option("-object", hardware::huge_memory(plan.memory, size).into());
+    }
+    option("-uuid", plan.firmware.uuid.to_string().into());
+    for structure in hardware::smbios(&plan.firmware) {
+        option("-smbios", structure);
+    }
     for (index, disk) in plan.disks.iter().enumerate() {
         option("-drive", drive(index, disk));
         option(
@@ -128,7 +138,7 @@ fn device(index: usize, disk: &PlanDisk) -> String {
 }
 
 /// A value within a comma-separated option, where a comma is written twice.
-fn escaped(value: &OsStr) -> OsString {
+pub(super) fn escaped(value: &OsStr) -> OsString {
     let mut bytes = Vec::with_capacity(value.len());
     for byte in value.as_bytes() {
         bytes.push(*byte);
@@ -191,7 +201,7 @@ impl Running for Machine {
 mod tests {
     use std::num::NonZeroU32;
 
-    use bootyard_spec::ByteSize;
+    use bootyard_spec::{ByteSize, CpuTopology, Firmware, Uuid};
 
     use super::*;
     use crate::PlanBacking;
@@ -205,8 +215,11 @@ mod tests {
         };
         LaunchPlan {
             name: "a,b".to_owned(),
-            cpus: NonZeroU32::MIN,
+            cpus: CpuTopology::of_cores(NonZeroU32::MIN),
+            cpu_model: CpuModel::Host,
             memory: ByteSize::from_bytes(1 << 30),
+            huge_pages: None,
+            firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: disks.iter().map(disk).collect(),
             append: None,
         }
@@ -221,8 +234,9 @@ mod tests {
         let disks = [("/vm.qcow2", false, DiskFormat::Qcow2), ("seed.iso", true, DiskFormat::Raw)];
         assert_eq!(
             line(&plan(&disks), false),
-            "-name guest=a,,b -machine q35,graphics=off -accel tcg,thread=multi -cpu max -smp 1 \
-             -m 1073741824B \
+            "-name guest=a,,b -machine q35,graphics=off -accel tcg,thread=multi -cpu max \
+             -smp 1,sockets=1,cores=1,threads=1 \
+             -m 1073741824B -uuid 07070707-0707-0707-0707-070707070707 \
              -drive if=none,id=disk0,format=qcow2,werror=report,rerror=report,discard=unmap,\
              file=/vm.qcow2 \
              -device virtio-blk-pci,drive=disk0,bootindex=0 \
@@ -254,6 +268,27 @@ mod tests {
             plan.disks[0].backing = Some(PlanBacking { path: path.into(), format });
             let line = line(&plan, false);
             assert!(line.contains(&format!("file=/run/disk-0.qcow2,{expected} ")), "{line}");
+        }
+    }
+
+    #[test]
+    fn hardware_is_what_the_plan_says() {
+        let mut plan = plan(&[]);
+        plan.cpus = "sockets=2,cores=3,threads=2".parse().unwrap();
+        plan.cpu_model = CpuModel::Minimal;
+        plan.huge_pages = Some(bootyard_spec::HugePageSize::Size2Mi);
+        let texts = ["serial=a", "chassis-asset=7", "serial=ds=nocloud;h=a,b"];
+        plan.firmware.texts = texts.map(|text| text.parse().unwrap()).to_vec();
+        let line = line(&plan, true);
+        for part in [
+            "-machine q35,graphics=off,memory-backend=memory -accel kvm -cpu qemu64,-pni,-cx16,-svm ",
+            "-smp 12,sockets=2,cores=3,threads=2 ",
+            "-object memory-backend-memfd,id=memory,size=1073741824,hugetlb=on,\
+             hugetlbsize=2097152,prealloc=on ",
+            "-smbios type=1,serial=ds=nocloud;;h=a,,b ",
+            "-smbios type=3,asset=7 ",
+        ] {
+            assert!(line.contains(&part.replace(";;", ";")), "{part} is not in {line}");
         }
     }
 

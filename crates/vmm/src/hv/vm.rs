@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "KVM is told at which host addresses the guest's memory is")]
 
 use std::io;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -15,8 +14,9 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Vcpu;
-use crate::arch::x86_64::cpuid::{self, Leaf};
+use crate::arch::x86_64::cpuid::{self, Leaf, Processors};
 use crate::arch::x86_64::layout;
+use crate::cpu::{CpuModel, CpuTopology};
 use crate::error::Error;
 use crate::interrupt::{Doorbells, MsiMessage, MsiSink};
 
@@ -78,17 +78,26 @@ impl Kvm {
     }
 
     /// The processors of `vm`, none of them running: the first at the reset vector, the others
-    /// waiting for it to start them.
-    pub(crate) fn create_vcpus(&self, vm: &Arc<Vm>, cpus: NonZeroU32) -> Result<Vec<Vcpu>, Error> {
+    /// waiting for it to start them. KVM's number of a processor is its APIC identifier.
+    pub(crate) fn create_vcpus(
+        &self,
+        vm: &Arc<Vm>,
+        topology: CpuTopology,
+        model: CpuModel,
+    ) -> Result<Vec<Vcpu>, Error> {
         let supported = self.supported_cpuid()?;
         let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
-        let create = |id| {
+        let knows_rate = self.fd.check_extension(Cap::GetTscKhz);
+        let create = |(index, id)| {
             let fd = vm.fd.create_vcpu(u64::from(id)).map_err(refused("KVM_CREATE_VCPU"))?;
-            let leaves = cpuid::for_cpu(&supported, id, cpus, tsc_deadline);
+            let tsc_khz = fd.get_tsc_khz().ok().filter(|khz| knows_rate && *khz > 0);
+            let processors =
+                Processors { supported: &supported, topology, model, tsc_deadline, tsc_khz };
+            let leaves = cpuid::for_cpu(&processors, id);
             fd.set_cpuid2(&to_kvm(&leaves)?).map_err(refused("KVM_SET_CPUID2"))?;
-            Ok(Vcpu::new(id, fd, Arc::clone(vm)))
+            Ok(Vcpu::new(index, fd, Arc::clone(vm)))
         };
-        (0..cpus.get()).map(create).collect()
+        (0..).zip(topology.apic_ids()).map(create).collect()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::state::CodeSegment;
 use super::*;
+use crate::arch::x86_64::firmware;
+use crate::config::tests::config;
 
 const MEMORY: u64 = 256 << 20;
 const RAM_END: u64 = MEMORY;
@@ -61,12 +63,8 @@ fn bzimage(payload: &[u8], xloadflags: u16) -> Vec<u8> {
     file
 }
 
-fn cpus() -> NonZeroU32 {
-    NonZeroU32::new(2).unwrap()
-}
-
 fn load<'a>(kernel: &'a Kernel<'a>, files: &BootFiles<'a>) -> Result<InitState<'a>, LoadError> {
-    kernel.load(files, MEMORY, cpus())
+    kernel.load(files, MEMORY, firmware(&config()))
 }
 
 /// What the writes put at an address, to the end of that write.

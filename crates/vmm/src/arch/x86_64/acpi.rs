@@ -3,8 +3,6 @@
 //! A hardware-reduced platform (ACPI 6.5 §4.1) needs neither FACS nor power-management timer: sleep
 //! and reset are two I/O ports, and events come through a generic event device.
 
-use std::num::NonZeroU32;
-
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Arg, BufferData, Device, EISAName, Equal, IO, If,
@@ -48,13 +46,13 @@ const PCI_DSM: &str = "e5c937d0-3553-4d7a-9117-ea4d19c3434d";
 /// `_DSM` function 5: whether the guest must keep the resources that firmware assigned.
 const DSM_KEEP_RESOURCES: u8 = 5;
 
-/// The tables for a machine with `cpus` processors, as they lie from the start of
+/// The tables for a machine whose processors have these APIC identifiers, as they lie from the start of
 /// [`layout::ACPI_TABLES`]: the RSDP first.
-pub(crate) fn tables(cpus: NonZeroU32) -> Vec<u8> {
+pub(crate) fn tables(apic_ids: &[u8]) -> Vec<u8> {
     let mut placed = Placed { bytes: vec![0; Rsdp::len().next_multiple_of(ALIGN as usize)] };
     let dsdt = placed.add(&dsdt());
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for table in [fadt(dsdt), madt(cpus), mcfg()] {
+    for table in [fadt(dsdt), madt(apic_ids), mcfg()] {
         xsdt.add_entry(placed.add(&table));
     }
     let xsdt = placed.add(&bytes(&xsdt));
@@ -108,11 +106,11 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     bytes(&fadt.finalize())
 }
 
-fn madt(cpus: NonZeroU32) -> Vec<u8> {
+fn madt(apic_ids: &[u8]) -> Vec<u8> {
     let local = LocalInterruptController::Address(layout::LOCAL_APIC as u32);
     let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, local);
-    for id in (0..cpus.get()).filter_map(|id| u8::try_from(id).ok()) {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    for (number, id) in (0..).zip(apic_ids) {
+        madt.add_structure(ProcessorLocalApic::new(number, *id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(0, layout::IO_APIC as u32, 0));
     bytes(&madt)
@@ -254,47 +252,4 @@ fn io(ports: std::ops::Range<u64>) -> IO {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(tables: &[u8], address: u64) -> &[u8] {
-        &tables[(address - layout::ACPI_TABLES.start) as usize..]
-    }
-
-    fn qword(bytes: &[u8], offset: usize) -> u64 {
-        u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
-    }
-
-    /// The table at an address, cut to its length, with a sum that was checked.
-    fn table(tables: &[u8], address: u64) -> &[u8] {
-        let table = at(tables, address);
-        let len = u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize;
-        let sum = table[..len].iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
-        assert_eq!(sum, 0, "{:?}", str::from_utf8(&table[..4]));
-        &table[..len]
-    }
-
-    #[test]
-    fn every_table_is_reached_and_sums_to_zero() {
-        let tables = tables(NonZeroU32::new(4).unwrap());
-        assert!(tables.len() as u64 <= layout::ACPI_TABLES.end - layout::ACPI_TABLES.start);
-        assert_eq!(&tables[..8], b"RSD PTR ");
-        assert_eq!(tables[..20].iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
-        let xsdt = table(&tables, qword(&tables, 24));
-        let found: Vec<&[u8]> = xsdt[HEADER_LEN as usize..]
-            .chunks(8)
-            .map(|entry| &table(&tables, qword(entry, 0))[..4])
-            .collect();
-        assert_eq!(found, [b"FACP", b"APIC", b"MCFG"]);
-        let fadt = table(&tables, qword(xsdt, HEADER_LEN as usize));
-        assert_eq!(&table(&tables, qword(fadt, 140))[..4], b"DSDT");
-    }
-
-    #[test]
-    fn the_madt_lists_every_processor() {
-        for cpus in [1, 2, 64] {
-            let madt = madt(NonZeroU32::new(cpus).unwrap());
-            assert_eq!(madt.len(), 44 + 8 * cpus as usize + 12);
-        }
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //!           0  real-mode vectors; GDT, boot structures, page tables, command line
 //!     0x9fc00  extended BIOS data area (reserved, empty)
 //!     0xe0000  ACPI tables (reserved)
+//!     0xf0000  SMBIOS table (reserved)
 //!     0xffff0  the reset vector
 //!       1 MiB  RAM, up to 3 GiB
 //!       3 GiB  PCI window for 32-bit BARs
@@ -32,6 +33,9 @@ pub(crate) const LOW_RAM_END: u64 = 0x9_fc00;
 /// The RSDP and all tables behind it. A kernel that was not told the address searches from here to
 /// 1 MiB in steps of 16 bytes (ACPI 6.5 §5.2.5.1).
 pub(crate) const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
+/// The SMBIOS entry point and its table. A kernel searches from here to 1 MiB in steps of 16 bytes
+/// (DSP0134 3.7 §5.2).
+pub(crate) const SMBIOS: Range<u64> = 0xf_0000..RESET_VECTOR;
 /// Where a processor without firmware would wake up, as real mode addresses it: `f000:fff0`.
 pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where memory goes on above the hole for adapters that a PC has below 1 MiB.
@@ -117,6 +121,7 @@ mod tests {
             COMMAND_LINE..COMMAND_LINE + COMMAND_LINE_MAX as u64,
             LOW_RAM_END..ACPI_TABLES.start,
             ACPI_TABLES,
+            SMBIOS,
             RESET_VECTOR..HIGH_RAM,
             HIGH_RAM..DEVICE_HOLE.start,
             PCI_WINDOW,
