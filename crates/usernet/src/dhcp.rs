@@ -7,7 +7,7 @@ use smoltcp::wire::{
 };
 
 use crate::Config;
-use crate::frame::{Link, UDP_PAYLOAD_AT};
+use crate::frame::{Link, udp_payload_at};
 
 /// How long an address is the guest's, in seconds: 999 days, as KubeVirt has it.
 const LEASE: u32 = 999 * 24 * 60 * 60;
@@ -83,8 +83,9 @@ fn reply(config: &Config, link: &Link, request: &DhcpRepr<'_>, kind: DhcpMessage
         additional_options: if is_refusal { &[] } else { &additional },
     };
     let len = reply.buffer_len();
-    let mut buf = vec![0; UDP_PAYLOAD_AT + len];
-    let mut packet = DhcpPacket::new_unchecked(&mut buf[UDP_PAYLOAD_AT..]);
+    let payload_at = udp_payload_at(network.gateway.into());
+    let mut buf = vec![0; payload_at + len];
+    let mut packet = DhcpPacket::new_unchecked(&mut buf[payload_at..]);
     // The buffer has the length that the message says it needs.
     if reply.emit(&mut packet).is_err() {
         return Vec::new();
@@ -100,7 +101,7 @@ fn reply(config: &Config, link: &Link, request: &DhcpRepr<'_>, kind: DhcpMessage
 }
 
 /// Domains as DNS writes names (RFC 3397 §2), as many as one option has room for; no compression.
-fn search_list(domains: &[String]) -> Vec<u8> {
+pub(crate) fn search_list(domains: &[String]) -> Vec<u8> {
     /// Longest part of a name (RFC 1035 §2.3.4).
     const LABEL_MAX: usize = 63;
     let mut list = Vec::new();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smoltcp::wire::ETHERNET_HEADER_LEN;
 
-use crate::frame::{Frame, IP_PAYLOAD_AT, Link, UDP_PAYLOAD_AT, v4};
+use crate::frame::{Frame, Link, ip_payload_at, udp_payload_at};
 use crate::icmp::{self, Echo};
 use crate::{Config, Host, SocketId};
 
@@ -50,8 +50,8 @@ impl Flow {
         now: Duration,
     ) -> Option<Frame> {
         let payload_at = match self.kind {
-            Kind::Udp => UDP_PAYLOAD_AT,
-            Kind::Ping => IP_PAYLOAD_AT,
+            Kind::Udp => udp_payload_at(self.guest.ip()),
+            Kind::Ping => ip_payload_at(self.guest.ip()),
         };
         let end = buf.len().min(usize::from(config.mtu) + ETHERNET_HEADER_LEN);
         for _ in 0..ATTEMPTS_MAX {
@@ -89,8 +89,8 @@ impl Flow {
                 Some(link.udp(buf, self.remote, self.guest, len, config.partial_checksums))
             }
             Kind::Ping => {
-                let ends = v4(self.remote.ip(), self.guest.ip());
-                let (sequence, data) = icmp::reply(&buf[payload_at..payload_at + len])?;
+                let ends = (self.remote.ip(), self.guest.ip());
+                let (sequence, data) = icmp::reply(ends.1, &buf[payload_at..payload_at + len])?;
                 let echo = Echo { ident: self.guest.port(), sequence, data };
                 let frame = icmp::reply_frame(link, ends, &echo);
                 buf.get_mut(..frame.len())?.copy_from_slice(&frame);

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   guest                        Stack                                host
-//!   frames ──guest_frame──► arp, dhcp, icmp ─► queue ─┐
+//!   frames ──guest_frame──► arp, ndp, dhcp ──► queue ─┐
 //!                           udp, ping ────────────────┼─► Host::send ───► sockets
 //!                           tcp (ends here, per connection)
 //!   frames ◄────frame────── queue, then ready flows ◄─── Host::receive ◄─ socket_event
@@ -20,15 +20,17 @@
 
 mod config;
 mod dhcp;
+mod dhcp6;
 mod flow;
 mod frame;
 mod host;
 mod icmp;
+mod neighbors;
 mod ring;
 mod stack;
 mod tcp;
 
-pub use config::{Config, MacAddress, Network};
-pub use frame::{Frame, PartialChecksum};
+pub use config::{Config, MacAddress, Network, Network6};
+pub use frame::{Frame, PartialChecksum, Segments};
 pub use host::{Close, Host, Inbound, Ready, SocketId};
 pub use stack::{Stack, Statistics};

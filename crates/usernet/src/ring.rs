@@ -29,7 +29,24 @@ impl Ring {
 
     /// How many bytes still fit.
     pub(crate) const fn room(&self) -> usize {
-        self.limit - self.len
+        self.limit.saturating_sub(self.len)
+    }
+
+    /// How many bytes it may hold.
+    pub(crate) const fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How many bytes it may hold from now on. What it holds it keeps.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// Gives its memory back, if it holds nothing.
+    pub(crate) fn shed(&mut self) {
+        if self.is_empty() {
+            (self.bytes, self.start) = (Vec::new(), 0);
+        }
     }
 
     /// Room for bytes behind the last, at least one byte unless the ring is at its limit; what was
@@ -79,10 +96,6 @@ impl Ring {
             0 => 0,
             _ => (self.start + len) % self.bytes.len(),
         };
-        if self.is_empty() && self.bytes.len() > CAPACITY_MIN {
-            // A connection that rests gives its memory back.
-            self.bytes = Vec::new();
-        }
     }
 
     /// Copies bytes from `offset` on into all of `out`. There are as many.

@@ -1,31 +1,35 @@
 //! The stack: gives each frame of the guest to whom it is for, and the guest its frames in turn.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, ETHERNET_HEADER_LEN, EthernetAddress, EthernetProtocol,
-    Icmpv4DstUnreachable, IpProtocol, UdpPacket,
+    IpProtocol, UdpPacket,
 };
 
-use crate::config::{MTU_MAX, MTU_MIN};
+use crate::config::{MTU_MAX, MTU_MIN, MTU_MIN6};
 use crate::flow::{Flow, IDLE_MAX, IDLE_MAX_SHORT, Kind};
 use crate::frame::{self, Frame, Incoming, Link, Packet};
-use crate::icmp::{self, Echo};
+use crate::icmp::{self, Echo, Unreachable};
+use crate::neighbors::{self, Question};
 use crate::tcp::{self, Connection, Emitter, Segment};
-use crate::{Close, Config, Host, Inbound, Ready, SocketId, dhcp};
+use crate::{Close, Config, Host, Inbound, Ready, SocketId, dhcp, dhcp6};
 
 /// Most connections, and most flows of datagrams, at a time. A connection beyond is refused; of flows
 /// the one that was used least lately makes room.
 const CONNECTIONS_MAX: usize = 4096;
 const FLOWS_MAX: usize = 1024;
 
+/// Bytes that all connections together hold for the guest, and as many from it; each has its share.
+const BUFFERS_MAX: usize = 64 << 20;
+
 /// Most frames of our own that wait for the guest; it asks again for what is dropped.
 const QUEUE_MAX: usize = 256;
 
-/// How often idle flows are looked for.
-const SWEEP: Duration = Duration::from_secs(5);
+/// The first of the ports of the gateway from which those speak whose own port is taken (RFC 6335 §6).
+const PORT_DYNAMIC: u16 = 49152;
 
 /// What has passed, since the beginning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,12 +73,22 @@ enum Entry {
     Flow(Flow),
 }
 
+impl Entry {
+    /// When time brings something to do.
+    fn deadline(&self) -> Option<Duration> {
+        match self {
+            Self::Connection(connection) => connection.deadline(),
+            Self::Flow(flow) => Some(flow.used_at + flow.idle_max),
+        }
+    }
+}
+
 /// A guest's network.
 #[derive(Debug)]
 pub struct Stack {
     config: Config,
     link: Link,
-    entries: BTreeMap<SocketId, Entry>,
+    entries: HashMap<SocketId, Entry>,
     by_ends: HashMap<(Protocol, Ends), SocketId>,
     connections: usize,
     /// Frames of our own.
@@ -84,7 +98,12 @@ pub struct Stack {
     has_turn: HashSet<SocketId>,
     opened: u64,
     resolver_failures: usize,
-    sweep_at: Duration,
+    /// When entries are looked at, each once at most, and no later than its deadline. A deadline that
+    /// moves away is met where it was, and looked up again.
+    alarms: BTreeSet<(Duration, SocketId)>,
+    alarm_of: HashMap<SocketId, Duration>,
+    /// When the guest is told of its gateway again.
+    advertise_at: Option<Duration>,
     statistics: Statistics,
 }
 
@@ -92,11 +111,12 @@ impl Stack {
     /// A network on which nothing has happened.
     pub fn new(mut config: Config) -> Self {
         config.mtu = config.mtu.clamp(MTU_MIN, MTU_MAX);
+        config.network6 = config.network6.filter(|_| config.mtu >= MTU_MIN6);
         let link = Link { gateway: config.gateway_mac, guest: config.guest_mac };
         Self {
             config,
             link,
-            entries: BTreeMap::new(),
+            entries: HashMap::new(),
             by_ends: HashMap::new(),
             connections: 0,
             queue: VecDeque::new(),
@@ -104,7 +124,9 @@ impl Stack {
             has_turn: HashSet::new(),
             opened: 0,
             resolver_failures: 0,
-            sweep_at: SWEEP,
+            alarms: BTreeSet::new(),
+            alarm_of: HashMap::new(),
+            advertise_at: None,
             statistics: Statistics::default(),
         }
     }
@@ -123,10 +145,14 @@ impl Stack {
             self.link.guest = from;
             match incoming {
                 Incoming::Arp(arp) => self.arp(&arp),
+                Incoming::Ip(packet) if packet.to.is_ipv6() && self.config.network6.is_none() => {
+                    None
+                }
                 Incoming::Ip(packet) => match packet.protocol {
                     IpProtocol::Tcp => self.tcp(&packet, host, now),
                     IpProtocol::Udp => self.udp(&packet, host, now),
-                    IpProtocol::Icmp => self.ping(&packet, host, now),
+                    IpProtocol::Icmp if packet.to.is_ipv4() => self.ping(&packet, host, now),
+                    IpProtocol::Icmpv6 if packet.to.is_ipv6() => self.icmp6(&packet, host, now),
                     _ => None,
                 },
             }
@@ -163,11 +189,8 @@ impl Stack {
         };
         // Whoever it is, the guest answers to the gateway; its own network has nobody else.
         let guest = SocketAddr::from((self.config.network.guest, port));
-        let remote = SocketAddr::from((self.config.network.gateway, peer.port()));
-        let ends = (guest, remote);
-        if self.by_ends.contains_key(&(protocol, ends)) || self.connections >= CONNECTIONS_MAX {
-            return false;
-        }
+        let Some(ends) = self.free_ends(protocol, guest, peer.port()) else { return false };
+        let remote = ends.1;
         let entry = match kind {
             Inbound::Tcp => {
                 let sequence = self.sequence(id);
@@ -185,6 +208,19 @@ impl Stack {
         };
         self.insert(id, protocol, ends, entry);
         true
+    }
+
+    /// Ends of which no flow has both yet, if there is room for one: the gateway's port is the peer's, or
+    /// another one where two peers have the same.
+    fn free_ends(&self, protocol: Protocol, guest: SocketAddr, port: u16) -> Option<Ends> {
+        if self.connections >= CONNECTIONS_MAX {
+            return None;
+        }
+        let ends = |port| (guest, SocketAddr::from((self.config.network.gateway, port)));
+        std::iter::once(port)
+            .chain(PORT_DYNAMIC..=u16::MAX)
+            .map(ends)
+            .find(|ends| !self.by_ends.contains_key(&(protocol, *ends)))
     }
 
     /// Writes the next frame for the guest into `buf`, which has room for the MTU and the Ethernet
@@ -212,7 +248,9 @@ impl Stack {
                         mtu: self.config.mtu,
                         partial_checksums: self.config.partial_checksums,
                         large_segments: self.config.large_segments,
+                        large_segments6: self.config.large_segments6,
                     };
+                    connection.set_share(BUFFERS_MAX / self.connections);
                     let frame = connection.emit(&emitter, buf, host, now);
                     if connection.is_over() {
                         self.remove(id, host);
@@ -222,6 +260,7 @@ impl Stack {
                 Some(Entry::Flow(flow)) => flow.emit(&self.config, &self.link, buf, host, now),
                 None => None,
             };
+            self.set_alarm(id);
             if frame.is_some() {
                 self.give_turn(id);
                 return frame;
@@ -232,42 +271,60 @@ impl Stack {
 
     /// When [`Stack::tick`] is to be called, if nothing happens before.
     pub fn deadline(&self) -> Option<Duration> {
-        let retry = self.entries.values().filter_map(|entry| match entry {
-            Entry::Connection(connection) => connection.deadline(),
-            Entry::Flow(_) => Some(self.sweep_at),
-        });
-        retry.min()
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        [alarm, self.advertise_at].into_iter().flatten().min()
     }
 
     /// Does what time brings: sends again, and forgets flows in which nothing happens.
     pub fn tick(&mut self, host: &mut dyn Host, now: Duration) {
-        let mut over = Vec::new();
-        let mut due = Vec::new();
-        for (id, entry) in &mut self.entries {
-            match entry {
-                Entry::Connection(connection) => {
-                    if connection.deadline().is_some_and(|at| at <= now) {
+        while let Some(&(at, id)) = self.alarms.first()
+            && at <= now
+        {
+            self.clear_alarm(id);
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            if entry.deadline().is_some_and(|at| at <= now) {
+                let is_over = match entry {
+                    Entry::Connection(connection) => {
                         connection.tick(host, now);
-                        due.push(*id);
+                        connection.is_over()
                     }
-                    if connection.is_over() {
-                        over.push(*id);
-                    }
+                    Entry::Flow(_) => true,
+                };
+                if is_over {
+                    self.remove(id, host);
+                } else {
+                    self.give_turn(id);
                 }
-                Entry::Flow(flow) if now.saturating_sub(flow.used_at) >= flow.idle_max => {
-                    over.push(*id);
-                }
-                Entry::Flow(_) => {}
             }
+            self.set_alarm(id);
         }
-        for id in over {
-            self.remove(id, host);
+        if self.advertise_at.is_some_and(|at| at <= now) {
+            self.advertise(now);
         }
-        for id in due {
-            self.give_turn(id);
+    }
+
+    /// Sees to it that an entry is looked at when its deadline comes.
+    fn set_alarm(&mut self, id: SocketId) {
+        let Some(at) = self.entries.get(&id).and_then(Entry::deadline) else { return };
+        let set = self.alarm_of.get(&id).copied();
+        if set.is_none_or(|set| at < set) {
+            self.clear_alarm(id);
+            self.alarms.insert((at, id));
+            self.alarm_of.insert(id, at);
         }
-        if now >= self.sweep_at {
-            self.sweep_at = now + SWEEP;
+    }
+
+    fn clear_alarm(&mut self, id: SocketId) {
+        if let Some(at) = self.alarm_of.remove(&id) {
+            self.alarms.remove(&(at, id));
+        }
+    }
+
+    /// Tells the guest of its gateway, and when to do it again.
+    fn advertise(&mut self, now: Duration) {
+        self.advertise_at = Some(now + neighbors::ADVERTISE);
+        if let Some(frame) = neighbors::router(&self.config, &self.link) {
+            self.enqueue(frame);
         }
     }
 
@@ -308,10 +365,12 @@ impl Stack {
             let Some(Entry::Connection(connection)) = self.entries.get_mut(&id) else {
                 return None;
             };
+            connection.set_share(BUFFERS_MAX / self.connections);
             connection.segment(&segment, host, now);
             if connection.is_over() {
                 self.remove(id, host);
             } else {
+                self.set_alarm(id);
                 self.give_turn(id);
             }
             return Some(());
@@ -336,8 +395,16 @@ impl Stack {
         /// The port of name servers, whose answers come soon or not at all.
         const DNS: u16 = 53;
         let datagram = UdpPacket::new_checked(packet.payload).ok()?;
-        if datagram.dst_port() == dhcp::PORT {
-            let reply = dhcp::answer(&self.config, &self.link, datagram.payload())?;
+        let reply = match (packet.from, datagram.dst_port()) {
+            (IpAddr::V4(_), dhcp::PORT) => {
+                Some(dhcp::answer(&self.config, &self.link, datagram.payload())?)
+            }
+            (IpAddr::V6(from), dhcp6::PORT) => {
+                Some(dhcp6::answer(&self.config, &self.link, from, datagram.payload())?)
+            }
+            _ => None,
+        };
+        if let Some(reply) = reply {
             self.enqueue(reply);
             return Some(());
         }
@@ -350,7 +417,7 @@ impl Stack {
                 let to = self.config.destination(remote, self.resolver_failures);
                 let id = self.next_id();
                 let Some(()) = to.and_then(|to| host.open_udp(id, to).ok()) else {
-                    return self.refuse(packet, Icmpv4DstUnreachable::PortUnreachable);
+                    return self.refuse(packet, Unreachable::Port);
                 };
                 let idle_max = if remote.port() == DNS { IDLE_MAX_SHORT } else { IDLE_MAX };
                 self.begin(Kind::Udp, id, ends, idle_max, host, now);
@@ -361,14 +428,29 @@ impl Stack {
             // Nobody listens there, or cannot be reached: another name server may.
             self.resolver_failures += usize::from(remote.port() == DNS);
             self.remove(id, host);
-            return self.refuse(packet, Icmpv4DstUnreachable::PortUnreachable);
+            return self.refuse(packet, Unreachable::Port);
+        }
+        Some(())
+    }
+
+    fn icmp6(&mut self, packet: &Packet<'_>, host: &mut dyn Host, now: Duration) -> Option<()> {
+        match (neighbors::question(packet), packet.from) {
+            (None, _) => return self.ping(packet, host, now),
+            (Some(Question::Router), _) => self.advertise(now),
+            (Some(Question::Neighbor(target)), IpAddr::V6(asked_by)) => {
+                // Others than the gateway are not there.
+                self.config.is_gateway(target.into()).then_some(())?;
+                let frame = neighbors::neighbor(&self.link, target, asked_by);
+                self.enqueue(frame);
+            }
+            (Some(Question::Neighbor(_)), IpAddr::V4(_)) => return None,
         }
         Some(())
     }
 
     fn ping(&mut self, packet: &Packet<'_>, host: &mut dyn Host, now: Duration) -> Option<()> {
         let echo = icmp::request(packet)?;
-        if packet.to == self.config.network.gateway {
+        if self.config.is_gateway(packet.to) {
             let frame = icmp::reply_frame(&self.link, (packet.to, packet.from), &echo);
             self.enqueue(frame);
             return Some(());
@@ -382,16 +464,16 @@ impl Stack {
                 let to = self.config.destination(remote, 0);
                 let id = self.next_id();
                 let Some(()) = to.and_then(|to| host.open_ping(id, to.ip()).ok()) else {
-                    return self.refuse(packet, Icmpv4DstUnreachable::HostUnreachable);
+                    return self.refuse(packet, Unreachable::Host);
                 };
                 self.begin(Kind::Ping, id, ends, IDLE_MAX_SHORT, host, now);
                 id
             }
         };
-        let request = icmp::request_bytes(&Echo { ident: 0, ..echo });
+        let request = icmp::request_bytes(packet.to, &Echo { ident: 0, ..echo });
         if self.send(id, &request, host, now).is_err() {
             self.remove(id, host);
-            return self.refuse(packet, Icmpv4DstUnreachable::HostUnreachable);
+            return self.refuse(packet, Unreachable::Host);
         }
         Some(())
     }
@@ -413,12 +495,15 @@ impl Stack {
     }
 
     /// Tells the guest that nothing came of its packet. Broadcasts are not answered (RFC 1122 §3.2.2).
-    fn refuse(&mut self, packet: &Packet<'_>, reason: Icmpv4DstUnreachable) -> Option<()> {
-        let is_for_one = !packet.to.is_broadcast() && !packet.to.is_multicast();
-        if !is_for_one || packet.from.is_unspecified() {
+    fn refuse(&mut self, packet: &Packet<'_>, reason: Unreachable) -> Option<()> {
+        let is_for_all = match packet.to {
+            IpAddr::V4(to) => to.is_broadcast() || to.is_multicast(),
+            IpAddr::V6(to) => to.is_multicast(),
+        };
+        if is_for_all || packet.from.is_unspecified() {
             return None;
         }
-        let gateway = self.config.network.gateway;
+        let gateway = self.config.gateway_for(packet.from);
         let frame = icmp::unreachable(&self.link, gateway, packet, reason);
         self.enqueue(frame);
         Some(())
@@ -452,6 +537,7 @@ impl Stack {
         self.statistics.opened += 1;
         self.by_ends.insert((protocol, ends), id);
         self.entries.insert(id, entry);
+        self.set_alarm(id);
         self.give_turn(id);
     }
 
@@ -469,6 +555,7 @@ impl Stack {
             None => return,
         };
         self.by_ends.remove(&(protocol, ends));
+        self.clear_alarm(id);
     }
 
     fn give_turn(&mut self, id: SocketId) {

@@ -29,6 +29,9 @@ use crate::{Close, Host, Ready, SocketId};
 const SEND_MAX: usize = 1 << 20;
 const RECEIVE_MAX: usize = 512 << 10;
 
+/// How long a connection rests until it gives its memory back.
+const REST: Duration = Duration::from_secs(2);
+
 /// Our window is told in units of 128 bytes (RFC 7323 §2).
 const WINDOW_SHIFT: u8 = 7;
 /// Largest shift that counts (RFC 7323 §2.3).
@@ -101,6 +104,8 @@ pub(crate) struct Connection {
     duplicates: u32,
     retry_at: Option<Duration>,
     retries: u32,
+    /// When memory that nothing needs is given back.
+    shed_at: Option<Duration>,
 }
 
 impl Connection {
@@ -153,7 +158,14 @@ impl Connection {
             duplicates: 0,
             retry_at: None,
             retries: 0,
+            shed_at: None,
         }
+    }
+
+    /// How many bytes each of its two directions may hold, within its own limits.
+    pub(crate) fn set_share(&mut self, share: usize) {
+        self.pending.set_limit(share.min(RECEIVE_MAX));
+        self.unacknowledged.set_limit(share.min(SEND_MAX));
     }
 
     /// What a SYN says of the guest.
@@ -173,7 +185,7 @@ impl Connection {
 
     /// When [`Connection::tick`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.retry_at
+        [self.retry_at, self.shed_at].into_iter().flatten().min()
     }
 
     /// What became of the host's socket.
@@ -194,6 +206,7 @@ impl Connection {
 
     /// Takes a segment of the guest.
     pub(crate) fn segment(&mut self, segment: &Segment<'_>, host: &mut dyn Host, now: Duration) {
+        self.shed_at = Some(now + REST);
         match self.state {
             State::Over => {}
             State::Opening => {
@@ -338,6 +351,8 @@ impl Connection {
         while !data.is_empty() && self.is_writable {
             match host.send(self.id, data) {
                 Ok(len) => {
+                    // A part was taken because there is no more room, which an edge tells of (epoll(7)).
+                    self.is_writable = len >= data.len();
                     taken += len.min(data.len());
                     data = &data[len.min(data.len())..];
                 }
@@ -355,7 +370,8 @@ impl Connection {
 
     /// Gives the host's socket what waits for it, and then the guest's end.
     fn drain(&mut self, host: &mut dyn Host) {
-        let was_tight = self.pending.room() < RECEIVE_MAX / 2;
+        let enough = self.pending.limit() / 2;
+        let was_tight = self.pending.room() < enough;
         let mut pending = std::mem::replace(&mut self.pending, Ring::new(0));
         while self.is_writable && !pending.is_empty() {
             let taken = self.send(pending.front(), host);
@@ -363,7 +379,7 @@ impl Connection {
         }
         self.pending = pending;
         // The guest waits for room that it was told there was none of.
-        self.acknowledge |= was_tight && self.pending.room() >= RECEIVE_MAX / 2;
+        self.acknowledge |= was_tight && self.pending.room() >= enough;
         if self.guest_ended && self.pending.is_empty() && !self.host_shut {
             self.host_shut = true;
             host.shut_down(self.id);
@@ -393,6 +409,11 @@ impl Connection {
 
     /// Sends again what was not acknowledged in time; gives up a guest that does not answer.
     pub(crate) fn tick(&mut self, host: &mut dyn Host, now: Duration) {
+        if self.shed_at.is_some_and(|at| at <= now) {
+            self.shed_at = None;
+            self.pending.shed();
+            self.unacknowledged.shed();
+        }
         if self.retry_at.is_none_or(|at| now < at) {
             return;
         }
@@ -417,7 +438,7 @@ impl Connection {
         if self.state == State::Open && !self.reset {
             self.fill(host);
         }
-        let payload_max = emitter.payload_max(self.mss, buf.len());
+        let payload_max = emitter.payload_max(self.guest.ip(), self.mss, buf.len());
         let Some(outgoing) = self.next_segment(payload_max) else {
             if self.state == State::Open && !self.unacknowledged.is_empty() && self.sent == 0 {
                 // The guest has no room: it is asked from time to time.
@@ -482,8 +503,9 @@ impl Connection {
     /// Reads what the host's socket has, as much as the guest would take.
     fn fill(&mut self, host: &mut dyn Host) {
         while self.is_readable && !self.host_ended {
-            let wanted = self.window.min(SEND_MAX).max(usize::from(self.mss));
-            let room = wanted.saturating_sub(self.unacknowledged.len());
+            let wanted = self.window.max(usize::from(self.mss));
+            let held = self.unacknowledged.len();
+            let room = wanted.saturating_sub(held).min(self.unacknowledged.room());
             if room == 0 {
                 return;
             }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bootyard_image::Disk;
 
@@ -10,6 +10,7 @@ use crate::cpu::{CpuModel, CpuTopology};
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::memory::HugePages;
+use crate::net::{Capture, MacAddress, SharedBackend};
 
 /// The most processors: what a local APIC identifier of 8 bits and one package allow with room.
 pub const CPUS_MAX: u32 = 64;
@@ -20,6 +21,8 @@ pub const MEMORY_MIN: u64 = 64 << 20;
 pub const MEMORY_MAX: u64 = 1 << 39;
 /// Memory comes in multiples of the processor's large pages.
 const MEMORY_STEP: u64 = 2 << 20;
+/// The most network interfaces.
+pub const NETWORKS_MAX: usize = 4;
 /// The most disks: slots of the PCI bus that other devices leave.
 pub const DISKS_MAX: usize = 24;
 
@@ -41,6 +44,8 @@ pub struct MachineConfig {
     pub boot: Boot,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// The network interfaces, in the order in which the guest finds them, at most [`NETWORKS_MAX`].
+    pub networks: Vec<NetworkConfig>,
     /// Where the guest's serial console writes, byte by byte. While it blocks, the guest waits. It
     /// must hand on [`std::io::ErrorKind::Interrupted`], as files, sockets and pipes do and buffers
     /// such as [`std::io::Stdout`]'s do not: that is how a machine ends whose console is stuck.
@@ -98,6 +103,19 @@ pub struct DiskConfig {
     pub serial: String,
 }
 
+/// A network interface of the machine.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// What messages and statistics call it.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: MacAddress,
+    /// What is at the other end of its wire.
+    pub backend: SharedBackend,
+    /// Where what passes is written, too.
+    pub capture: Option<Arc<Mutex<Capture>>>,
+}
+
 impl MachineConfig {
     /// Checks what the types do not.
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -130,6 +148,12 @@ impl MachineConfig {
             let count = self.disks.len();
             return refuse(format!("expected at most {DISKS_MAX} disks, got {count}"));
         }
+        if self.networks.len() > NETWORKS_MAX {
+            let count = self.networks.len();
+            return refuse(format!(
+                "expected at most {NETWORKS_MAX} network interfaces, got {count}"
+            ));
+        }
         if matches!(self.boot, Boot::FromDisk(_)) && self.disks.is_empty() {
             return refuse("expected a disk to boot from, got none".to_owned());
         }
@@ -149,6 +173,7 @@ impl fmt::Debug for MachineConfig {
             .field("topology", &self.topology)
             .field("memory", &self.memory)
             .field("disks", &self.disks)
+            .field("networks", &self.networks)
             .field("reboot", &self.reboot)
             .finish_non_exhaustive()
     }
@@ -182,6 +207,7 @@ pub(crate) mod tests {
             identity: Identity::new([7; 16]),
             boot: Boot::Kernel { kernel: Vec::new(), initrd: Vec::new(), cmdline: String::new() },
             disks: Vec::new(),
+            networks: Vec::new(),
             serial_output: Box::new(std::io::sink()),
             serial_input: None,
             reboot: Reboot::Restart,

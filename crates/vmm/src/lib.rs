@@ -29,6 +29,7 @@ mod legacy;
 mod loader;
 mod machine;
 mod memory;
+pub mod net;
 pub mod pci;
 mod report;
 mod state;
@@ -37,7 +38,8 @@ pub mod virtio;
 
 pub use arch::x86_64::instruction::CpuMode;
 pub use config::{
-    Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, Reboot, Report,
+    Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, NETWORKS_MAX,
+    NetworkConfig, Reboot, Report,
 };
 pub use control::{Control, Observer};
 pub use cpu::{CpuModel, CpuTopology};

@@ -26,7 +26,7 @@ use crate::memory;
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
 use crate::state::By;
-use crate::virtio::{Block, Entropy, VirtioDevice, VirtioPci};
+use crate::virtio::{Block, Entropy, Net, VirtioDevice, VirtioPci};
 
 /// A machine that can be run.
 pub struct Machine {
@@ -128,19 +128,24 @@ impl Board {
         for (ports, device) in legacy {
             buses.ports.insert(ports, device).expect("the layout's ports are disjoint");
         }
-        add_pci(config, &vm, &buses)?;
+        add_pci(config, &vm, &buses, control)?;
         Ok(Self { vcpus, buses, running: Running { exit, button, serial, crew } })
     }
 }
 
 /// Puts the PCI bus with its devices on the buses of the processors.
-fn add_pci(config: &MachineConfig, vm: &Arc<Vm>, buses: &Buses) -> Result<(), Error> {
+fn add_pci(
+    config: &MachineConfig,
+    vm: &Arc<Vm>,
+    buses: &Buses,
+    control: &Control,
+) -> Result<(), Error> {
     let root = Arc::new(PciRoot::new(&buses.memory, layout::PCI_WINDOW));
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Device {
         device: "PCI devices",
         source,
     };
-    for (device, failures) in virtio_devices(config) {
+    for (device, failures) in network_devices(config, control).chain(virtio_devices(config)) {
         let (msi, doorbells) = (Arc::clone(vm), Arc::clone(vm));
         let on_fault = Box::new(move |fault| failures.add(&fault));
         let device = VirtioPci::new(device, vm.memory().clone(), msi, doorbells, on_fault);
@@ -154,7 +159,24 @@ fn add_pci(config: &MachineConfig, vm: &Arc<Vm>, buses: &Buses) -> Result<(), Er
     Ok(())
 }
 
-/// The devices in the order of their slots, and where their failures go.
+/// The network interfaces, and where their failures go. They have the first slots, so that what the guest
+/// calls them does not change with the number of disks.
+fn network_devices(
+    config: &MachineConfig,
+    control: &Control,
+) -> impl Iterator<Item = (Box<dyn VirtioDevice>, Failures)> {
+    config.networks.iter().map(|network| -> (Box<dyn VirtioDevice>, _) {
+        let failures = Failures::new(&config.report, &format!("network `{}`", network.name));
+        let failed = failures.clone();
+        let net = Net::new(network.mac, Arc::clone(&network.backend))
+            .captured_in(network.capture.clone())
+            .counted_by(control.counters().network(&network.name))
+            .on_error(move |error| failed.add(error));
+        (Box::new(net), failures)
+    })
+}
+
+/// The other devices in the order of their slots, and where their failures go.
 fn virtio_devices(
     config: &MachineConfig,
 ) -> impl Iterator<Item = (Box<dyn VirtioDevice>, Failures)> {

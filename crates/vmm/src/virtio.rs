@@ -31,12 +31,16 @@
 //! | a write is stable when it completes, unless FLUSH was negotiated  | 5.2.6.2   | `blk`        |
 //! | read-only disks refuse writes                                     | 5.2.6.2   | `blk`        |
 //! | unknown request types and flags are UNSUPP                        | 5.2.6.2   | `blk`        |
+//! | buffers of one packet are used together                           | 5.1.6.4.1 | `net`        |
+//! | `num_buffers` counts them, and is 1 without merged buffers        | 5.1.6.4.1 | `net`        |
+//! | no checksum or segment is left to a driver that did not offer it  | 5.1.6.4.1 | `net`        |
 //! | at least one byte of entropy for each buffer                      | 5.4.6.2   | `rng`        |
 
 mod balloon;
 mod blk;
 mod device_config;
 mod interrupt;
+mod net;
 mod queue;
 mod rng;
 mod session;
@@ -49,6 +53,7 @@ use interrupt::Interrupt;
 pub use balloon::{Balloon, BalloonControl, GuestFigures};
 pub use blk::Block;
 pub use device_config::DeviceConfig;
+pub use net::Net;
 pub use queue::{Request, Virtqueue};
 pub use rng::Entropy;
 pub use session::{Session, Wake};

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
             ..bootyard_bootload::Options::default()
         }),
         disks,
+        networks: Vec::new(),
         serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
         serial_input: Some(Box::new(io::stdin())),
         reboot: Reboot::Restart,

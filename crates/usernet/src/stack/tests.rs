@@ -13,6 +13,9 @@ use smoltcp::wire::IpAddress;
 use self::guest::{GATEWAY, Lab, Wire};
 use super::*;
 
+/// Where the payload of an IPv4 packet begins in a frame.
+const IP_PAYLOAD_AT: usize = 34;
+
 /// Bytes that are not alike anywhere near.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i ^ i >> 7 ^ i >> 13) as u8).collect()
@@ -262,17 +265,17 @@ fn the_gateway_answers_echo_requests() {
     let mut lab = Lab::new(Lab::config());
     let echo = Echo { ident: 7, sequence: 3, data: b"0123456789" };
     let guest_link = Link { gateway: lab.stack.link.guest, guest: lab.stack.link.gateway };
-    let message = icmp::request_bytes(&echo);
-    let mut frame = vec![0; frame::IP_PAYLOAD_AT + message.len()];
-    let ends = (Ipv4Addr::new(10, 0, 2, 2), GATEWAY);
+    let message = icmp::request_bytes(GATEWAY.into(), &echo);
+    let mut frame = vec![0; IP_PAYLOAD_AT + message.len()];
+    let ends: (IpAddr, IpAddr) = (Ipv4Addr::new(10, 0, 2, 2).into(), GATEWAY.into());
     guest_link.ip(&mut frame, ends, IpProtocol::Icmp, message.len());
-    frame[frame::IP_PAYLOAD_AT..].copy_from_slice(&message);
+    frame[IP_PAYLOAD_AT..].copy_from_slice(&message);
     lab.stack.guest_frame(&frame, &mut lab.host, lab.now);
     let mut buf = [0; 1514];
     let reply = lab.stack.frame(&mut buf, &mut lab.host, lab.now).unwrap();
     let (_, Incoming::Ip(packet)) = frame::parse(&buf[..reply.len]).unwrap() else { panic!() };
-    assert_eq!((packet.from, packet.to), (GATEWAY, ends.0));
-    assert_eq!(icmp::reply(packet.payload), Some((3, &b"0123456789"[..])));
+    assert_eq!((packet.from, packet.to), (ends.1, ends.0));
+    assert_eq!(icmp::reply(packet.to, packet.payload), Some((3, &b"0123456789"[..])));
 }
 
 #[test]

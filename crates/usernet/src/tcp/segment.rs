@@ -1,18 +1,20 @@
 //! TCP segments as bytes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{IpProtocol, TCP_HEADER_LEN, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+use smoltcp::wire::{
+    ETHERNET_HEADER_LEN, IpProtocol, TCP_HEADER_LEN, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+};
 
 use super::{Connection, WINDOW_SHIFT};
-use crate::frame::{Frame, IP_PAYLOAD_AT, Link, Packet, PartialChecksum, pseudo, v4};
+use crate::frame::{Frame, Link, Packet, PartialChecksum, Segments, ip_payload_at, pseudo};
 
 /// Where a TCP header has its checksum (RFC 9293 §3.1).
 const CHECKSUM_AT: u16 = 16;
 
-/// Most bytes of one segment: an IPv4 packet tells its length in 16 bits.
-const PAYLOAD_MAX: usize = u16::MAX as usize - 20 - TCP_HEADER_LEN;
+/// Most bytes of one segment with its headers: an IP packet tells its length in 16 bits.
+const PACKET_MAX: usize = u16::MAX as usize;
 
 /// A segment of the guest.
 #[derive(Debug, Clone, Copy)]
@@ -93,22 +95,27 @@ pub(crate) struct Emitter<'a> {
     pub(crate) mtu: u16,
     pub(crate) partial_checksums: bool,
     pub(crate) large_segments: bool,
+    pub(crate) large_segments6: bool,
 }
 
 impl Emitter<'_> {
-    /// The largest payload of a segment.
-    const fn mss(&self) -> u16 {
-        self.mtu - 20 - TCP_HEADER_LEN as u16
+    /// The largest payload of a segment to `guest`.
+    const fn mss(&self, guest: IpAddr) -> u16 {
+        self.mtu - (ip_payload_at(guest) - ETHERNET_HEADER_LEN + TCP_HEADER_LEN) as u16
     }
 
-    /// The most bytes that a frame of `buf_len` takes for a guest with this segment size.
-    pub(super) fn payload_max(&self, mss: u16, buf_len: usize) -> usize {
-        let room = buf_len.saturating_sub(IP_PAYLOAD_AT + TCP_HEADER_LEN);
-        let most = match self.large_segments {
-            true => PAYLOAD_MAX,
-            false => usize::from(mss.min(self.mss())),
+    /// The most bytes that a frame of `buf_len` takes for a guest with this address and segment size.
+    pub(super) fn payload_max(&self, guest: IpAddr, mss: u16, buf_len: usize) -> usize {
+        let headers = ip_payload_at(guest) + TCP_HEADER_LEN;
+        let is_large = match guest {
+            IpAddr::V4(_) => self.large_segments,
+            IpAddr::V6(_) => self.large_segments6,
         };
-        room.min(most)
+        let most = match is_large {
+            true => PACKET_MAX + ETHERNET_HEADER_LEN - headers,
+            false => usize::from(mss.min(self.mss(guest))),
+        };
+        buf_len.saturating_sub(headers).min(most)
     }
 
     pub(super) fn write(
@@ -134,15 +141,17 @@ impl Emitter<'_> {
                 .then_some(TcpSeqNumber(connection.next as i32)),
             window_len: connection.advertised(is_syn),
             window_scale: (is_syn && shifts).then_some(WINDOW_SHIFT),
-            max_seg_size: is_syn.then(|| self.mss()),
+            max_seg_size: is_syn.then(|| self.mss(connection.guest.ip())),
             ..header(connection.remote, connection.guest)
         };
-        let at = IP_PAYLOAD_AT + repr.header_len();
+        let guest = connection.guest.ip();
+        let at = ip_payload_at(guest) + repr.header_len();
         connection.unacknowledged.copy(outgoing.sent, &mut buf[at..at + outgoing.len]);
         let mut frame = self.finish(buf, connection.remote, connection.guest, &repr, outgoing.len);
-        let mss = connection.mss.min(self.mss());
-        if outgoing.len > usize::from(mss) {
-            frame.segment_size = Some(mss);
+        let size = connection.mss.min(self.mss(guest));
+        if outgoing.len > usize::from(size) {
+            frame.segments =
+                Some(Segments { size, headers_len: at as u16, is_v6: guest.is_ipv6() });
         }
         frame
     }
@@ -156,24 +165,25 @@ impl Emitter<'_> {
         repr: &TcpRepr<'_>,
         len: usize,
     ) -> Frame {
-        let ends = v4(from.ip(), to.ip());
+        let ends = (from.ip(), to.ip());
+        let payload_at = ip_payload_at(to.ip());
         let tcp_len = repr.header_len() + len;
         let whole = self.link.ip(buf, ends, IpProtocol::Tcp, tcp_len);
-        let tcp = &mut buf[IP_PAYLOAD_AT..whole];
+        let Some(tcp) = buf.get_mut(payload_at..whole) else { return Frame::whole(0) };
         let mut head = TcpPacket::new_unchecked(&mut tcp[..repr.header_len()]);
         repr.emit(&mut head, &ends.0.into(), &ends.1.into(), &ChecksumCapabilities::ignored());
         let mut packet = TcpPacket::new_unchecked(tcp);
         let checksum = match self.partial_checksums {
             true => {
                 packet.set_checksum(pseudo(ends, IpProtocol::Tcp, tcp_len));
-                Some(PartialChecksum { start: IP_PAYLOAD_AT as u16, offset: CHECKSUM_AT })
+                Some(PartialChecksum { start: payload_at as u16, offset: CHECKSUM_AT })
             }
             false => {
                 packet.fill_checksum(&ends.0.into(), &ends.1.into());
                 None
             }
         };
-        Frame { len: whole, checksum, segment_size: None }
+        Frame { len: whole, checksum, segments: None }
     }
 }
 
@@ -209,8 +219,14 @@ pub(crate) fn refusal(link: &Link, packet: &Packet<'_>, segment: &Segment<'_>) -
         ack_number: segment.ack.is_none().then_some(TcpSeqNumber(known as i32)),
         ..header(remote, guest)
     };
-    let mut buf = vec![0; IP_PAYLOAD_AT + TCP_HEADER_LEN];
-    let emitter = Emitter { link, mtu: u16::MAX, partial_checksums: false, large_segments: false };
+    let mut buf = vec![0; ip_payload_at(packet.from) + TCP_HEADER_LEN];
+    let emitter = Emitter {
+        link,
+        mtu: u16::MAX,
+        partial_checksums: false,
+        large_segments: false,
+        large_segments6: false,
+    };
     emitter.finish(&mut buf, remote, guest, &repr, 0);
     Some(buf)
 }

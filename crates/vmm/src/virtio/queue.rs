@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, Reader, Writer};
@@ -19,6 +19,12 @@ const DESCRIPTORS_MAX: usize = 4096;
 /// Avail ring flag: the driver polls (§2.7.6).
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
+/// Places in the rings (§2.7.6, §2.7.8): flags, the index, and what it counts. Behind the heads of the
+/// avail ring stands the used index at which the driver wants an interrupt.
+const RING_INDEX: u64 = 2;
+const AVAIL_HEADS: u64 = 4;
+const USED_ELEMENTS: u64 = 4;
+
 /// A virtqueue that the driver has enabled.
 #[derive(Debug)]
 pub struct Virtqueue {
@@ -26,6 +32,8 @@ pub struct Virtqueue {
     queue: Queue,
     event: EventFd,
     interrupt: Arc<Interrupt>,
+    /// How far the used ring was when the driver's wish to be interrupted was last looked at.
+    signalled: u16,
 }
 
 /// One descriptor chain: what the driver sends, and room for the answer.
@@ -47,7 +55,7 @@ impl Virtqueue {
         if !queue.is_valid(memory) {
             return Err(Error::Queue { index, source: virtio_queue::Error::FindMemoryRegion });
         }
-        Ok(Self { index, queue, event, interrupt })
+        Ok(Self { index, queue, event, interrupt, signalled: 0 })
     }
 
     /// Its number among the device's virtqueues.
@@ -92,7 +100,29 @@ impl Virtqueue {
         head: u16,
         written: u32,
     ) -> Result<(), Error> {
-        self.queue.add_used(memory, head, written).map_err(|source| self.broken(source))
+        self.put_used_together(memory, &[(head, written)])
+    }
+
+    /// Gives several requests back, as heads and lengths, that the driver sees all at once: what is one
+    /// packet in several buffers.
+    pub fn put_used_together(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        used: &[(u16, u32)],
+    ) -> Result<(), Error> {
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
+        let mut next = self.queue.next_used();
+        let broken = |source| self.broken(virtio_queue::Error::GuestMemory(source));
+        for &(head, written) in used {
+            let element = [u32::from(head).to_le(), written.to_le()];
+            let at = GuestAddress(ring + USED_ELEMENTS + 8 * u64::from(next % size));
+            memory.write_obj(element, at).map_err(broken)?;
+            next = next.wrapping_add(1);
+        }
+        let index = GuestAddress(ring + RING_INDEX);
+        memory.store(next.to_le(), index, Ordering::Release).map_err(broken)?;
+        self.queue.set_next_used(next);
+        Ok(())
     }
 
     /// Interrupts the driver if it waits for what was put into the used ring since the last time.
@@ -115,14 +145,19 @@ impl Virtqueue {
     }
 
     fn driver_waits(&mut self, memory: &GuestMemoryMmap) -> Result<bool, virtio_queue::Error> {
-        // Has the memory fence that the flag's reading needs, and only knows the event index.
-        if !self.queue.needs_notification(memory)? {
-            return Ok(false);
+        let (avail, next) = (self.queue.avail_ring(), self.queue.next_used());
+        let load = |at: u64| -> Result<u16, virtio_queue::Error> {
+            let value = memory.load(GuestAddress(avail + at), Ordering::Relaxed);
+            value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
+        };
+        // What was used is in memory before the driver's wish is read (§2.7.7.2).
+        fence(Ordering::SeqCst);
+        let before = std::mem::replace(&mut self.signalled, next);
+        if !self.queue.event_idx_enabled() {
+            return Ok(load(0)? & AVAIL_NO_INTERRUPT == 0);
         }
-        let flags: u16 = memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(self.queue.event_idx_enabled() || u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+        let event = load(AVAIL_HEADS + 2 * u64::from(self.queue.size()))?;
+        Ok(next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(before))
     }
 
     fn broken(&self, source: virtio_queue::Error) -> Error {

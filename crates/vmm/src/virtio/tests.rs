@@ -4,6 +4,7 @@ mod balloon;
 mod blk;
 mod guest;
 mod hostile;
+mod net;
 mod session;
 
 use std::sync::Arc;

@@ -205,10 +205,10 @@ impl Lab {
         if self.wire.loses() {
             return;
         }
-        let segments = match frame.segment_size {
-            Some(size) => {
+        let segments = match frame.segments {
+            Some(segments) => {
                 self.wire.large += 1;
-                split(bytes, usize::from(size))
+                split(bytes, usize::from(segments.size))
             }
             None => vec![bytes.to_vec()],
         };
@@ -239,7 +239,8 @@ impl Lab {
 fn finish(frame: &mut [u8], start: usize, offset: usize) {
     let packet = Ipv4Packet::new_checked(&frame[14..]).unwrap();
     let (from, to) = (packet.src_addr(), packet.dst_addr());
-    let expected = frame::pseudo((from, to), packet.next_header(), frame.len() - start);
+    let expected =
+        frame::pseudo((from.into(), to.into()), packet.next_header(), frame.len() - start);
     let at = start + offset;
     assert_eq!(u16::from_be_bytes([frame[at], frame[at + 1]]), expected);
     let sum = !smoltcp::wire::checksum::data(&frame[start..]);
@@ -249,7 +250,7 @@ fn finish(frame: &mut [u8], start: usize, offset: usize) {
 /// Cuts a large segment as a device does: the headers of each are the first's, with the sequence number
 /// and lengths of its own.
 fn split(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
-    let header = frame::IP_PAYLOAD_AT + usize::from(frame[frame::IP_PAYLOAD_AT + 12] >> 4) * 4;
+    let header = IP_PAYLOAD_AT + usize::from(frame[IP_PAYLOAD_AT + 12] >> 4) * 4;
     let payload = &frame[header..];
     let last = payload.len().div_ceil(size) - 1;
     let sequence = u32::from_be_bytes(frame[38..42].try_into().unwrap());
@@ -265,8 +266,8 @@ fn split(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
         segment[16..18].copy_from_slice(&len.to_be_bytes());
         let mut packet = Ipv4Packet::new_unchecked(&mut segment[14..]);
         packet.fill_checksum();
-        let ends = (packet.src_addr(), packet.dst_addr());
-        let sum = frame::pseudo(ends, IpProtocol::Tcp, segment.len() - frame::IP_PAYLOAD_AT);
+        let ends = (packet.src_addr().into(), packet.dst_addr().into());
+        let sum = frame::pseudo(ends, IpProtocol::Tcp, segment.len() - IP_PAYLOAD_AT);
         segment[50..52].copy_from_slice(&sum.to_be_bytes());
         segment
     };
@@ -292,9 +293,14 @@ pub(super) fn datagram(link: &Link, source: u16, port: u16) -> Vec<u8> {
 
 fn packet(link: &Link, protocol: IpProtocol, payload: &[u8]) -> Vec<u8> {
     let link = Link { gateway: link.guest, guest: link.gateway };
-    let mut frame = vec![0; frame::IP_PAYLOAD_AT + payload.len()];
-    link.ip(&mut frame, (Ipv4Addr::new(10, 0, 2, 2), GATEWAY), protocol, payload.len());
-    frame[frame::IP_PAYLOAD_AT..].copy_from_slice(payload);
+    let mut frame = vec![0; IP_PAYLOAD_AT + payload.len()];
+    link.ip(
+        &mut frame,
+        (Ipv4Addr::new(10, 0, 2, 2).into(), GATEWAY.into()),
+        protocol,
+        payload.len(),
+    );
+    frame[IP_PAYLOAD_AT..].copy_from_slice(payload);
     frame
 }
 
