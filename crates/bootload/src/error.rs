@@ -42,8 +42,24 @@ impl Error {
         Self { kind: ErrorKind::Read, what: what.into(), source: Some(source.into()) }
     }
 
+    /// The same failure once more, its causes as part of its text.
+    pub(crate) fn again(&self) -> Self {
+        Self::new(self.kind, chain(self))
+    }
+
     /// The kind of failure.
     pub const fn kind(&self) -> ErrorKind {
         self.kind
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = StdError::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }

@@ -1,20 +1,29 @@
 //! File systems, read-only, behind one small trait. A file system that is added later is one more
 //! implementor and one more line in [`open`].
+//!
+//! ext4 comes from a library. XFS, btrfs and FAT are [`walk::Inodes`]: they answer for one inode at
+//! a time, and [`walk`] follows paths and symbolic links for all of them.
 
-use std::fmt;
+mod btrfs;
+mod ext4;
+mod fat;
+mod field;
+mod known;
+mod lzo;
+#[cfg(test)]
+mod tests;
+mod walk;
+mod xfs;
 
-use ext4_view::{Ext4, Ext4Error, Ext4Read};
+pub(crate) use known::known;
 
+use crate::Error;
 use crate::partition::Region;
-use crate::{Error, ErrorKind};
 
-/// Bytes that may be read from one file system: what boots needs a few hundred MiB at most, and a
-/// damaged structure that leads in circles ends here.
-const READ_MAX: u64 = 4 << 30;
-/// Block groups of an ext4 file system: 128 TiB at the usual 128 MiB a group.
-const EXT4_GROUPS_MAX: u64 = 1 << 20;
-/// Fewer blocks a group than mke2fs makes would only inflate the table of groups.
-const EXT4_BLOCKS_PER_GROUP_MIN: u64 = 256;
+/// Names in a directory that are looked at.
+const NAMES_MAX: usize = 4096;
+/// Bytes of all directories that are looked through for one name.
+const DIRECTORY_MAX: u64 = 16 << 20;
 
 /// Files by their path, which is absolute on this file system. Symbolic links are followed within
 /// it.
@@ -33,115 +42,30 @@ pub(crate) trait FileSystem {
 
     /// The bytes of a file of at most `limit` bytes, or nothing if there is none of that name.
     fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error>;
+
+    /// The first `len` bytes of a file, or all if it has fewer; nothing if there is none of that name.
+    fn head(&self, path: &str, len: u64) -> Result<Option<Vec<u8>>, Error>;
+
+    /// The names in a directory in the order of their bytes, or nothing if there is none of that
+    /// name. Names that are no text are left out.
+    fn names(&self, path: &str) -> Result<Option<Vec<String>>, Error>;
+
+    /// What is to be said of its state, such as changes that only a mount would bring in.
+    fn note(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// The file system in `region`, or nothing if it is of no kind that this crate reads.
 pub(crate) fn open(region: &Region) -> Result<Option<Box<dyn FileSystem>>, Error> {
-    Ok(ext4(region)?.map(|fs| Box::new(fs) as Box<dyn FileSystem>))
-}
-
-/// Opens ext2, ext3 or ext4, whose superblock stands at byte 1024.
-fn ext4(region: &Region) -> Result<Option<Ext4>, Error> {
-    const SUPERBLOCK: u64 = 1024;
-    let mut head = [0; 1024];
-    if region.len() < SUPERBLOCK + head.len() as u64 {
-        return Ok(None);
+    if let Some(fs) = ext4::open(region)? {
+        return Ok(Some(Box::new(fs)));
     }
-    region.read(&mut head, SUPERBLOCK)?;
-    if head[0x38..0x3a] != [0x53, 0xef] {
-        return Ok(None);
+    if let Some(fs) = xfs::open(region)? {
+        return Ok(Some(Box::new(fs)));
     }
-    let damaged = |what: &str| Error::new(ErrorKind::Read, format!("the ext4 superblock {what}"));
-    let field = |at: usize| {
-        u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]))
-    };
-    let (blocks, per_group) = (field(0x4) | (field(0x150) << 32), field(0x20));
-    let block_len = 1_u64.checked_shl(u32::try_from(10 + field(0x18)).unwrap_or(u32::MAX));
-    let fs_len = block_len.and_then(|len| blocks.checked_mul(len));
-    if fs_len.is_none_or(|len| len > region.len()) {
-        return Err(damaged("names a size beyond the end of the partition"));
+    if let Some(fs) = btrfs::open(region)? {
+        return Ok(Some(Box::new(fs)));
     }
-    if per_group < EXT4_BLOCKS_PER_GROUP_MIN || blocks / per_group > EXT4_GROUPS_MAX {
-        return Err(damaged("names an impossible number of block groups"));
-    }
-    let reader = Bounded { region: region.clone(), left: READ_MAX };
-    let fs = Ext4::load(Box::new(reader));
-    fs.map(Some).map_err(|error| Error::read("opening the ext4 file system failed", error))
-}
-
-/// A partition of which only so much may be read.
-struct Bounded {
-    region: Region,
-    left: u64,
-}
-
-/// The file system asked for more than [`READ_MAX`] bytes.
-#[derive(Debug)]
-struct TooMuchRead;
-
-impl fmt::Display for TooMuchRead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more than {READ_MAX} bytes were read")
-    }
-}
-
-impl std::error::Error for TooMuchRead {}
-
-impl Ext4Read for Bounded {
-    fn read(
-        &mut self,
-        start: u64,
-        buf: &mut [u8],
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
-        self.left = self.left.checked_sub(buf.len() as u64).ok_or(TooMuchRead)?;
-        Ok(self.region.read(buf, start)?)
-    }
-}
-
-impl FileSystem for Ext4 {
-    fn kind(&self) -> &'static str {
-        "ext4"
-    }
-
-    fn uuid(&self) -> String {
-        self.uuid().to_string()
-    }
-
-    fn label(&self) -> String {
-        let label = self.label().as_bytes();
-        let len = label.iter().position(|byte| *byte == 0).unwrap_or(label.len());
-        String::from_utf8_lossy(&label[..len]).into_owned()
-    }
-
-    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
-        found(path, self.metadata(path).map(|metadata| metadata.len()))
-    }
-
-    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        let Some(mut file) = found(path, self.open(path))? else { return Ok(None) };
-        let len = file.metadata().len();
-        let fits = usize::try_from(len).ok().filter(|_| len <= limit);
-        let Some(len) = fits else {
-            let what = format!("expected at most {limit} bytes in `{path}`, got {len}");
-            return Err(Error::new(ErrorKind::TooLarge, what));
-        };
-        let (mut bytes, mut at) = (vec![0; len], 0);
-        while at < len {
-            match found(path, file.read_bytes(&mut bytes[at..]))? {
-                None | Some(0) => break,
-                Some(read) => at += read,
-            }
-        }
-        bytes.truncate(at);
-        Ok(Some(bytes))
-    }
-}
-
-/// Sorts "not there" from "cannot be read".
-fn found<T>(path: &str, result: Result<T, Ext4Error>) -> Result<Option<T>, Error> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => Ok(None),
-        Err(error) => Err(Error::read(format!("reading `{path}` failed"), error)),
-    }
+    Ok(fat::open(region)?.map(|fs| Box::new(fs) as Box<dyn FileSystem>))
 }

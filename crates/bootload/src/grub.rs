@@ -23,6 +23,9 @@ pub(crate) trait Files {
 
     /// The bytes of a file of a device, or nothing if there is none of that name.
     fn read(&self, device: &str, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error>;
+
+    /// The names in a directory of a device; none if there is no such directory.
+    fn names(&self, device: &str, path: &str) -> Result<Vec<String>, Error>;
 }
 
 /// By what `search` looks for a file system.
@@ -40,7 +43,7 @@ pub(crate) struct Place {
     pub(crate) path: String,
 }
 
-/// A place in a script, for messages.
+/// A place in a script, for messages. A file that has no lines is meant as a whole by number 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Line {
     pub(crate) file: std::rc::Rc<str>,
@@ -54,6 +57,13 @@ impl Line {
     }
 
     pub(crate) fn error_of(&self, kind: ErrorKind, what: impl std::fmt::Display) -> Error {
-        Error::new(kind, format!("`{}` line {}: {what}", self.file, self.number))
+        let Self { file, number } = self;
+        Error::new(
+            kind,
+            match number {
+                0 => format!("`{file}`: {what}"),
+                _ => format!("`{file}` line {number}: {what}"),
+            },
+        )
     }
 }

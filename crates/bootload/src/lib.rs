@@ -1,8 +1,10 @@
 //! A boot loader that runs on the host: it finds kernel, initrd and command line inside a disk and
-//! returns them as plain data, as the firmware and GRUB of a real machine would have loaded them.
+//! returns them as plain data, as the firmware and loader of a real machine would have loaded them.
 //!
 //! ```text
-//!  Disk ─► partition: GPT, MBR, none ─► fs: ext4 ─► grub: grub.cfg ─► menu ─► BootPlan
+//!  Disk ─► partition ─► fs ──────────────────────► menu ──────────────────────────► BootPlan
+//!          GPT, MBR,    ext2-4, XFS, btrfs, FAT    GRUB, BLS, UKI, extlinux
+//!          none
 //! ```
 //!
 //! Everything on the disk was written by somebody else's guest. No parser here trusts a size, a
@@ -12,11 +14,17 @@
 //! the kernel, and how, is the caller's affair.
 #![forbid(unsafe_code)]
 
+mod bls;
 mod error;
+mod extlinux;
 mod fs;
 mod grub;
+mod menu;
 mod partition;
 mod plan;
+mod scan;
+mod uki;
 
 pub use error::{Error, ErrorKind};
-pub use plan::{BootPlan, Entry, Options, find, list};
+pub use menu::Method;
+pub use plan::{BootPlan, Entry, Listing, Options, find, list};

@@ -1,7 +1,9 @@
 //! The partitions of a disk: GPT (UEFI 2.10, §5.3), primary partitions of an MBR, or the whole disk
 //! as one file system. Type codes are not looked at: images label their partitions too freely.
 
+use std::cell::Cell;
 use std::io::Cursor;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bootyard_image::Disk;
@@ -57,20 +59,47 @@ impl std::fmt::Display for Partition {
     }
 }
 
+/// Bytes that may be read of one disk: what boots needs a few hundred MiB at most, and a damaged
+/// structure that leads in circles ends here.
+const READ_MAX: u64 = 4 << 30;
+
+/// How much of the disk may still be read, by all who read it.
+#[derive(Clone)]
+pub(crate) struct Budget(Rc<Cell<u64>>);
+
+impl Budget {
+    /// Enough for what boots.
+    pub(crate) fn new() -> Self {
+        Self(Rc::new(Cell::new(READ_MAX)))
+    }
+
+    /// Each reading counts as a sector at least.
+    fn take(&self, len: u64) -> Result<(), Error> {
+        let left = self.0.get().checked_sub(len.max(SECTOR_SIZES[0]));
+        self.0.set(left.ok_or_else(|| {
+            let what = format!("more than {READ_MAX} bytes of the disk were read");
+            Error::new(ErrorKind::TooLarge, what)
+        })?);
+        Ok(())
+    }
+}
+
 /// The bytes of one partition.
 #[derive(Clone)]
 pub(crate) struct Region {
     disk: Arc<dyn Disk>,
     start: u64,
     len: u64,
+    budget: Budget,
 }
 
 impl Region {
     /// The bytes of `partition`, or nothing if it reaches beyond the end of the disk.
-    pub(crate) fn of(disk: &Arc<dyn Disk>, partition: &Partition) -> Option<Self> {
+    pub(crate) fn of(disk: &Arc<dyn Disk>, partition: &Partition, budget: &Budget) -> Option<Self> {
         let end = partition.start.checked_add(partition.len)?;
-        let region = Self { disk: Arc::clone(disk), start: partition.start, len: partition.len };
-        (end <= disk.virtual_size()).then_some(region)
+        let (disk, budget) = (Arc::clone(disk), budget.clone());
+        let region = Self { start: partition.start, len: partition.len, budget, disk };
+        (end <= region.disk.virtual_size()).then_some(region)
     }
 
     pub(crate) const fn len(&self) -> u64 {
@@ -83,8 +112,16 @@ impl Region {
             let what = format!("expected offsets below {}, got {offset}", self.len);
             return Err(Error::new(ErrorKind::Read, what));
         }
+        self.budget.take(buf.len() as u64)?;
         let read = self.disk.read_at(buf, self.start + offset);
         read.map_err(|error| Error::read("reading the disk failed", error))
+    }
+
+    /// `len` bytes at `offset`. The caller has a limit for `len`.
+    pub(crate) fn bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; len];
+        self.read(&mut bytes, offset)?;
+        Ok(bytes)
     }
 }
 

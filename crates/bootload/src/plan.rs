@@ -1,29 +1,20 @@
-//! Finds what boots: looks at the file systems of a disk in order, runs the first boot menu, loads
-//! what its entry names.
+//! Finds what boots: takes the first menu of a disk that can be used, loads what its entry names.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bootyard_image::Disk;
 
-use crate::fs::{self, FileSystem};
-use crate::grub::eval::{Boot, CONFIG_MAX, Grub, Item, Load};
-use crate::grub::{Files, Place, SearchBy};
-use crate::partition::{self, Partition, Region};
+use crate::error::chain;
+use crate::grub::eval::{Boot, Load};
+use crate::grub::{Files as _, Place};
+use crate::menu::{self, Choice, Menu, Method};
+use crate::scan::Scan;
 use crate::{Error, ErrorKind};
 
-/// Where GRUB's configuration stands, on a root file system or on one that is mounted at `/boot`.
-const GRUB_CONFIGS: [&str; 4] =
-    ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg"];
 /// Bytes of a kernel; distributions' are 10 to 100 MiB.
-const KERNEL_MAX: u64 = 256 << 20;
+pub(crate) const KERNEL_MAX: u64 = 256 << 20;
 /// Bytes of all parts of the initial RAM disk together.
-const INITRD_MAX: u64 = 1 << 30;
-/// Submenus within submenus.
-const MENU_DEPTH_MAX: usize = 4;
-/// Separates the titles of submenus and entry, as in GRUB's `default`.
-const PATH_SEPARATOR: char = '>';
-
+pub(crate) const INITRD_MAX: u64 = 1 << 30;
 /// What the user may say about booting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -41,9 +32,11 @@ pub struct Options {
 /// All that a machine needs to start a guest's kernel.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BootPlan {
+    /// By which kind of menu it boots.
+    pub method: Method,
     /// The number of the partition that holds the boot menu; 0 for a disk without a table.
     pub partition: u32,
-    /// The path of the boot menu on that partition.
+    /// The path of the boot menu, entry or image on that partition.
     pub config: String,
     /// The title of the entry, after those of its submenus: `Advanced options>Linux 6.1`.
     pub entry: String,
@@ -65,6 +58,7 @@ pub struct BootPlan {
 impl std::fmt::Debug for BootPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BootPlan")
+            .field("method", &self.method)
             .field("partition", &self.partition)
             .field("config", &self.config)
             .field("entry", &self.entry)
@@ -75,304 +69,207 @@ impl std::fmt::Debug for BootPlan {
     }
 }
 
-/// One entry of a disk's boot menu.
+/// What a disk offers to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The entries of all menus, those of the menu that boots first. At most one is the default.
+    pub entries: Vec<Entry>,
+    /// What was found besides, and why it does not boot: `partition 2: swap space`.
+    pub findings: Vec<String>,
+}
+
+/// One entry of a disk's boot menus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The number of the partition that holds the menu.
+    /// By which kind of menu it boots.
+    pub method: Method,
+    /// The number of the partition that holds the menu; 0 for a disk without a table.
     pub partition: u32,
+    /// The path of the boot menu, entry or image on that partition.
+    pub config: String,
     /// The title, after those of its submenus.
     pub title: String,
     /// The entry's id, if it has one.
     pub id: Option<String>,
     /// It boots if nothing else is asked for.
     pub default: bool,
+    /// The path of the kernel on its file system.
+    pub kernel: Option<String>,
+    /// The paths of the parts of the initial RAM disk, in order.
+    pub initrds: Vec<String>,
+    /// The kernel command line.
+    pub cmdline: String,
+    /// Why it does not boot, with file and line.
+    pub problem: Option<String>,
 }
 
 /// Finds what `disk` boots. Reads only; see [`ErrorKind`] for the ways to fail.
 pub fn find(disk: &Arc<dyn Disk>, options: &Options) -> Result<BootPlan, Error> {
-    let scan = Scan::of(disk)?;
-    scan.first_menu(|menu| menu.plan(options))
+    let mut scan = Scan::of(disk)?;
+    let (menus, errors) = menus(&scan);
+    let Some(first) = menus.first() else {
+        let mut errors = errors.into_iter().map(|(_, error)| error);
+        return Err(errors.next().unwrap_or_else(|| nothing(&mut scan)));
+    };
+    let choice = match &options.entry {
+        None => &first.choices[first.default],
+        Some(wanted) => menus
+            .iter()
+            .find_map(|menu| menu.named(wanted))
+            .ok_or_else(|| no_such_entry(&menus, wanted))?,
+    };
+    plan(&scan, choice, options)
 }
 
-/// The boot entries of `disk`, in the order of its menu.
-pub fn list(disk: &Arc<dyn Disk>) -> Result<Vec<Entry>, Error> {
-    let scan = Scan::of(disk)?;
-    scan.first_menu(|mut menu| menu.list())
+/// What `disk` offers to boot. Only a disk that cannot be read at all is an error.
+pub fn list(disk: &Arc<dyn Disk>) -> Result<Listing, Error> {
+    let mut scan = Scan::of(disk)?;
+    let (menus, errors) = menus(&scan);
+    let mut entries = Vec::new();
+    for (number, menu) in menus.iter().enumerate() {
+        for (index, choice) in menu.choices.iter().enumerate() {
+            entries.push(entry(&scan, choice, number == 0 && index == menu.default));
+        }
+    }
+    let broken: Vec<u32> = errors.iter().map(|(partition, _)| *partition).collect();
+    scan.describe(!entries.is_empty(), &broken);
+    let findings = errors.iter().map(|(_, error)| chain(error)).chain(scan.findings).collect();
+    Ok(Listing { entries, findings })
 }
 
-/// The file systems of a disk, and what is to be said of the partitions that have none.
-struct Scan {
-    volumes: Vec<Volume>,
-    findings: Vec<String>,
+/// The menus that can be used, and the other ones' partitions and errors.
+fn menus(scan: &Scan) -> (Vec<Menu>, Vec<(u32, Error)>) {
+    let (mut menus, mut errors) = (Vec::new(), Vec::new());
+    for (partition, menu) in menu::all(scan) {
+        match menu {
+            Ok(menu) => menus.push(menu),
+            Err(error) => errors.push((partition, error)),
+        }
+    }
+    (menus, errors)
 }
 
-struct Volume {
-    partition: Partition,
-    fs: Box<dyn FileSystem>,
+fn nothing(scan: &mut Scan) -> Error {
+    scan.describe(false, &[]);
+    let what = format!("nothing to boot was found ({})", scan.findings.join("; "));
+    Error::new(ErrorKind::NotBootable, what)
 }
 
-impl Scan {
-    fn of(disk: &Arc<dyn Disk>) -> Result<Self, Error> {
-        let mut scan = Self { volumes: Vec::new(), findings: Vec::new() };
-        for partition in partition::partitions(disk.as_ref())? {
-            let Some(region) = Region::of(disk, &partition) else {
-                scan.findings.push(format!("{partition}: reaches beyond the end of the disk"));
-                continue;
-            };
-            match fs::open(&region) {
-                Ok(Some(fs)) => scan.volumes.push(Volume { partition, fs }),
-                Ok(None) => scan.findings.push(format!("{partition}: no ext4 file system")),
-                Err(error) => scan.findings.push(format!("{partition}: {}", chain(&error))),
-            }
-        }
-        Ok(scan)
-    }
-
-    /// Uses the first boot menu that can be used. If none can, the first one's error stands, or
-    /// else the list of what was looked at.
-    fn first_menu<T>(
-        mut self,
-        use_menu: impl Fn(Menu<'_>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut first = None;
-        for volume in &self.volumes {
-            let used = Menu::of(&self, volume).and_then(|menu| menu.map(&use_menu).transpose());
-            match used {
-                Ok(Some(value)) => return Ok(value),
-                Ok(None) => {}
-                Err(error) => first = first.or(Some(error)),
-            }
-        }
-        if let Some(error) = first {
-            return Err(error);
-        }
-        for Volume { partition, fs } in &self.volumes {
-            self.findings.push(format!("{partition}: {} without grub.cfg", fs.kind()));
-        }
-        if self.findings.is_empty() {
-            self.findings.push("a partition table without partitions".to_owned());
-        }
-        let what = format!("nothing to boot was found ({})", self.findings.join("; "));
-        Err(Error::new(ErrorKind::NotBootable, what))
-    }
-
-    fn volume(&self, device: &str) -> Option<&Volume> {
-        self.volumes.iter().find(|volume| volume.partition.device() == device)
-    }
+fn no_such_entry(menus: &[Menu], wanted: &str) -> Error {
+    let choices = menus.iter().flat_map(|menu| &menu.choices);
+    let mut titles: Vec<String> = choices.map(|choice| format!("`{}`", choice.title())).collect();
+    titles.sort_unstable();
+    titles.dedup();
+    let what = format!("no boot entry `{wanted}`; expected {}", titles.join(", "));
+    Error::new(ErrorKind::NoSuchEntry, what)
 }
 
-impl Files for Scan {
-    fn search(&self, by: SearchBy, value: &str) -> Result<Option<String>, Error> {
-        for volume in &self.volumes {
-            let matches = match by {
-                SearchBy::Uuid => volume.fs.uuid().eq_ignore_ascii_case(value),
-                SearchBy::Label => volume.fs.label() == value,
-                SearchBy::File => volume.fs.size(value)?.is_some(),
-            };
-            if matches {
-                return Ok(Some(volume.partition.device()));
-            }
-        }
-        Ok(None)
-    }
-
-    fn size(&self, device: &str, path: &str) -> Result<Option<u64>, Error> {
-        self.volume(device).map_or(Ok(None), |volume| volume.fs.size(path))
-    }
-
-    fn read(&self, device: &str, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.volume(device).map_or(Ok(None), |volume| volume.fs.read(path, limit))
+fn entry(scan: &Scan, choice: &Choice, default: bool) -> Entry {
+    let path = |load: &Load| load.place.path.clone();
+    let (boot, problem) = match &choice.boot {
+        Ok(boot) => (boot.clone(), missing(scan, boot)),
+        Err(error) => (Boot::default(), Some(chain(error))),
+    };
+    Entry {
+        method: choice.method,
+        partition: choice.partition,
+        config: choice.config.clone(),
+        title: choice.title(),
+        id: choice.id().map(str::to_owned),
+        default,
+        kernel: boot.kernel.as_ref().map(path),
+        initrds: boot.initrds.iter().map(path).collect(),
+        cmdline: boot.cmdline,
+        problem,
     }
 }
 
-/// A boot menu, and the GRUB that made it.
-struct Menu<'a> {
-    scan: &'a Scan,
-    grub: Grub<'a>,
-    partition: u32,
-    config: &'static str,
-    items: Vec<Item>,
+/// The first of the files that is not there.
+fn missing(scan: &Scan, boot: &Boot) -> Option<String> {
+    let loads = boot.kernel.iter().chain(&boot.initrds);
+    loads.into_iter().find_map(|load| size(scan, load).err().map(|error| chain(&error)))
 }
 
-impl<'a> Menu<'a> {
-    /// The menu of a file system, if it has one.
-    fn of(scan: &'a Scan, volume: &Volume) -> Result<Option<Self>, Error> {
-        for config in GRUB_CONFIGS {
-            let Some(text) = volume.fs.read(config, CONFIG_MAX)? else { continue };
-            let place = Place { device: volume.partition.device(), path: config.to_owned() };
-            let mut grub = Grub::new(scan, &place);
-            let items = grub.menu(&String::from_utf8_lossy(&text))?;
-            if items.is_empty() {
-                let what = format!("`{config}` on {} has no menu entries", volume.partition);
-                return Err(Error::new(ErrorKind::Config, what));
-            }
-            let partition = volume.partition.number;
-            return Ok(Some(Self { scan, grub, partition, config, items }));
+fn plan(scan: &Scan, choice: &Choice, options: &Options) -> Result<BootPlan, Error> {
+    let Boot { kernel, cmdline, initrds } = match &choice.boot {
+        Ok(boot) => boot.clone(),
+        Err(error) => return Err(error.again()),
+    };
+    let Some(kernel) = kernel else {
+        let what = format!("the entry `{}` loads no Linux kernel", choice.title());
+        return Err(Error::new(ErrorKind::Config, what));
+    };
+    let append = options.append.as_deref().unwrap_or_default();
+    let cmdline = format!("{cmdline} {append}").trim().to_owned();
+    let mut room = options.memory.unwrap_or(u64::MAX);
+    let kernel_bytes = load(scan, &kernel, KERNEL_MAX, &mut room)?;
+    let (mut initrd, mut initrd_paths) = (Vec::new(), Vec::new());
+    for part in initrds {
+        let bytes = load(scan, &part, INITRD_MAX - initrd.len() as u64, &mut room)?;
+        if initrd.is_empty() {
+            // Most have one part, which is then held once.
+            initrd = bytes;
+        } else {
+            initrd.extend(bytes);
         }
-        Ok(None)
+        initrd_paths.push(part.place.path);
     }
+    Ok(BootPlan {
+        method: choice.method,
+        partition: choice.partition,
+        config: choice.config.clone(),
+        entry: choice.title(),
+        kernel: kernel_bytes,
+        kernel_path: kernel.place.path,
+        initrd,
+        initrd_paths,
+        console_on_serial: cmdline.split_whitespace().any(is_serial_console),
+        cmdline,
+    })
+}
 
-    fn plan(mut self, options: &Options) -> Result<BootPlan, Error> {
-        let (entry, item) = match &options.entry {
-            Some(wanted) => self.named(wanted)?,
-            None => self.default()?,
-        };
-        let Boot { kernel, mut cmdline, initrds } = self.grub.boot(&item)?;
-        let Some(kernel) = kernel else {
-            return Err(item.at.error(format_args!("the entry `{entry}` loads no Linux kernel")));
-        };
-        if let Some(append) = &options.append {
-            cmdline = format!("{cmdline} {append}").trim().to_owned();
-        }
-        let mut room = options.memory.unwrap_or(u64::MAX);
-        let kernel_bytes = self.load(&kernel, KERNEL_MAX, &mut room)?;
-        let (mut initrd, mut initrd_paths) = (Vec::new(), Vec::new());
-        for part in initrds {
-            let bytes = self.load(&part, INITRD_MAX - initrd.len() as u64, &mut room)?;
-            if initrd.is_empty() {
-                // Most have one part, which is then held once.
-                initrd = bytes;
-            } else {
-                initrd.extend(bytes);
-            }
-            initrd_paths.push(part.place.path);
-        }
-        Ok(BootPlan {
-            partition: self.partition,
-            config: self.config.to_owned(),
-            entry,
-            kernel: kernel_bytes,
-            kernel_path: kernel.place.path,
-            initrd,
-            initrd_paths,
-            console_on_serial: cmdline.split_whitespace().any(is_serial_console),
-            cmdline,
-        })
-    }
-
-    /// Reads a file of at most `limit` bytes into a machine that has `room` for so many, which it
-    /// takes off.
-    fn load(
-        &self,
-        Load { place, at }: &Load,
-        limit: u64,
-        room: &mut u64,
-    ) -> Result<Vec<u8>, Error> {
-        let Place { device, path } = place;
-        let missing =
-            || at.error_of(ErrorKind::Missing, format_args!("`{path}` is not on `{device}`"));
-        let size = self.scan.size(device, path)?.ok_or_else(missing)?;
-        if size > *room {
-            let what = format_args!("`{path}` has {size} bytes, the memory has room for {room}");
-            return Err(at.error_of(ErrorKind::TooLarge, what));
-        }
-        let bytes = self.scan.read(device, path, limit.min(*room))?.ok_or_else(missing)?;
-        *room -= bytes.len() as u64;
-        Ok(bytes)
-    }
-
-    fn list(&mut self) -> Result<Vec<Entry>, Error> {
-        let default = self.default()?.0;
-        let mut entries = Vec::new();
-        for (title, item) in self.all()? {
-            let default = title == default;
-            entries.push(Entry { partition: self.partition, title, id: item.id, default });
-        }
-        Ok(entries)
-    }
-
-    /// Every entry with its path, in order; submenus are opened.
-    fn all(&mut self) -> Result<Vec<(String, Item)>, Error> {
-        let mut found = Vec::new();
-        let mut waiting: Vec<(String, usize, Item)> =
-            self.items.iter().rev().map(|item| (item.title.clone(), 1, item.clone())).collect();
-        while let Some((path, depth, item)) = waiting.pop() {
-            if !item.submenu {
-                found.push((path, item));
-            } else if depth < MENU_DEPTH_MAX {
-                for inner in self.grub.open(&item)?.into_iter().rev() {
-                    let path = format!("{path}{PATH_SEPARATOR}{}", inner.title);
-                    waiting.push((path, depth + 1, inner));
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// The entry that the user asked for: by its path of titles, ids or indices, or by the title
-    /// or id of an entry in whichever submenu.
-    fn named(&mut self, wanted: &str) -> Result<(String, Item), Error> {
-        if let Some(found) = self.walk(wanted)? {
-            return Ok(found);
-        }
-        let all = self.all()?;
-        let named = |(_, item): &&(String, Item)| is_named(item, wanted);
-        all.iter().find(named).cloned().ok_or_else(|| {
-            let titles: HashSet<&str> = all.iter().map(|(path, _)| path.as_str()).collect();
-            let mut titles: Vec<String> = titles.iter().map(|path| format!("`{path}`")).collect();
-            titles.sort_unstable();
-            let what = format!("no boot entry `{wanted}`; expected {}", titles.join(", "));
-            Error::new(ErrorKind::NoSuchEntry, what)
-        })
-    }
-
-    /// The entry that the menu itself boots: what `default` names, else the first one.
-    fn default(&mut self) -> Result<(String, Item), Error> {
-        let default = self.grub.variable("default").to_owned();
-        let found = match self.walk(&default)? {
-            Some(found) => Some(found),
-            None => self.walk("0")?,
-        };
-        found.ok_or_else(|| {
-            let what = format!("`{}` has submenus without entries only", self.config);
-            Error::new(ErrorKind::Config, what)
-        })
-    }
-
-    /// Follows a path of titles, ids or indices. A path that ends at a submenu leads on to its
-    /// first entry, as GRUB's own time-out does.
-    fn walk(&mut self, path: &str) -> Result<Option<(String, Item)>, Error> {
-        let mut steps = path.split(PATH_SEPARATOR);
-        let (mut items, mut titles) = (self.items.clone(), Vec::new());
-        for _ in 0..MENU_DEPTH_MAX {
-            let step = steps.next().unwrap_or("0");
-            let Some(item) = pick(&items, step).cloned() else { return Ok(None) };
-            titles.push(item.title.clone());
-            if !item.submenu {
-                let whole = steps.next().is_none();
-                let path = titles.join(&PATH_SEPARATOR.to_string());
-                return Ok(whole.then_some((path, item)));
-            }
-            items = self.grub.open(&item)?;
-        }
-        Ok(None)
+/// The size of what is loaded.
+fn size(scan: &Scan, Load { place, at, part }: &Load) -> Result<u64, Error> {
+    let Place { device, path } = place;
+    let size = scan.size(device, path)?;
+    let size = size.ok_or_else(|| {
+        at.error_of(ErrorKind::Missing, format_args!("`{path}` is not on `{device}`"))
+    })?;
+    match part {
+        None => Ok(size),
+        Some((begin, len)) if begin.checked_add(*len).is_some_and(|end| end <= size) => Ok(*len),
+        Some(_) => Err(at.error("a section reaches beyond the end of the file")),
     }
 }
 
-fn pick<'a>(items: &'a [Item], step: &str) -> Option<&'a Item> {
-    match step.parse::<usize>() {
-        Ok(index) => items.get(index),
-        Err(_) => items.iter().find(|item| is_named(item, step)),
+/// Reads a file, or a part of one, of at most `limit` bytes into a machine that has `room` for so
+/// many, which it takes off.
+fn load(scan: &Scan, load: &Load, limit: u64, room: &mut u64) -> Result<Vec<u8>, Error> {
+    let Load { place: Place { device, path }, at, part } = load;
+    let size = size(scan, load)?;
+    if size > *room {
+        let what = format_args!("`{path}` has {size} bytes, the memory has room for {room}");
+        return Err(at.error_of(ErrorKind::TooLarge, what));
     }
-}
-
-fn is_named(item: &Item, name: &str) -> bool {
-    item.id.as_deref() == Some(name) || item.title == name
+    if size > limit {
+        let what = format!("expected at most {limit} bytes in `{path}`, got {size}");
+        return Err(Error::new(ErrorKind::TooLarge, what));
+    }
+    let end = part.map_or(limit.min(*room), |(begin, len)| begin + len);
+    let bytes = match part {
+        None => scan.read(device, path, end)?,
+        Some(_) => scan.head(device, path, end)?,
+    };
+    let mut bytes = bytes.unwrap_or_default();
+    if let Some((begin, _)) = part {
+        bytes.drain(..usize::try_from(*begin).unwrap_or(usize::MAX).min(bytes.len()));
+    }
+    *room -= bytes.len() as u64;
+    Ok(bytes)
 }
 
 /// `console=ttyS0`, with or without a speed.
 fn is_serial_console(word: &str) -> bool {
     let port = word.strip_prefix("console=");
     port.is_some_and(|port| port == "ttyS0" || port.starts_with("ttyS0,"))
-}
-
-/// An error and its causes in one line.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

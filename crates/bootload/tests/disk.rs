@@ -178,7 +178,7 @@ fn entries_are_found_by_title_id_index_and_path() {
     assert_eq!(error.kind(), ErrorKind::NoSuchEntry);
     assert!(error.to_string().starts_with("no boot entry `Windows`; expected `Advanced options"));
 
-    let entries = list(&disk).unwrap();
+    let entries = list(&disk).unwrap().entries;
     assert_eq!(entries.len(), 5);
     let defaults: Vec<&str> =
         entries.iter().filter(|entry| entry.default).map(|entry| entry.title.as_str()).collect();
@@ -263,17 +263,17 @@ fn what_does_not_boot_says_what_was_looked_at() {
         (
             vec![0; 1 << 20],
             ErrorKind::NotBootable,
-            "nothing to boot was found (whole disk: no ext4 file system)",
+            "nothing to boot was found (whole disk: no file system that is known)",
         ),
         (
             vec![],
             ErrorKind::NotBootable,
-            "nothing to boot was found (whole disk: no ext4 file system)",
+            "nothing to boot was found (whole disk: no file system that is known)",
         ),
         (
             partitioned("gpt", &[(1, &ext("ext4", 4 * MIB, &[], &[])), (2, &[0; 1 << 20])]),
             ErrorKind::NotBootable,
-            "nothing to boot was found (partition 2: no ext4 file system; partition 1: ext4 without grub.cfg)",
+            "nothing to boot was found (partition 2: no file system that is known; partition 1: ext4 without a boot menu)",
         ),
         (
             cut[..2 << 20].to_vec(),

@@ -4,12 +4,14 @@
 //! module. Inside the entry that boots, nothing may be skipped that could matter: there an unknown
 //! command is an error.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::script::{self, Action, Block, Command, Part, Text, Word};
 use super::{Files, Line, Place, SearchBy, condition, env};
-use crate::{Error, ErrorKind};
+use crate::menu::Method;
+use crate::{Error, ErrorKind, bls};
 
 /// Bytes of a script; what `grub-mkconfig` writes has some kilobytes a kernel.
 pub(crate) const CONFIG_MAX: u64 = 1 << 20;
@@ -18,7 +20,7 @@ const STEPS_MAX: u32 = 20_000;
 /// Functions within functions, and blocks within blocks.
 const DEPTH_MAX: u32 = 64;
 /// Scripts that one another may name by `configfile` and `source`.
-const HOPS_MAX: u32 = 4;
+const HOPS_MAX: u32 = 8;
 /// Bytes of all words of one command after variables are replaced.
 const WORDS_MAX: usize = 16 << 10;
 /// Variables, functions, and items of the menu, each.
@@ -26,9 +28,10 @@ const NAMES_MAX: usize = 1024;
 
 /// Commands that change nothing that this loader decides: what the screen and the keyboard do, and
 /// modules, which are all there.
-const IGNORED: [&str; 26] = [
+const IGNORED: [&str; 31] = [
     "background_color",
     "background_image",
+    "boot",
     "clear",
     "echo",
     "export",
@@ -37,12 +40,14 @@ const IGNORED: [&str; 26] = [
     "keymap",
     "load_video",
     "loadfont",
+    "net_bootp",
     "play",
     "recordfail",
     "rmmod",
     "save_env",
     "savedefault",
     "serial",
+    "set_background_image",
     "sleep",
     "terminal_input",
     "terminal_output",
@@ -53,11 +58,15 @@ const IGNORED: [&str; 26] = [
     "vbeinfo",
     "cpuid",
     "hdparm",
+    "efi-watchdog",
+    "increment",
 ];
 
 /// One line of the menu.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
+    /// GRUB's own, or one of the Boot Loader Specification.
+    pub(crate) method: Method,
     pub(crate) title: String,
     pub(crate) id: Option<String>,
     pub(crate) submenu: bool,
@@ -72,6 +81,15 @@ pub(crate) struct Item {
 pub(crate) struct Load {
     pub(crate) place: Place,
     pub(crate) at: Line,
+    /// Offset and length, where it is not the whole file.
+    pub(crate) part: Option<(u64, u64)>,
+}
+
+impl Load {
+    /// The whole of a file.
+    pub(crate) const fn whole(place: Place, at: Line) -> Self {
+        Self { place, at, part: None }
+    }
 }
 
 /// What an entry loads.
@@ -82,10 +100,13 @@ pub(crate) struct Boot {
     pub(crate) initrds: Vec<Load>,
 }
 
-/// The state of one GRUB.
+/// The state of one GRUB. Clones go on by themselves, but count their steps together.
+#[derive(Clone)]
 pub(crate) struct Grub<'a> {
     files: &'a dyn Files,
-    variables: HashMap<String, String>,
+    /// The configuration whose menu it is.
+    config: Place,
+    variables: HashMap<Rc<str>, Rc<str>>,
     functions: HashMap<String, Function>,
     arguments: Vec<String>,
     menu: Vec<Item>,
@@ -94,7 +115,7 @@ pub(crate) struct Grub<'a> {
     file: Rc<str>,
     in_entry: bool,
     status: bool,
-    steps: u32,
+    steps: Rc<Cell<u32>>,
     hops: u32,
     depth: u32,
 }
@@ -122,8 +143,8 @@ impl<'a> Grub<'a> {
             "platform_search_hint",
             "timeout_style",
         ];
-        let mut variables: HashMap<String, String> =
-            features.map(|name| (format!("feature_{name}"), "y".to_owned())).into();
+        let mut variables: HashMap<Rc<str>, Rc<str>> =
+            features.map(|name| (format!("feature_{name}").into(), "y".into())).into();
         let known = [
             ("root", config.device.as_str()),
             ("prefix", &prefix),
@@ -131,9 +152,10 @@ impl<'a> Grub<'a> {
             ("grub_platform", "pc"),
             ("grub_cpu", "i386"),
         ];
-        variables.extend(known.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        variables.extend(known.map(|(name, value)| (name.into(), value.into())));
         Self {
             files,
+            config: config.clone(),
             variables,
             functions: HashMap::new(),
             arguments: Vec::new(),
@@ -142,7 +164,7 @@ impl<'a> Grub<'a> {
             file: Rc::from(config.path.as_str()),
             in_entry: false,
             status: true,
-            steps: 0,
+            steps: Rc::default(),
             hops: 0,
             depth: 0,
         }
@@ -165,15 +187,25 @@ impl<'a> Grub<'a> {
     pub(crate) fn boot(&mut self, entry: &Item) -> Result<Boot, Error> {
         self.in_entry = true;
         self.boot = Boot::default();
-        self.variables.insert("chosen".to_owned(), entry.title.clone());
+        self.variables.insert("chosen".into(), entry.title.as_str().into());
         self.run_item(entry)?;
         self.in_entry = false;
-        Ok(std::mem::take(&mut self.boot))
+        let boot = std::mem::take(&mut self.boot);
+        if boot.kernel.is_none() {
+            let title = &entry.title;
+            return Err(entry.at.error(format_args!("the entry `{title}` loads no Linux kernel")));
+        }
+        Ok(boot)
+    }
+
+    /// The configuration whose menu it is: the last one to which `configfile` led.
+    pub(crate) const fn config(&self) -> &Place {
+        &self.config
     }
 
     /// The value of a variable, empty if it has none.
     pub(crate) fn variable(&self, name: &str) -> &str {
-        self.variables.get(name).map_or("", String::as_str)
+        self.variables.get(name).map_or("", |value| value)
     }
 
     fn run_item(&mut self, item: &Item) -> Result<(), Error> {
@@ -211,7 +243,7 @@ impl<'a> Grub<'a> {
             Action::For { name, words, body } => {
                 for word in self.expand(words, &at)? {
                     self.step(&at)?;
-                    self.set(name, word, &at)?;
+                    self.set(name, &word, &at)?;
                     self.block(body)?;
                 }
                 Ok(())
@@ -229,13 +261,15 @@ impl<'a> Grub<'a> {
                 limit(self.functions.len(), NAMES_MAX, "functions", &at)
             }
             Action::Item { submenu, words, body } => self.item(*submenu, words, body, at),
+            // Shown by no menu: it stands for a key.
+            Action::Hidden => Ok(()),
         }
     }
 
     /// Counts a step of the script.
     fn step(&mut self, at: &Line) -> Result<(), Error> {
-        self.steps += 1;
-        limit(self.steps as usize, STEPS_MAX as usize, "commands", at)?;
+        self.steps.set(self.steps.get() + 1);
+        limit(self.steps.get() as usize, STEPS_MAX as usize, "commands", at)?;
         limit(self.depth as usize, DEPTH_MAX as usize, "blocks within each other", at)
     }
 
@@ -262,7 +296,8 @@ impl<'a> Grub<'a> {
         rest.insert(0, title.clone());
         let body = Rc::clone(body);
         limit(self.menu.len(), NAMES_MAX, "menu entries", &at)?;
-        self.menu.push(Item { title, id, submenu, at, body, words: rest });
+        let method = Method::Grub;
+        self.menu.push(Item { method, title, id, submenu, at, body, words: rest });
         Ok(())
     }
 
@@ -314,8 +349,8 @@ impl<'a> Grub<'a> {
         }
     }
 
-    fn set(&mut self, name: &str, value: String, at: &Line) -> Result<(), Error> {
-        self.variables.insert(name.to_owned(), value);
+    fn set(&mut self, name: &str, value: &str, at: &Line) -> Result<(), Error> {
+        self.variables.insert(name.into(), value.into());
         limit(self.variables.len(), NAMES_MAX, "variables", at)
     }
 
@@ -336,11 +371,11 @@ impl<'a> Grub<'a> {
         self.status = true;
         match name {
             "set" => match arguments.first().and_then(|word| word.split_once('=')) {
-                Some((name, value)) => self.set(name, value.to_owned(), at),
+                Some((name, value)) => self.set(name, value, at),
                 None => Ok(()),
             },
             "unset" => {
-                arguments.iter().for_each(|name| drop(self.variables.remove(name)));
+                arguments.iter().for_each(|name| drop(self.variables.remove(name.as_str())));
                 Ok(())
             }
             "[" | "test" => {
@@ -354,6 +389,7 @@ impl<'a> Grub<'a> {
             }
             "load_env" => self.load_env(arguments),
             "configfile" | "normal" | "source" | "." => self.hop(name, arguments, at),
+            "blscfg" => self.blscfg(at),
             "linux" | "linux16" | "linuxefi" => self.linux(arguments, at),
             "initrd" | "initrd16" | "initrdefi" => self.initrd(arguments, at),
             "false" => {
@@ -369,8 +405,8 @@ impl<'a> Grub<'a> {
         let is_name =
             |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         match word.split_once('=') {
-            Some((name, value)) if is_name(name) => self.set(name, value.to_owned(), at),
-            _ if self.in_entry => Err(at.error(format_args!("unknown command `{word}`"))),
+            Some((name, value)) if is_name(name) => self.set(name, value, at),
+            _ if self.in_entry => Err(at.error(not_linux(word))),
             _ => {
                 self.status = false;
                 Ok(())
@@ -417,7 +453,7 @@ impl<'a> Grub<'a> {
             [name, value, ..] => (variable.unwrap_or(name), value),
         };
         match self.files.search(by, value)? {
-            Some(device) => self.set(name, device, at),
+            Some(device) => self.set(name, &device, at),
             None => {
                 self.status = false;
                 Ok(())
@@ -442,7 +478,7 @@ impl<'a> Grub<'a> {
         self.status = variables.is_some();
         for (name, value) in variables.unwrap_or_default().into_iter().take(NAMES_MAX) {
             if names.is_empty() || names.contains(&&name) {
-                self.variables.insert(name, value);
+                self.variables.insert(name.into(), value.into());
             }
         }
         Ok(())
@@ -461,11 +497,75 @@ impl<'a> Grub<'a> {
         let block = script::parse(&String::from_utf8_lossy(&text), &file)?;
         if matches!(command, "configfile" | "normal") {
             self.menu.clear();
+            self.config = self.place(path);
         }
         let before = std::mem::replace(&mut self.file, file);
         self.block(&block)?;
         self.file = before;
         Ok(())
+    }
+
+    /// Adds the entries of the Boot Loader Specification, the newest version first. They are written
+    /// in GRUB's language, too: their variables are replaced.
+    fn blscfg(&mut self, at: &Line) -> Result<(), Error> {
+        let device = [self.variable("boot"), self.variable("root")];
+        let device = device.into_iter().find(|device| !device.is_empty()).unwrap_or_default();
+        let device = device.trim_matches(['(', ')']).to_owned();
+        let given = self.variable("blsdir").trim_end_matches('/').to_owned();
+        let folders = bls::FOLDERS.map(str::to_owned);
+        let folders = Some(given).into_iter().filter(|folder| !folder.is_empty()).chain(folders);
+        for folder in folders {
+            let names = |path: &str| self.files.names(&device, path).map(Some);
+            let read = |path: &str| self.files.read(&device, path, bls::ENTRY_MAX);
+            let mut entries = bls::read(names, read, &folder)?;
+            if entries.is_empty() {
+                continue;
+            }
+            entries.sort_by(|(_, a), (_, b)| bls::compare_versions(&b.order.file, &a.order.file));
+            limit(self.menu.len() + entries.len(), NAMES_MAX, "menu entries", at)?;
+            for (file, entry) in entries {
+                let item = self.specified(&device, file, &entry)?;
+                self.menu.push(item);
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// The menu's line for an entry of the Boot Loader Specification.
+    fn specified(&self, device: &str, file: Rc<str>, entry: &bls::Entry) -> Result<Item, Error> {
+        let on_device = |paths: &str| {
+            let path = |path: &str| match path.starts_with('/') {
+                true => format!("({device}){path}"),
+                false => path.to_owned(),
+            };
+            paths.split_whitespace().map(path).collect::<Vec<_>>().join(" ")
+        };
+        let mut options = bls::Entry::joined(&entry.options);
+        if options.is_empty() {
+            options = self.variable("default_kernelopts").to_owned();
+        }
+        let mut body = Vec::new();
+        let mut command = |line: u32, text: String| -> Result<(), Error> {
+            let block = script::parse(&text, &file)?;
+            body.extend(block.iter().map(|command| Command { line, ..command.clone() }));
+            Ok(())
+        };
+        if let Some((line, program)) = &entry.efi {
+            command(*line, format!("chainloader {program}"))?;
+        }
+        if let Some((line, kernel)) = &entry.linux {
+            command(*line, format!("linux {} {options}", on_device(kernel)))?;
+        }
+        if let Some((line, _)) = entry.initrds.first() {
+            let paths = bls::Entry::joined(&entry.initrds);
+            command(*line, format!("initrd {}", on_device(&paths)))?;
+        }
+        let (title, id) = (entry.title(), Some(entry.id()));
+        let words = vec![title.clone()];
+        let at = Line { file, number: 1 };
+        let body = body.into();
+        Ok(Item { method: Method::Bls, title, id, submenu: false, at, body, words })
     }
 
     fn linux(&mut self, arguments: &[String], at: &Line) -> Result<(), Error> {
@@ -474,7 +574,7 @@ impl<'a> Grub<'a> {
         };
         let words: Vec<String> = words.iter().map(|word| quote_for_kernel(word)).collect();
         self.boot = Boot {
-            kernel: Some(Load { place: self.place(path), at: at.clone() }),
+            kernel: Some(Load::whole(self.place(path), at.clone())),
             cmdline: words.join(" "),
             initrds: Vec::new(),
         };
@@ -483,7 +583,7 @@ impl<'a> Grub<'a> {
 
     fn initrd(&mut self, arguments: &[String], at: &Line) -> Result<(), Error> {
         let files = arguments.iter().filter(|word| !word.starts_with("--"));
-        let load = |path: &String| Load { place: self.place(path), at: at.clone() };
+        let load = |path: &String| Load::whole(self.place(path), at.clone());
         if let Some(path) = arguments.iter().find(|word| word.starts_with("newc:")) {
             return Err(at.error(format_args!("`{path}` is made by GRUB, which is not supported")));
         }
@@ -508,6 +608,22 @@ impl<'a> Grub<'a> {
         let place = self.place(path);
         self.files.read(&place.device, &place.path, CONFIG_MAX)
     }
+}
+
+/// Why a command of an entry cannot be carried out.
+fn not_linux(command: &str) -> String {
+    let what = match command {
+        "chainloader" | "ntldr" | "ntboot" => "starts another boot loader, as Windows has one",
+        "multiboot" | "multiboot2" | "module" | "module2" | "xen_hypervisor" => {
+            "starts a kernel that is not Linux, such as Xen"
+        }
+        "kfreebsd" | "kopenbsd" | "knetbsd" => "starts a kernel of a BSD",
+        "cryptomount" => "unlocks an encrypted volume",
+        "fwsetup" => "enters the firmware's settings",
+        "loopback" => "opens a disk image on the disk",
+        _ => return format!("unknown command `{command}`"),
+    };
+    format!("`{command}` {what}, which is not supported")
 }
 
 /// Quotes a word as GRUB does when it joins words to a kernel command line.

@@ -35,6 +35,8 @@ pub(crate) enum Action {
     While { until: bool, condition: Block, body: Block },
     /// The definition of a function.
     Function { name: String, body: Block },
+    /// `hiddenentry`, which stands for a key of the menu.
+    Hidden,
     /// `menuentry` or `submenu`: the words after it, and its body.
     Item { submenu: bool, words: Vec<Word>, body: Block },
 }
@@ -297,6 +299,11 @@ impl Parser<'_> {
                 self.at += 1;
                 let words = self.words();
                 Action::Item { submenu, words, body: self.braced()? }
+            }
+            Some("hiddenentry") => {
+                self.words();
+                self.braced()?;
+                Action::Hidden
             }
             _ => self.simple()?,
         };

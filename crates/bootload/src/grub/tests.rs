@@ -31,6 +31,12 @@ impl Files for Memory {
     fn read(&self, _: &str, path: &str, _: u64) -> Result<Option<Vec<u8>>, Error> {
         Ok(self.0.get(path).cloned())
     }
+
+    fn names(&self, _: &str, path: &str) -> Result<Vec<String>, Error> {
+        let folder = format!("{path}/");
+        let names = self.0.keys().filter_map(|file| file.strip_prefix(&folder));
+        Ok(names.map(str::to_owned).collect())
+    }
 }
 
 fn memory(files: &[(&str, &str)]) -> Memory {
@@ -151,14 +157,17 @@ fn other_scripts_are_followed_a_few_times() {
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert_eq!(
         error.to_string(),
-        "`/loop.cfg` line 1: expected at most 4 scripts that name each other"
+        "`/loop.cfg` line 1: expected at most 8 scripts that name each other"
     );
 }
 
 #[test]
 fn what_is_not_understood_names_file_and_line() {
     for (script, expected) in [
-        ("menuentry a {\n\n chainloader +1\n}", "line 3: unknown command `chainloader`"),
+        (
+            "menuentry a {\n\n chainloader +1\n}",
+            "line 3: `chainloader` starts another boot loader, as Windows has one, which is not supported",
+        ),
         ("menuentry a {\n linux /k\n", "line 1: the block has no `}`"),
         ("\nif [ a ]; then\n x=1\n", "line 3: expected `fi`"),
         ("}\n", "line 1: expected a command, got `}`"),
@@ -339,4 +348,105 @@ fn first_if_any(text: &str) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What RHEL 9 has in `/boot/grub2/grub.cfg`, as far as it matters.
+const RHEL: &str = r#"
+set pager=1
+if [ -f ${config_directory}/grubenv ]; then
+  load_env -f ${config_directory}/grubenv
+elif [ -s $prefix/grubenv ]; then
+  load_env
+fi
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${saved_entry}"
+fi
+menuentry_id_option="--id"
+search --no-floppy --fs-uuid --set=root 25e0f7ba-05cb-4d17-ae3d-21eb0e1a8e4f
+insmod part_gpt
+insmod xfs
+if [ -z "${kernelopts}" ]; then
+  set kernelopts="root=/dev/vda4 ro fallback"
+fi
+insmod increment
+if [ -n "${boot_counter}" -a "${boot_success}" = "0" ]; then
+  increment boot_indeterminate
+fi
+blscfg
+"#;
+
+#[test]
+fn blscfg_lists_the_newest_first_and_replaces_grubs_variables() {
+    let entry = |version: &str| {
+        format!(
+            "title RHEL ({version})\nversion {version}\nlinux /vmlinuz-{version}\n\
+             initrd /initramfs-{version}.img $tuned_initrd\noptions $kernelopts $tuned_params\n\
+             grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class kernel\n"
+        )
+    };
+    let (old, new) = (entry("5.14.0-70.el9.x86_64"), entry("5.14.0-427.el9.x86_64"));
+    let env = "# GRUB Environment Block\nkernelopts=root=LABEL=root console=ttyS0\n\
+               tuned_params=skew_tick=1\nsaved_entry=abc-5.14.0-70.el9.x86_64\n####";
+    let mut files = memory(&[
+        ("/loader/entries/abc-5.14.0-70.el9.x86_64.conf", &old),
+        ("/loader/entries/abc-5.14.0-427.el9.x86_64.conf", &new),
+        ("/loader/entries/README", "no entry"),
+        ("/boot/grub/grubenv", env),
+    ]);
+    let place = config();
+    let mut grub = Grub::new(&files, &place);
+    let menu = grub.menu(RHEL).unwrap();
+    let titles: Vec<&str> = menu.iter().map(|item| item.title.as_str()).collect();
+    assert_eq!(titles, ["RHEL (5.14.0-427.el9.x86_64)", "RHEL (5.14.0-70.el9.x86_64)"]);
+    assert_eq!(menu[1].id.as_deref(), Some(grub.variable("default")));
+    assert_eq!(
+        shown(&grub.clone().boot(&menu[0]).unwrap()),
+        "(hd0,gpt9)/vmlinuz-5.14.0-427.el9.x86_64 root=LABEL=root console=ttyS0 skew_tick=1 \
+         + (hd0,gpt9)/initramfs-5.14.0-427.el9.x86_64.img"
+    );
+    // Without the block, what the script itself says.
+    files.0.remove("/boot/grub/grubenv");
+    let mut grub = Grub::new(&files, &place);
+    let menu = grub.menu(RHEL).unwrap();
+    let shown = shown(&grub.boot(&menu[1]).unwrap());
+    assert!(shown.contains("root=/dev/vda4 ro fallback +"), "{shown}");
+}
+
+#[test]
+fn an_entry_of_the_specification_that_cannot_boot_is_named_with_its_line() {
+    let files = memory(&[
+        ("/loader/entries/a.conf", "title a\n\nlinux /a\noptions \"open\n"),
+        ("/loader/entries/b.conf", "title b\nefi /shell.efi\n"),
+        ("/loader/entries/c.conf", "title c\n"),
+    ]);
+    let place = config();
+    let error = Grub::new(&files, &place).menu("blscfg").unwrap_err();
+    assert_eq!(error.to_string(), "`/loader/entries/a.conf` line 1: the quote `\"` has no end");
+    let mut files = files;
+    files.0.remove("/loader/entries/a.conf");
+    let mut grub = Grub::new(&files, &place);
+    let menu = grub.menu("blscfg").unwrap();
+    let errors: Vec<String> =
+        menu.iter().map(|item| grub.clone().boot(item).unwrap_err().to_string()).collect();
+    assert_eq!(
+        errors,
+        [
+            "`/loader/entries/c.conf` line 1: the entry `c` loads no Linux kernel",
+            "`/loader/entries/b.conf` line 2: `chainloader` starts another boot loader, as Windows \
+             has one, which is not supported",
+        ]
+    );
+}
+
+#[test]
+fn opensuse_keys_of_the_menu_are_no_entries() {
+    let script = "hiddenentry 'Text mode' --hotkey 't' {\n set textmode=true\n}\n\
+                  menuentry 'openSUSE' { linux /boot/vmlinuz root=UUID=1 ${extra_cmdline} quiet }";
+    let boot = first(script, &memory(&[])).unwrap();
+    assert_eq!(shown(&boot), "(hd0,gpt1)/boot/vmlinuz root=UUID=1 quiet");
 }
