@@ -106,6 +106,7 @@ const TARGETS: &[Target] = &[
     Target { encoded: false, texts: SEED_TEXTS, ..target("seed_build", &[], &[]) },
     Target { documents: true, encoded: false, ..target("seed_lint", &[], &[]) },
     device("virtio_balloon"),
+    device("virtio_console"),
     device("virtio_rng"),
     device("pci_config"),
     device("legacy_ports"),

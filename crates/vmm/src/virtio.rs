@@ -38,6 +38,7 @@
 
 mod balloon;
 mod blk;
+mod console;
 mod device_config;
 mod interrupt;
 mod net;
@@ -52,6 +53,7 @@ use interrupt::Interrupt;
 
 pub use balloon::{Balloon, BalloonControl, GuestFigures};
 pub use blk::Block;
+pub use console::{CHANNELS_MAX, Channel, Console, HostEnd, Size};
 pub use device_config::DeviceConfig;
 pub use net::Net;
 pub use queue::{Request, Virtqueue};

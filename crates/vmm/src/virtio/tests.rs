@@ -2,6 +2,7 @@
 
 mod balloon;
 mod blk;
+mod console;
 mod guest;
 mod hostile;
 mod net;

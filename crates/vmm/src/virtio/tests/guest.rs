@@ -431,6 +431,17 @@ impl<'d, 'm> GuestQueue<'d, 'm> {
         Some((element[0], element[1]))
     }
 
+    /// Waits, without interrupts, until the next element is used.
+    pub(super) fn wait_used(&mut self) -> (u32, u32) {
+        for _ in 0..20_000 {
+            match self.take_used() {
+                Some(element) => return element,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        panic!("the device does not use what it was offered");
+    }
+
     /// Offers `buffers`, rings, and waits by interrupt until they are used. Gives the used length.
     pub(super) fn transact(&mut self, buffers: &[(u64, u32, bool)]) -> u32 {
         self.offer(0, buffers);
