@@ -11,13 +11,18 @@
 //! * Reads and writes may come from several threads at once. Overlapping writes from two threads
 //!   leave one or the other's bytes in each sector, as a real disk would.
 //! * What was never written reads as zeros.
+//! * Whoever holds a [`Located`] calls nothing of the same disk but [`Disk::locate`], and waits for
+//!   nobody who does: a flush may wait until nothing of the disk is held.
 //! * After [`WriteDisk::flush`] returns, everything that was written before it was called survives
 //!   a power cut. Before that, nothing is promised.
 
 use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::Error;
+use crate::pins::Pinned;
 
 /// Bytes at known places, of a known length.
 pub trait ReadAt: Send + Sync {
@@ -32,12 +37,59 @@ pub trait ReadAt: Send + Sync {
     /// Fills `buf` from `offset`. Fails with [`io::ErrorKind::UnexpectedEof`] where the bytes end
     /// before `buf` is full.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The file in which each of these bytes stands at its offset, if there is one. Whoever reads
+    /// there reads what [`ReadAt::read_exact_at`] does.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Bytes to be stored that are no slice: a guest's memory, which changes under the eyes of whoever
+/// looks at it.
+pub trait Payload {
+    /// How many bytes these are.
+    fn size(&self) -> usize;
+
+    /// Copies the bytes from `at` on to `buf`, which is not longer than what is there.
+    fn copy_to(&self, at: usize, buf: &mut [u8]);
+
+    /// Writes all of `range` to `file` at `offset`.
+    fn write_to(&self, range: Range<usize>, file: BorrowedFd<'_>, offset: u64) -> io::Result<()>;
+}
+
+/// Most bytes of a [`Payload`] that pass through a buffer at once, where they must.
+const PAYLOAD_STEP: usize = 256 << 10;
+
+/// Hands `range` of `data` on in slices, each with its distance from the range's beginning.
+fn in_slices<E>(
+    data: &dyn Payload,
+    range: Range<usize>,
+    mut each: impl FnMut(&[u8], u64) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut buffer = vec![0; range.len().min(PAYLOAD_STEP)];
+    for at in range.clone().step_by(PAYLOAD_STEP) {
+        let part = &mut buffer[..(range.end - at).min(PAYLOAD_STEP)];
+        data.copy_to(at, part);
+        each(part, (at - range.start) as u64)?;
+    }
+    Ok(())
 }
 
 /// A place that can be written at any offset.
 pub trait WriteAt: Send + Sync {
     /// Writes the whole of `data` at `offset`, growing the file where it must.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `range` of `data` at `offset`, as [`WriteAt::write_all_at`] would.
+    fn write_payload_at(
+        &self,
+        data: &dyn Payload,
+        range: Range<usize>,
+        offset: u64,
+    ) -> io::Result<()> {
+        in_slices(data, range, |part, at| self.write_all_at(part, offset + at))
+    }
 
     /// Makes `len` bytes at `offset` read as zeros, without storing them where that is possible,
     /// growing the file where it must.
@@ -56,6 +108,32 @@ pub struct Extent {
     pub zero: bool,
 }
 
+/// Where a run of bytes of a disk is, for those who move them without a buffer between. It stays
+/// there as long as this lives.
+#[derive(Debug)]
+pub struct Located<'d> {
+    /// Bytes from the asked offset to the end of the run; at least 1.
+    pub len: u64,
+    /// Where they are.
+    pub at: Location<'d>,
+}
+
+/// Where bytes of a disk are.
+#[derive(Debug)]
+pub enum Location<'d> {
+    /// In a file, as they are.
+    File {
+        /// The file.
+        file: BorrowedFd<'d>,
+        /// Where in the file.
+        offset: u64,
+        /// What keeps them there, if they could move.
+        pin: Option<Pinned<'d>>,
+    },
+    /// Nowhere: they are zeros.
+    Zeros,
+}
+
 /// A guest's disk, whatever stores it. See the module's text for the rules.
 pub trait Disk: Send + Sync {
     /// The size that the guest sees, in bytes.
@@ -67,6 +145,13 @@ pub trait Disk: Send + Sync {
     /// The run that begins at `offset`, which is less than the virtual size. The answer may be
     /// shorter than the run really is, never longer.
     fn extent_at(&self, offset: u64) -> Result<Extent, Error>;
+
+    /// Where the run that begins at `offset` is, of which at most `len` bytes are of interest. None
+    /// if only [`Disk::read_at`] can tell what they are, or just now; errors are left to that, too.
+    fn locate(&self, offset: u64, len: u64) -> Option<Located<'_>> {
+        let _ = (offset, len);
+        None
+    }
 
     /// The writing half, if this disk has one.
     fn writer(&self) -> Option<&dyn WriteDisk> {
@@ -132,12 +217,29 @@ pub trait WriteDisk: Disk {
     /// Stores `data` at `offset`.
     fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error>;
 
+    /// Stores all of `data` at `offset`.
+    fn write_payload_at(&self, data: &dyn Payload, offset: u64) -> Result<(), Error> {
+        in_slices(data, 0..data.size(), |part, at| self.write_at(part, offset + at))
+    }
+
     /// Makes `len` bytes at `offset` read as zeros. With `discard` the space is given back where
     /// the storage can.
     fn zero_at(&self, len: u64, offset: u64, discard: bool) -> Result<(), Error>;
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), Error>;
+}
+
+/// Where a run is that an image does not have itself: see [`read_backing`].
+pub(crate) fn locate_backing(
+    backing: Option<&dyn Disk>,
+    offset: u64,
+    len: u64,
+) -> Option<Located<'_>> {
+    match backing.map(|disk| (disk, disk.virtual_size())) {
+        Some((disk, size)) if offset < size => disk.locate(offset, len.min(size - offset)),
+        _ => Some(Located { len, at: Location::Zeros }),
+    }
 }
 
 /// Reads from the disk that an image is an overlay over, behind whose end there are zeros.
@@ -166,6 +268,10 @@ macro_rules! read_through {
             fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
                 (**self).read_exact_at(buf, offset)
             }
+
+            fn file(&self) -> Option<BorrowedFd<'_>> {
+                (**self).file()
+            }
         }
     )*};
 }
@@ -177,6 +283,15 @@ macro_rules! write_through {
         impl<T: WriteAt + ?Sized> WriteAt for $pointer {
             fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
                 (**self).write_all_at(data, offset)
+            }
+
+            fn write_payload_at(
+                &self,
+                data: &dyn Payload,
+                range: Range<usize>,
+                offset: u64,
+            ) -> io::Result<()> {
+                (**self).write_payload_at(data, range, offset)
             }
 
             fn zero_at(&self, len: u64, offset: u64) -> io::Result<()> {

@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Content, Disk, Error, ErrorKind, Extent, ReadAt, WriteAt, WriteDisk};
+use crate::{
+    Content, Disk, Error, ErrorKind, Extent, Located, Location, Payload, ReadAt, WriteAt, WriteDisk,
+};
 
 /// A disk's size is counted in sectors of this many bytes: a file of another length is a disk whose
 /// last sector is filled up with zeros, as `qemu-img` has it.
@@ -71,6 +75,13 @@ impl<T: ReadAt> Disk for RawDisk<T> {
         Ok(Extent { len: self.size - offset, zero: false })
     }
 
+    fn locate(&self, offset: u64, len: u64) -> Option<Located<'_>> {
+        let file = self.storage.file()?;
+        let there = self.storage.len().min(self.size).saturating_sub(offset);
+        let at = Location::File { file, offset, pin: None };
+        (there > 0).then_some(Located { len: len.min(there), at })
+    }
+
     fn writer(&self) -> Option<&dyn WriteDisk> {
         self.writer.map(|writer| writer(self))
     }
@@ -80,6 +91,11 @@ impl<T: ReadAt + WriteAt> WriteDisk for RawDisk<T> {
     fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
         check_range(self.size, data.len() as u64, offset)?;
         self.storage.write_all_at(data, offset).map_err(Error::write)
+    }
+
+    fn write_payload_at(&self, data: &dyn Payload, offset: u64) -> Result<(), Error> {
+        check_range(self.size, data.size() as u64, offset)?;
+        self.storage.write_payload_at(data, 0..data.size(), offset).map_err(Error::write)
     }
 
     fn zero_at(&self, len: u64, offset: u64, _discard: bool) -> Result<(), Error> {
@@ -161,6 +177,10 @@ impl ReadAt for FileAt {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
     }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
 }
 
 impl WriteAt for FileAt {
@@ -170,6 +190,18 @@ impl WriteAt for FileAt {
         }
         self.file.write_all_at(data, offset)?;
         self.len.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write_payload_at(
+        &self,
+        data: &dyn Payload,
+        range: Range<usize>,
+        offset: u64,
+    ) -> io::Result<()> {
+        let end = offset + range.len() as u64;
+        data.write_to(range, self.file.as_fd(), offset)?;
+        self.len.fetch_max(end, Ordering::Relaxed);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ pub mod bus;
 mod config;
 mod control;
 mod cpu;
+mod disks;
 pub mod doctor;
 mod error;
 mod exit;
@@ -43,6 +44,7 @@ pub use config::{
 };
 pub use control::{Control, Observer};
 pub use cpu::{CpuModel, CpuTopology};
+pub use disks::BlockSize;
 pub use error::{Error, ErrorKind, LoadError, Place, Stuck};
 pub use exit::Exit;
 pub use identity::{Chassis, Identity};

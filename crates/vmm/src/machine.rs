@@ -145,7 +145,9 @@ fn add_pci(
         device: "PCI devices",
         source,
     };
-    for (device, failures) in network_devices(config, control).chain(virtio_devices(config)) {
+    for (device, failures) in
+        network_devices(config, control).chain(virtio_devices(config, control))
+    {
         let (msi, doorbells) = (Arc::clone(vm), Arc::clone(vm));
         let on_fault = Box::new(move |fault| failures.add(&fault));
         let device = VirtioPci::new(device, vm.memory().clone(), msi, doorbells, on_fault);
@@ -179,11 +181,14 @@ fn network_devices(
 /// The other devices in the order of their slots, and where their failures go.
 fn virtio_devices(
     config: &MachineConfig,
+    control: &Control,
 ) -> impl Iterator<Item = (Box<dyn VirtioDevice>, Failures)> {
-    let disks = config.disks.iter().map(|disk| -> (Box<dyn VirtioDevice>, _) {
+    let disks = config.disks.iter().map(move |disk| -> (Box<dyn VirtioDevice>, _) {
         let failures = Failures::new(&config.report, &format!("disk `{}`", disk.name));
         let failed = failures.clone();
-        let block = Block::new(Arc::clone(&disk.disk), disk.read_only, &disk.serial);
+        let block = Block::new(Arc::clone(&disk.disk), disk.read_only, &disk.serial)
+            .queues(config.topology.count().unwrap_or(1))
+            .counters(control.counters().disk(&disk.name));
         (Box::new(block.on_error(move |error| failed.add(error))), failures)
     });
     let entropy = Failures::new(&config.report, "entropy device");

@@ -44,10 +44,12 @@ mod interrupt;
 mod net;
 mod queue;
 mod rng;
+mod segments;
 mod session;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod uring;
 
 use interrupt::Interrupt;
 
@@ -58,6 +60,7 @@ pub use device_config::DeviceConfig;
 pub use net::Net;
 pub use queue::{Request, Virtqueue};
 pub use rng::Entropy;
+pub use segments::Segments;
 pub use session::{Session, Wake};
 pub use transport::VirtioPci;
 

@@ -5,11 +5,13 @@
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bootyard_image::{ReadAt, WriteAt};
+use bootyard_image::{Payload, ReadAt, WriteAt};
 use bootyard_spec::shell_word;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::fs::OFlags;
@@ -135,6 +137,10 @@ impl ReadAt for AttachedDisk {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset).map_err(|error| self.failed(error, "reading"))
     }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
 }
 
 impl WriteAt for AttachedDisk {
@@ -143,6 +149,19 @@ impl WriteAt for AttachedDisk {
         if !data.is_empty() {
             self.len.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
         }
+        Ok(())
+    }
+
+    fn write_payload_at(
+        &self,
+        data: &dyn Payload,
+        range: Range<usize>,
+        offset: u64,
+    ) -> io::Result<()> {
+        let end = offset + range.len() as u64;
+        data.write_to(range, self.file.as_fd(), offset)
+            .map_err(|error| self.failed(error, "writing to"))?;
+        self.len.fetch_max(end, Ordering::Relaxed);
         Ok(())
     }
 

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::header::{Given, Header, State};
 use super::snapshot;
 use super::table::{Mapping, Named, Run, Tables, entries};
-use crate::disk::read_backing;
+use crate::disk::{locate_backing, read_backing};
 use crate::open::read_head;
 use crate::raw::check_range;
 use crate::recent::Recent;
 use crate::unpacked::Unpacked;
-use crate::{Disk, Error, ErrorKind, Extent, OpenOptions, ReadAt};
+use crate::{Disk, Error, ErrorKind, Extent, Located, Location, OpenOptions, ReadAt};
 
 /// L2 tables are read and kept in slices of this many bytes, so that a single read from a remote
 /// image with large clusters stays small.
@@ -233,6 +233,23 @@ impl<R: ReadAt> Image<R> {
         }
     }
 
+    /// Where `run` is, if it is in a file as it is.
+    fn locate_run(&self, run: Run) -> Option<Located<'_>> {
+        let file: &dyn ReadAt = match &self.data_file {
+            Some(file) => file,
+            None => &self.source,
+        };
+        let at = match run.mapping {
+            Mapping::Absent => return locate_backing(self.backing.as_deref(), run.guest, run.len),
+            Mapping::Zero => Location::Zeros,
+            Mapping::Data { host, .. } if host.checked_add(run.len)? <= file.len() => {
+                Location::File { file: file.file()?, offset: host, pin: None }
+            }
+            Mapping::Data { .. } | Mapping::Packed { .. } => return None,
+        };
+        Some(Located { len: run.len, at })
+    }
+
     /// How much of `run` is known to be of one kind, and whether that is zeros.
     fn extent(&self, run: Run) -> Result<Extent, Error> {
         let zero = match (run.mapping, &self.backing) {
@@ -265,6 +282,17 @@ impl<R: ReadAt> Disk for Image<R> {
             let part = rest.split_off_mut(..run.len as usize).expect("runs add up to the buffer");
             self.read_run(part, run).map(|()| true)
         })
+    }
+
+    fn locate(&self, offset: u64, len: u64) -> Option<Located<'_>> {
+        let end = offset.saturating_add(len).min(self.virtual_size);
+        let mut first = None;
+        let each = |run| {
+            first = Some(run);
+            Ok(false)
+        };
+        self.for_runs(offset..end, each).ok()?;
+        self.locate_run(first?)
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent, Error> {

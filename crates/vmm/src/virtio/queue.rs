@@ -5,11 +5,11 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, Reader, Writer};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::segments::Segments;
 use super::{Error, Interrupt};
 
 /// Most descriptors of one request. Linux makes indirect tables longer than the ring, so the ring's
@@ -39,8 +39,8 @@ pub struct Virtqueue {
 /// One descriptor chain: what the driver sends, and room for the answer.
 pub struct Request<'m> {
     head: u16,
-    reader: Reader<'m>,
-    writer: Writer<'m>,
+    sent: Segments<'m>,
+    room: Segments<'m>,
 }
 
 impl Virtqueue {
@@ -171,12 +171,9 @@ impl<'m> Request<'m> {
         memory: &'m GuestMemoryMmap,
         chain: DescriptorChain<&'m GuestMemoryMmap>,
     ) -> Result<Self, Error> {
-        check_chain(chain.clone())?;
-        let broken = |source| Error::Queue { index, source };
         let head = chain.head_index();
-        let reader = chain.clone().reader(memory).map_err(broken)?;
-        let writer = chain.writer(memory).map_err(broken)?;
-        Ok(Self { head, reader, writer })
+        let [sent, room] = segments(index, memory, chain)?;
+        Ok(Self { head, sent, room })
     }
 
     /// What identifies the request in the rings.
@@ -186,34 +183,44 @@ impl<'m> Request<'m> {
 
     /// Bytes of the driver that have not been read.
     pub fn readable(&self) -> usize {
-        self.reader.available_bytes()
+        self.sent.left()
     }
 
     /// Bytes of room for the answer that have not been written.
     pub fn writable(&self) -> usize {
-        self.writer.available_bytes()
+        self.room.left()
     }
 
     /// Bytes of the answer that have been written.
     pub fn written(&self) -> u32 {
-        u32::try_from(self.writer.bytes_written()).expect("a chain has less than 2^32 bytes")
+        u32::try_from(self.room.done()).expect("a chain has less than 2^32 bytes")
+    }
+
+    /// What the driver sent, as far as it has not been read.
+    pub fn sent(&mut self) -> &mut Segments<'m> {
+        &mut self.sent
+    }
+
+    /// The room for the answer, as far as it has not been written.
+    pub fn room(&mut self) -> &mut Segments<'m> {
+        &mut self.room
     }
 
     /// Cuts off the last `len` bytes of the room for the answer.
-    pub fn split_tail(&mut self, len: usize) -> Option<Writer<'m>> {
-        self.writer.split_at(self.writable().checked_sub(len)?).ok()
+    pub fn split_tail(&mut self, len: usize) -> Option<Segments<'m>> {
+        self.room.split_off(self.writable().checked_sub(len)?)
     }
 }
 
 impl Read for Request<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.reader.read(buf)
+        self.sent.read(buf)
     }
 }
 
 impl Write for Request<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.writer.write(buf)
+        self.room.write(buf)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -227,22 +234,38 @@ impl std::fmt::Debug for Request<'_> {
     }
 }
 
-/// The iterator over a chain ends silently where the chain is broken (a loop, a descriptor outside
-/// of its table or of memory), so a chain whose last descriptor names a next one is broken.
-fn check_chain(chain: impl Iterator<Item = Descriptor>) -> Result<(), Error> {
-    let mut last: Option<Descriptor> = None;
+/// The memory that a chain names: what the driver sends, and the room for the answer. The iterator over a
+/// chain ends silently where the chain is broken (a loop, a descriptor outside of its table or of
+/// memory), so a chain whose last descriptor names a next one is broken.
+fn segments<'m>(
+    index: u16,
+    memory: &'m GuestMemoryMmap,
+    chain: DescriptorChain<&'m GuestMemoryMmap>,
+) -> Result<[Segments<'m>; 2], Error> {
+    let [mut sent, mut room] = [Segments::default(), Segments::default()];
+    let mut last = None;
     for (count, descriptor) in chain.enumerate() {
         if count == DESCRIPTORS_MAX {
             return Err(Error::Malformed("too many descriptors"));
         }
-        if last.is_some_and(|last| last.is_write_only()) && !descriptor.is_write_only() {
+        let writable = descriptor.is_write_only();
+        if last.is_some_and(|(room, _)| room) && !writable {
             return Err(Error::Malformed("a device-readable descriptor behind a writable one"));
         }
-        last = Some(descriptor);
+        last = Some((writable, descriptor.has_next()));
+        let (to, access) = match writable {
+            true => (&mut room, Permissions::Write),
+            false => (&mut sent, Permissions::Read),
+        };
+        let broken = |_| Error::Queue { index, source: virtio_queue::Error::FindMemoryRegion };
+        let pieces = memory.get_slices(descriptor.addr(), descriptor.len() as usize, access);
+        for piece in pieces.map_err(broken)? {
+            to.push(piece.map_err(broken)?);
+        }
     }
     match last {
         None => Err(Error::Malformed("the first descriptor cannot be read")),
-        Some(last) if last.has_next() => Err(Error::Malformed("the descriptor chain is cut off")),
-        Some(_) => Ok(()),
+        Some((_, true)) => Err(Error::Malformed("the descriptor chain is cut off")),
+        Some((_, false)) => Ok([sent, room]),
     }
 }

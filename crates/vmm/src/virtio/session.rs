@@ -102,6 +102,11 @@ impl Session {
         self.queues.iter_mut().find(|queue| queue.index() == index)
     }
 
+    /// The first virtqueue, for a device that has one, or one in each session.
+    pub fn any_queue(&mut self) -> Option<&mut Virtqueue> {
+        self.queues.first_mut()
+    }
+
     /// Hands the virtqueues out to one session each, for a device that serves them from several threads.
     /// All end when this one is stopped.
     pub fn split(&mut self) -> io::Result<Vec<Self>> {
@@ -111,6 +116,35 @@ impl Session {
             Self::under(stop, self.memory.clone(), self.features, vec![queue])
         };
         queues.into_iter().map(alone).collect()
+    }
+
+    /// Serves each virtqueue on a thread of its own, named after `name`, the last of them on this one.
+    /// When one ends, however it does, all end. Gives the first error.
+    pub fn serve_split(
+        &mut self,
+        name: &str,
+        serve: impl Fn(&mut Self) -> Result<(), Error> + Sync,
+    ) -> Result<(), Error> {
+        let mut sessions = self.split()?;
+        let Some(mut last) = sessions.pop() else { return Ok(()) };
+        let run = |session: &mut Self| {
+            let _end = EndAll(Arc::clone(&session.stop));
+            serve(session)
+        };
+        thread::scope(|scope| {
+            // From here on, so that all end where the host has no thread for one.
+            let _end = EndAll(Arc::clone(&self.stop));
+            let start = |mut session: Self| {
+                let index = session.queues.first().map_or(0, Virtqueue::index);
+                let thread = thread::Builder::new().name(format!("virtio-{name}-{index}"));
+                thread.spawn_scoped(scope, move || run(&mut session))
+            };
+            let threads = sessions.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
+            let results = std::iter::once(run(&mut last)).chain(
+                threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Panicked))),
+            );
+            results.fold(Ok(()), Result::and)
+        })
     }
 
     /// Also wakes up for `events` of `fd`, until [`Session::unwatch`] or until the descriptor is closed.
@@ -162,6 +196,12 @@ impl Session {
         Ok(!self.stop.requested())
     }
 
+    /// Stops this session, and those that were split from it or together with it: for a device one of
+    /// whose threads has failed.
+    pub fn end(&self) {
+        self.stop.request();
+    }
+
     /// Whether the device has to end: for one that has been at work for long.
     pub fn is_stopped(&self) -> bool {
         self.stop.requested()
@@ -210,7 +250,22 @@ impl Session {
     }
 }
 
+/// Stops the threads of a device when one of them ends.
+struct EndAll(Arc<Stop>);
+
+impl Drop for EndAll {
+    fn drop(&mut self) {
+        self.0.request();
+    }
+}
+
 impl Stop {
+    fn request(&self) {
+        self.requested.store(true, Ordering::Release);
+        // Fails only for a counter at its limit, which wakes the threads just as well.
+        let _ = self.event.write(1);
+    }
+
     fn requested(&self) -> bool {
         self.requested.load(Ordering::Acquire)
     }
@@ -245,9 +300,7 @@ impl Worker {
 
     /// Ends the session and gives the device back.
     pub(super) fn stop(self) -> Box<dyn VirtioDevice> {
-        self.stop.requested.store(true, Ordering::Release);
-        // Fails only for a counter at its limit, which wakes the thread just as well.
-        let _ = self.stop.event.write(1);
+        self.stop.request();
         self.thread.join().expect("the thread catches its panics")
     }
 }

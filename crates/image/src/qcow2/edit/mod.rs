@@ -14,8 +14,9 @@
 //! Whoever reads or writes a cluster of the file holds [`Editor::gate`] shared; a commit holds it
 //! alone. As clusters become free only in a commit, no cluster changes hands under a reader or
 //! writer. [`Editor::state`] is locked after the gate and never during the guest's reads and
-//! writes. A writer that gives a guest's cluster a new place marks it busy until the tables say so;
-//! other writers to it wait.
+//! writes. What the kernel itself reads, with no lock held, is counted as a pin: a commit waits for
+//! those that are left when it holds the gate. A writer that gives a guest's cluster a new place
+//! marks it busy until the tables say so; other writers to it wait.
 
 mod cache;
 mod grow;
@@ -32,10 +33,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard
 
 use self::state::{Place, State, beyond};
 use super::table::{COPIED, ZERO};
+use crate::disk::locate_backing;
+use crate::pins::Pins;
 use crate::raw::check_range;
 use crate::stream::Storage;
 use crate::unpacked::Unpacked;
-use crate::{Disk, Error, Extent, WriteDisk};
+use crate::{Disk, Error, Extent, Located, Location, Payload, WriteDisk};
 
 pub use self::open::edit;
 
@@ -54,12 +57,38 @@ pub struct Editor<S> {
     version: u32,
     virtual_size: u64,
     gate: RwLock<()>,
+    pins: Pins,
     state: Mutex<State>,
     /// A cluster is busy no more.
     idle: Condvar,
     /// By the host offsets where they begin: such a place is never written while a cluster is
     /// there, and no new compressed cluster is made.
     unpacked: Unpacked,
+}
+
+/// What is stored.
+#[derive(Clone, Copy)]
+enum Data<'a> {
+    Slice(&'a [u8]),
+    Payload(&'a dyn Payload),
+}
+
+impl Data<'_> {
+    fn len(self) -> usize {
+        match self {
+            Self::Slice(data) => data.len(),
+            Self::Payload(data) => data.size(),
+        }
+    }
+
+    /// Writes `range` of it to `host` of the file.
+    fn store(self, storage: &dyn Storage, range: Range<usize>, host: u64) -> Result<(), Error> {
+        let stored = match self {
+            Self::Slice(data) => storage.write_all_at(&data[range], host),
+            Self::Payload(data) => storage.write_payload_at(data, range, host),
+        };
+        stored.map_err(Error::write)
+    }
 }
 
 /// What one step of a write does.
@@ -109,6 +138,7 @@ impl<S: Storage> Editor<S> {
             return Ok(());
         }
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.pins.wait_for_none();
         self.lock().commit(&self.storage)
     }
 
@@ -182,22 +212,33 @@ impl<S: Storage> Editor<S> {
         }
     }
 
-    /// Stores the beginning of `data`, which is not empty. Returns how much.
-    fn write_some(&self, data: &[u8], offset: u64) -> Result<usize, Error> {
+    /// Stores all of `data` at `offset`.
+    fn write(&self, data: Data<'_>, offset: u64) -> Result<(), Error> {
+        check_range(self.virtual_size, data.len() as u64, offset)?;
+        let mut done = 0;
+        while done < data.len() {
+            self.commit_if(State::is_crowded)?;
+            done += self.write_some(data, done, offset + done as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Stores the beginning of what `data` has from `from` on, which is not nothing. Returns how
+    /// much.
+    fn write_some(&self, data: Data<'_>, from: usize, offset: u64) -> Result<usize, Error> {
         let _gate = self.share();
-        let step = self.plan(offset, data.len() as u64)?;
-        match step {
+        let rest = (data.len() - from) as u64;
+        match self.plan(offset, rest)? {
             Step::InPlace { host, len } => {
-                let data = &data[..len as usize];
-                self.storage.write_all_at(data, host).map_err(Error::write)?;
-                Ok(data.len())
+                data.store(&self.storage, from..from + len as usize, host)?;
+                Ok(len as usize)
             }
             Step::Move(step) => {
-                let end = (step.guest.end << self.cluster_bits).min(offset + data.len() as u64);
-                let data = &data[..(end - offset) as usize];
-                let stored = self.store(&step, data, offset);
+                let end = (step.guest.end << self.cluster_bits).min(offset + rest);
+                let len = (end - offset) as usize;
+                let stored = self.store(&step, data, from..from + len, offset);
                 self.settle(&step, stored)?;
-                Ok(data.len())
+                Ok(len)
             }
         }
     }
@@ -250,13 +291,20 @@ impl<S: Storage> Editor<S> {
         Ok(Step::Move(Move { guest, host, reserved: false, first, last }))
     }
 
-    /// Stores `data` in its new place, with what was around it in the first and last cluster.
-    fn store(&self, step: &Move, data: &[u8], offset: u64) -> Result<(), Error> {
+    /// Stores `part` of `data` in its new place, with what was around it in the first and last
+    /// cluster.
+    fn store(
+        &self,
+        step: &Move,
+        data: Data<'_>,
+        part: Range<usize>,
+        offset: u64,
+    ) -> Result<(), Error> {
         let begin = step.guest.start << self.cluster_bits;
-        let data_end = offset + data.len() as u64;
+        let data_end = offset + part.len() as u64;
         let host = |guest: u64| step.host + (guest - begin);
         self.store_old(step.first, begin..offset, host(begin))?;
-        self.storage.write_all_at(data, host(offset)).map_err(Error::write)?;
+        data.store(&self.storage, part, host(offset))?;
         self.store_old(step.last, data_end..step.guest.end << self.cluster_bits, host(data_end))
     }
 
@@ -314,7 +362,8 @@ impl<S: Storage> Editor<S> {
         } else if self.is_zero_cluster(offset)? {
             return Ok(in_cluster.min(len));
         }
-        self.write_some(&vec![0; in_cluster.min(len) as usize], offset).map(|done| done as u64)
+        let zeros = vec![0; in_cluster.min(len) as usize];
+        self.write_some(Data::Slice(&zeros), 0, offset).map(|done| done as u64)
     }
 
     fn is_zero_cluster(&self, offset: u64) -> Result<bool, Error> {
@@ -407,6 +456,30 @@ impl<S: Storage> Disk for Editor<S> {
         Ok(())
     }
 
+    fn locate(&self, offset: u64, len: u64) -> Option<Located<'_>> {
+        let len = len.min(self.virtual_size.checked_sub(offset)?);
+        if len == 0 {
+            return None;
+        }
+        // While a commit waits for pins, whoever has some must not wait for the commit.
+        let _gate = self.gate.try_read().ok()?;
+        let (place, len) = self.run(&mut self.lock(), offset, len).ok()?;
+        let at = match place {
+            Place::Unallocated => return locate_backing(self.backing.as_deref(), offset, len),
+            Place::Zero { .. } => Location::Zeros,
+            Place::Data { host, .. } => {
+                let host = host + offset % self.cluster_size();
+                // The last cluster may reach beyond the file's end.
+                let there = self.storage.len().checked_sub(host).filter(|there| *there > 0)?;
+                let file = self.storage.file()?;
+                let at = Location::File { file, offset: host, pin: Some(self.pins.pin()) };
+                return Some(Located { len: len.min(there), at });
+            }
+            Place::Packed { .. } => return None,
+        };
+        Some(Located { len, at })
+    }
+
     fn extent_at(&self, offset: u64) -> Result<Extent, Error> {
         check_range(self.virtual_size, 1, offset)?;
         let _gate = self.share();
@@ -444,13 +517,11 @@ impl<S: Storage> Disk for Editor<S> {
 
 impl<S: Storage> WriteDisk for Editor<S> {
     fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
-        check_range(self.virtual_size, data.len() as u64, offset)?;
-        let mut done = 0;
-        while done < data.len() {
-            self.commit_if(State::is_crowded)?;
-            done += self.write_some(&data[done..], offset + done as u64)?;
-        }
-        Ok(())
+        self.write(Data::Slice(data), offset)
+    }
+
+    fn write_payload_at(&self, data: &dyn Payload, offset: u64) -> Result<(), Error> {
+        self.write(Data::Payload(data), offset)
     }
 
     fn zero_at(&self, len: u64, offset: u64, discard: bool) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use super::rebuild::rebuild;
 use super::refcounts::Refcounts;
 use super::state::State;
 use crate::open::read_head;
+use crate::pins::Pins;
 use crate::qcow2::header::{Given, Header, at, bit};
 use crate::qcow2::image::{check_inside, check_tables, read_l1};
 use crate::qcow2::table::{Named, Tables};
@@ -58,6 +59,7 @@ pub fn edit<S: Storage>(storage: S, backing: Option<Box<dyn Disk>>) -> Result<Ed
         version,
         virtual_size,
         gate: RwLock::new(()),
+        pins: Pins::default(),
         state: Mutex::new(state),
         idle: Condvar::new(),
         unpacked,

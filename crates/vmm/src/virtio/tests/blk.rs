@@ -1,5 +1,7 @@
 //! The block device over a real file, request by request.
 
+mod model;
+
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +12,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{DEVICE, Driver, EVENT_IDX, GuestQueue, Machine};
 use super::{BUFFER, QUEUE};
+use crate::disks::BlockSize;
+use crate::statistics::BlockCounters;
 use crate::virtio::Block;
 
 const IN: u32 = 0;
@@ -25,6 +29,8 @@ const UNSUPP: u8 = 2;
 
 const F_RO: u64 = 1 << 5;
 const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_MQ: u64 = 1 << 12;
 const ALL: u64 = !EVENT_IDX;
 
 /// Sectors of the test disk.
@@ -333,4 +339,73 @@ fn a_request_without_header_or_status_stops_the_device() {
         machine.pending_interrupts();
     }
     assert_eq!(send(&mut driver.start(ALL, QUEUE), IN, 5, &[], 512).data, [5; 512]);
+}
+
+#[test]
+fn every_virtqueue_is_served_and_counted() {
+    let (disk, file) = disk();
+    let counters = Arc::new(BlockCounters::default());
+    let block = Block::new(disk, false, "vda").queues(3).counters(Arc::clone(&counters));
+    let (machine, _function, address) = Machine::with(block);
+    let driver = Driver::bind(&machine, address);
+    assert_ne!(driver.offered() & F_MQ, 0);
+    assert_eq!(driver.read::<2>(DEVICE, 34), [3, 0]);
+    for round in 0..3 {
+        let mut queues = driver.start_queues(ALL, QUEUE, 3);
+        for (index, queue) in (0_u8..).zip(&mut queues) {
+            let value = 16 * round + index;
+            assert_eq!(send(queue, OUT, u64::from(value), &[value; 512], 0).status, OK);
+        }
+        for (index, queue) in (0_u8..3).rev().zip(&mut queues) {
+            let value = 16 * round + index;
+            assert_eq!(send(queue, IN, u64::from(value), &[], 512).data, [value; 512]);
+            assert_eq!(stored(&file, u64::from(value), 512), [value; 512]);
+        }
+    }
+    let counted = counters.read();
+    assert_eq!((counted.read_requests, counted.read_bytes), (9, 9 * 512));
+    assert_eq!((counted.write_requests, counted.written_bytes, counted.errors), (9, 9 * 512, 0));
+}
+
+#[test]
+fn a_broken_virtqueue_stops_all_of_them_until_a_reset() {
+    let (machine, _function, address) = Machine::with(Block::new(disk().0, false, "a").queues(2));
+    let driver = Driver::bind(&machine, address);
+    for broken in [0, 1] {
+        let mut queues = driver.start_queues(ALL, QUEUE, 2);
+        queues[broken].offer(0, &[(HEADER, 16, false)]);
+        queues[broken].ring();
+        driver.wait_needs_reset();
+        driver.reset();
+        assert!(matches!(machine.take_fault(), Some(crate::virtio::Error::Malformed(_))));
+        machine.pending_interrupts();
+    }
+    assert_eq!(send(&mut driver.start(ALL, QUEUE), IN, 5, &[], 512).data, [5; 512]);
+}
+
+#[test]
+fn sectors_have_the_size_that_they_are_told_to() {
+    let size = BlockSize { logical: 4096, physical: 16384 };
+    let block = Block::new(disk().0, false, "a").block_size(size);
+    let (machine, _function, address) = Machine::with(block);
+    let driver = Driver::bind(&machine, address);
+    assert_eq!(driver.read::<4>(DEVICE, 20), 4096_u32.to_le_bytes());
+    assert_eq!(driver.read::<1>(DEVICE, 24), [2]);
+    assert_ne!(driver.offered() & F_TOPOLOGY, 0);
+    let mut queue = driver.start(ALL, QUEUE);
+    for (sector, len, status) in [(8, 4096, OK), (7, 4096, IOERR), (8, 512, IOERR)] {
+        assert_eq!(send(&mut queue, IN, sector, &[], len).status, status, "{sector} {len}");
+    }
+}
+
+#[test]
+fn a_write_through_disk_has_no_cache_to_flush() {
+    let disk = Arc::new(Odd::default());
+    let block = Block::new(disk.clone(), false, "odd").write_through(true);
+    let (machine, _function, address) = Machine::with(block);
+    let driver = Driver::bind(&machine, address);
+    assert_eq!(driver.offered() & F_FLUSH, 0);
+    let mut queue = driver.start(ALL, QUEUE);
+    assert_eq!(send(&mut queue, OUT, 0, &[1; 512], 0).status, OK);
+    assert_eq!(disk.flushes.load(Ordering::Relaxed), 1);
 }

@@ -4,6 +4,7 @@
 mod crash;
 mod faults;
 mod hostile;
+mod locate;
 mod model;
 mod oracle;
 mod walk;
