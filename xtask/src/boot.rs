@@ -72,7 +72,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 /// Does the whole job. The logs stay in `target/boot/ENGINE`.
 fn run(engine: Engine, keep: bool, stages: &mut Stages) -> Result<()> {
     stages.run("setup", || setup::ensure_installed(&[Need::Boot]))?;
-    let bootyard = stages.run("build", lab::build_static)?;
+    let bootyard = stages.run("build", lab::build)?;
     let guest = stages.run("guest", guest::build_once)?;
     let job = Job::new(bootyard, engine)?;
     stages.run("import", || job.import(&guest))?;
@@ -175,7 +175,7 @@ impl Job {
             cpus: 2,
             timeout: LAB_SECS,
             disks: vec![Disk::new(volume, false), Disk::new(self.seed_path(), true)],
-            files: vec![(self.bootyard.clone(), "bin/bootyard".to_owned())],
+            files: lab::with_libraries(&self.bootyard, "bin/bootyard")?,
             command,
             logs: self.dir.clone(),
         };

@@ -10,6 +10,7 @@
 mod cpio;
 mod modules;
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// A file to put into the lab's root directory.
     #[arg(long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// A program of this host to put into `/bin`, with the libraries that it needs.
+    #[arg(long = "program", value_name = "FILE")]
+    programs: Vec<PathBuf>,
     /// Leave out `bootyard`, which is otherwise built and found there.
     #[arg(long)]
     bare: bool,
@@ -98,6 +102,10 @@ impl From<&str> for Disk {
         Self { path: path.into(), is_read_only, sector }
     }
 }
+
+/// Names the build of `bootyard` that guests are run with. `cargo xtask test` sets it to the one that it
+/// tests, which spares a build for release.
+pub(crate) const BINARY: &str = "BOOTYARD_BINARY";
 
 /// Exit code of `timeout` when it had to end its command.
 const TIMED_OUT: i32 = 124;
@@ -178,11 +186,13 @@ fn lab(args: &Args) -> Result<Lab> {
     match &args.binary {
         Some(binary) => files.extend(with_libraries(binary, "bin/bootyard")?),
         None if args.bare => {}
-        None => files.push((build_static()?, "bin/bootyard".to_owned())),
+        None => files.extend(with_libraries(&build()?, "bin/bootyard")?),
     }
     for path in &args.files {
-        let name = path.file_name().context("a file without a name")?.to_string_lossy();
-        files.push((path.clone(), name.into_owned()));
+        files.push((path.clone(), name(path)?.to_owned()));
+    }
+    for path in &args.programs {
+        files.extend(with_libraries(path, &format!("bin/{}", name(path)?))?);
     }
     Ok(Lab {
         memory: args.memory,
@@ -195,15 +205,19 @@ fn lab(args: &Args) -> Result<Lab> {
     })
 }
 
-/// Builds `bootyard` as the lab can run it: without shared libraries.
-pub(crate) fn build_static() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let dir = dirs::target().join("static");
-    let mut cargo = sh::cargo();
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo.args(["build", "--release", "--locked", "--package", "bootyard", "--target", TARGET]);
-    sh::run(cargo.arg("--target-dir").arg(&dir))?;
-    Ok(dir.join(TARGET).join("release/bootyard"))
+fn name(path: &Path) -> Result<&str> {
+    path.file_name()
+        .and_then(OsStr::to_str)
+        .with_context(|| format!("`{}` has no name", path.display()))
+}
+
+/// Builds `bootyard` for release, unless [`BINARY`] names a build.
+pub(crate) fn build() -> Result<PathBuf> {
+    if let Some(binary) = std::env::var_os(BINARY) {
+        return Ok(binary.into());
+    }
+    sh::run(sh::cargo().args(["build", "--release", "--locked", "--package", "bootyard"]))?;
+    Ok(dirs::target().join("release/bootyard"))
 }
 
 /// The program `binary`, whose place in the lab is `place`, and its shared libraries with theirs.

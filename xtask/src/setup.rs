@@ -40,7 +40,7 @@ const fn package(name: &'static str, need: Need, why: &'static str) -> Package {
 
 const PACKAGES: &[Package] = &[
     package("gcc", Need::Boot, "links Rust programs, compiles zstd, libdeflate and ring"),
-    package("libc6-dev", Need::Boot, "what gcc links against; also its static form, for the lab"),
+    package("libc6-dev", Need::Boot, "what gcc links against"),
     package("qemu-system-x86", Need::Boot, "the lab, and the engine `qemu`"),
     package("qemu-utils", Need::Boot, "qemu-img makes the guest's qcow2; oracle in tests"),
     package("nginx-light", Need::Boot, "serves images on loopback"),

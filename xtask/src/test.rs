@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Need};
 use crate::timing::Stages;
-use crate::{fuzz, guest, lab, sh, tidy};
+use crate::{dirs, fuzz, guest, lab, sh, tidy};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -52,7 +52,6 @@ fn run(fast: bool, stages: &mut Stages) -> Result<()> {
     })?;
     if !fast {
         stages.run("fuzz", fuzz::briefly)?;
-        stages.run("build static", || lab::build_static().map(drop))?;
         stages.run("guest tests", || runner.guests())?;
     }
     Ok(())
@@ -104,6 +103,7 @@ impl Runner {
     fn with_environment(&self, arguments: &[&str]) -> Command {
         let mut command = sh::cargo();
         command.args(arguments).env("BOOTYARD_XTASK", &self.xtask);
+        command.env(lab::BINARY, dirs::target().join("debug/bootyard"));
         if self.is_ci {
             command.env("BOOTYARD_NO_SKIP", "1");
         }

@@ -104,10 +104,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     fs_err::create_dir_all(&dir)?;
     let script = dir.join("bench.sh");
     fs_err::write(&script, SCRIPT)?;
-    let mut files = match &args.binary {
-        Some(binary) => lab::with_libraries(binary, "bin/bootyard")?,
-        None => vec![(lab::build_static()?, "bin/bootyard".to_owned())],
-    };
+    let binary = args.binary.clone().map_or_else(lab::build, Ok)?;
+    let mut files = lab::with_libraries(&binary, "bin/bootyard")?;
     files.extend(lab::with_libraries(&std::env::current_exe()?, "bin/xtask")?);
     files.push((script, "bench.sh".to_owned()));
     let runs = args.runs.to_string();
