@@ -99,6 +99,8 @@ pub struct Entry {
     pub initrds: Vec<String>,
     /// The kernel command line.
     pub cmdline: String,
+    /// The command line sends the console to the first serial port.
+    pub console_on_serial: bool,
     /// Why it does not boot, with file and line.
     pub problem: Option<String>,
 }
@@ -179,6 +181,7 @@ fn entry(scan: &Scan, choice: &Choice, default: bool) -> Entry {
         default,
         kernel: boot.kernel.as_ref().map(path),
         initrds: boot.initrds.iter().map(path).collect(),
+        console_on_serial: is_on_serial(&boot.cmdline),
         cmdline: boot.cmdline,
         problem,
     }
@@ -223,7 +226,7 @@ fn plan(scan: &Scan, choice: &Choice, options: &Options) -> Result<BootPlan, Err
         kernel_path: kernel.place.path,
         initrd,
         initrd_paths,
-        console_on_serial: cmdline.split_whitespace().any(is_serial_console),
+        console_on_serial: is_on_serial(&cmdline),
         cmdline,
     })
 }
@@ -268,8 +271,8 @@ fn load(scan: &Scan, load: &Load, limit: u64, room: &mut u64) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-/// `console=ttyS0`, with or without a speed.
-fn is_serial_console(word: &str) -> bool {
-    let port = word.strip_prefix("console=");
-    port.is_some_and(|port| port == "ttyS0" || port.starts_with("ttyS0,"))
+/// Whether a command line has `console=ttyS0`, with or without a speed.
+fn is_on_serial(cmdline: &str) -> bool {
+    let mut ports = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console="));
+    ports.any(|port| port == "ttyS0" || port.starts_with("ttyS0,"))
 }

@@ -15,7 +15,9 @@ use bootyard_spec::{
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::boot::BootArgs;
 use crate::claims::ClaimArgs;
+use crate::commands::boot_entries::BootEntriesArgs;
 use crate::commands::create::CreateCommand;
 use crate::commands::export::ExportArgs;
 use crate::commands::seed_diff::SeedDiffArgs;
@@ -81,6 +83,8 @@ pub(crate) enum Command {
     Seed(SeedCommand),
     /// Boot a machine in the foreground, its serial port on this terminal
     Run(Box<RunArgs>),
+    /// Show what a disk would boot on the KVM machine, and why other things would not
+    BootEntries(BootEntriesArgs),
     /// Show which engines work on this host, and why others don't
     Doctor(DoctorArgs),
     /// Import as the importer container of KubeVirt's CDI does, by its variables
@@ -510,9 +514,8 @@ pub(crate) struct RunArgs {
     /// When the guest is started again: Once, Manual, RerunOnFailure, Always, Halted
     #[arg(long, default_value = "Once", value_name = "STRATEGY")]
     pub(crate) run_strategy: RunStrategy,
-    /// Text for the end of the kernel command line (engine kvm)
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) append: Option<String>,
+    #[command(flatten)]
+    pub(crate) boot: BootArgs,
     /// Kill a run of the guest that takes longer, such as 90s or 10m
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
@@ -544,8 +547,8 @@ pub(crate) struct MachineArgs {
     /// INDEX:PATH, for the disk of that number, counted from 0, which is an overlay.
     #[arg(long = "backing")]
     pub(crate) backings: Vec<String>,
-    #[arg(long)]
-    pub(crate) append: Option<String>,
+    #[command(flatten)]
+    pub(crate) boot: BootArgs,
     /// Descriptor whose end of file means that the parent is gone.
     #[arg(long)]
     pub(crate) lifeline: Option<i32>,

@@ -1,5 +1,6 @@
 //! What programs read: every JSON object that a command prints. Fields are added, never renamed.
 
+mod boot;
 mod found;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use bootyard_volume::Cloned;
 use serde::Serialize;
 
 use crate::error::Failure;
+pub(crate) use boot::BootEntriesLine;
 pub(crate) use found::FoundLine;
 
 /// One line of `import --json`; `event` tells which fields are there.

@@ -3,6 +3,7 @@
 //! This crate is the only place that prints, reads the environment, asks for the time and exits.
 
 mod args;
+mod boot;
 mod claims;
 mod commands;
 mod disks;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Seed(SeedCommand::Diff(args)) => commands::seed_diff::run(&args),
         Command::Seed(SeedCommand::Lint(args)) => commands::seed_lint::run(&args),
         Command::Run(args) => commands::run::run(&args),
+        Command::BootEntries(args) => commands::boot_entries::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Machine(args) => commands::machine::run(&args),
     };

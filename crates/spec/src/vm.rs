@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::{ByteSize, CpuModel, CpuTopology, Firmware, HugePageSize};
+use crate::{BootSpec, ByteSize, CpuModel, CpuTopology, Firmware, HugePageSize};
 
 /// What one run of a virtual machine needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,9 +24,8 @@ pub struct VmSpec {
     pub firmware: Firmware,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<VmDisk>,
-    /// Text that is appended to the kernel command line; only engines that load the kernel
-    /// themselves can honour it.
-    pub append: Option<String>,
+    /// What it starts.
+    pub boot: BootSpec,
     /// Which machine runs it.
     pub engine: EngineChoice,
     /// When it is started, and when again.

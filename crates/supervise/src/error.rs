@@ -18,9 +18,12 @@ pub enum Error {
         /// Why the other engine is no way out, if nobody asked for QEMU.
         because: Option<String>,
     },
-    /// The engine boots through firmware and never sees the command line.
-    #[error("the qemu engine cannot append to the kernel command line")]
-    CannotAppend,
+    /// The engine boots through firmware, and never sees boot menu and command line.
+    #[error("the qemu engine starts the disk's own boot loader, for which `{flag}` is nothing")]
+    BootsByFirmware {
+        /// What was asked for.
+        flag: &'static str,
+    },
     /// The run strategy forbids what was asked for.
     #[error("{0}")]
     Refused(&'static str),
@@ -65,7 +68,7 @@ impl Error {
 impl Explain for Error {
     fn class(&self) -> Class {
         match self {
-            Self::CannotAppend | Self::Refused(_) | Self::NoDisk(_) => Class::Usage,
+            Self::BootsByFirmware { .. } | Self::Refused(_) | Self::NoDisk(_) => Class::Usage,
             Self::KvmUnusable(_) | Self::NoQemu { .. } | Self::Spawn { .. } => Class::Engine,
             Self::System { .. } => Class::Other,
             Self::Disks { class, .. } => *class,
@@ -79,7 +82,9 @@ impl Explain for Error {
                  this host can do"
             }
             Self::NoQemu { .. } => "install it with `apt install qemu-system-x86`",
-            Self::CannotAppend => "leave `--append` out, or use `--engine kvm`",
+            Self::BootsByFirmware { flag } => {
+                return Some(format!("leave `{flag}` out, or use `--engine kvm`"));
+            }
             Self::Disks { hint, .. } => return hint.clone(),
             Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {
                 return None;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use bootyard_spec::{
-    ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, VmDisk, VmSpec,
+    BootSpec, ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, VmDisk, VmSpec,
 };
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
@@ -68,8 +68,8 @@ pub struct LaunchPlan {
     pub firmware: Firmware,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<PlanDisk>,
-    /// Text for the end of the kernel command line.
-    pub append: Option<String>,
+    /// What it starts.
+    pub boot: BootSpec,
 }
 
 impl LaunchPlan {
@@ -101,7 +101,7 @@ impl LaunchPlan {
             huge_pages: spec.huge_pages,
             firmware: spec.firmware.clone(),
             disks: spec.disks.iter().map(disk).collect::<Result<_, E>>()?,
-            append: spec.append.clone(),
+            boot: spec.boot.clone(),
         })
     }
 }
@@ -168,7 +168,7 @@ mod tests {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk("/a.qcow2", false), disk("/seed", true)],
-            append: Some("quiet".to_owned()),
+            boot: BootSpec::default(),
             engine: EngineChoice::Auto,
             run_strategy: RunStrategy::Once,
             time_limit: None,

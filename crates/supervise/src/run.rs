@@ -51,7 +51,7 @@ pub fn run(
     observer: &mut dyn Observer,
     cancel: &Cancel,
 ) -> Result<Outcome, Error> {
-    if plan.disks.is_empty() {
+    if plan.disks.is_empty() && plan.boot.kernel.is_none() {
         return Err(Error::NoDisk(plan.name.clone()));
     }
     let mut supervisor = Supervisor {

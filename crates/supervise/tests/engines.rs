@@ -13,7 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bootyard_spec::{
-    ByteSize, Class, CpuModel, CpuTopology, Explain, Firmware, GuestEnd, RunStrategy, Uuid,
+    BootSpec, ByteSize, Class, CpuModel, CpuTopology, Explain, Firmware, GuestEnd, RunStrategy,
+    Uuid,
 };
 use bootyard_supervise::strategy::{BackOff, Policy, State};
 use bootyard_supervise::{
@@ -68,7 +69,7 @@ impl Guest {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk],
-            append: None,
+            boot: BootSpec::default(),
         };
         Self { dir, plan }
     }
@@ -246,7 +247,7 @@ fn what_cannot_start_is_an_error_with_a_remedy() {
     let error = engine.spawn(&guest.plan, guest.serial()).err().unwrap();
     assert_eq!(error.to_string(), "starting `/nonexistent/qemu` failed");
     assert_eq!(error.class(), Class::Engine);
-    guest.plan.append = Some("quiet".to_owned());
+    guest.plan.boot.append = Some("quiet".to_owned());
     let error = engine.spawn(&guest.plan, guest.serial()).err().unwrap();
     assert_eq!(error.hint().unwrap(), "leave `--append` out, or use `--engine kvm`");
 }

@@ -220,8 +220,16 @@ fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Res
 fn find_on_disk(config: &MachineConfig, options: &Options) -> Result<BootPlan, Error> {
     let disk = config.disks.first().expect("the configuration was checked");
     let options = Options { memory: Some(config.memory_size()), ..options.clone() };
-    bootyard_bootload::find(&disk.disk, &options)
-        .map_err(|source| Error::FindBoot { disk: disk.name.clone(), source })
+    let plan = bootyard_bootload::find(&disk.disk, &options)
+        .map_err(|source| Error::FindBoot { disk: disk.name.clone(), source })?;
+    if !plan.console_on_serial {
+        let BootPlan { entry, .. } = &plan;
+        (config.report)(&format!(
+            "the boot entry `{entry}` does not speak on the serial port, for which its command \
+             line needs `console=ttyS0`"
+        ));
+    }
+    Ok(plan)
 }
 
 fn interrupt_line() -> Result<EventFd, Error> {

@@ -14,12 +14,12 @@ use bootyard_spec::Class;
 use bootyard_supervise::{
     DiskFormat, DiskUsage, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
 };
-use bootyard_vmm::{Boot, Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
+use bootyard_vmm::{Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
 use bootyard_volume::AttachedDisk;
 
 use crate::args::MachineArgs;
 use crate::error::Failure;
-use crate::{hardware, host, output};
+use crate::{boot, hardware, host, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let mut backings = backings(&args.backings)?;
@@ -34,10 +34,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         memory: args.hardware.memory.bytes(),
         huge_pages: args.hardware.hugepages.map(hardware::huge_pages),
         identity: hardware::identity(&args.hardware.firmware(&args.name)),
-        boot: Boot::FromDisk(bootyard_bootload::Options {
-            append: args.append.clone(),
-            ..bootyard_bootload::Options::default()
-        }),
+        boot: boot::boot(&args.boot.spec())?,
         disks,
         networks: Vec::new(),
         serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),

@@ -1,5 +1,6 @@
 //! One file per command: turns parsed arguments into requests, calls a library, shows the result.
 
+pub(crate) mod boot_entries;
 pub(crate) mod clone;
 pub(crate) mod config_disk;
 pub(crate) mod create;

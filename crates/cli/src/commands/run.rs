@@ -20,7 +20,7 @@ use crate::commands::seed_lint;
 use crate::disks::{self, Disks, Scratch};
 use crate::error::Failure;
 use crate::terminal::RawTerminal;
-use crate::{host, output, settings, signals};
+use crate::{boot, host, output, settings, signals};
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let cancel = Cancel::new().map_err(|error| Failure::new(Class::Other, error))?;
@@ -31,6 +31,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         switches.0.cancel();
     })?;
     let seed = seed(args)?;
+    if let Some(given) = args.boot.spec().kernel {
+        given.initrd.iter().chain([&given.kernel]).try_for_each(|path| boot::check(path))?;
+    }
     let mut disks = disks::resolve(args, &fetching)?;
     if let Some(image) = seed {
         let path = disks.scratch.seed(&image.into_bytes())?;
@@ -55,9 +58,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     verdict(&spec, &outcome)
 }
 
+impl RunArgs {
+    /// The name of what is booted, without its folder and ending.
+    fn machine_name(&self) -> String {
+        let name = self.disks.machine_name();
+        if name.is_empty() { self.boot.machine_name() } else { name }
+    }
+}
+
 /// The seed that flags ask for.
 fn seed(args: &RunArgs) -> Result<Option<DiskImage>, Failure> {
-    let image = args.seed_args.machine_seed(&args.disks.machine_name())?;
+    let image = args.seed_args.machine_seed(&args.machine_name())?;
     if image.is_some() && args.seed.is_some() {
         let what = "`--seed` is given, and flags that make another seed";
         return Err(Failure::new(Class::Usage, what).with_hint(
@@ -78,14 +89,14 @@ fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
     let mut disks = disks.disks.clone();
     disks.extend(args.seed.clone().map(seed_disk));
     Ok(VmSpec {
-        name: args.disks.machine_name(),
+        name: args.machine_name(),
         cpus: cpus(args.hardware.cpus)?,
         cpu_model: args.hardware.cpu_model,
         memory: memory(args.hardware.memory)?,
         huge_pages: args.hardware.hugepages,
-        firmware: args.hardware.firmware(&args.disks.machine_name()),
+        firmware: args.hardware.firmware(&args.machine_name()),
         disks,
-        append: args.append.clone(),
+        boot: args.boot.spec(),
         engine: args.engine,
         run_strategy: args.run_strategy,
         time_limit: args.timeout,
@@ -163,7 +174,7 @@ fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
             DiskLife::Empty => continue,
         };
         let disk = host::look_at(path)?;
-        if index == 0 {
+        if index == 0 && spec.boot.kernel.is_none() {
             host::check_boot_sector(path, disk.as_ref())?;
         }
         let access = match life {

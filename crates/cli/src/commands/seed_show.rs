@@ -84,7 +84,8 @@ pub(crate) fn found(image: &str) -> Result<FoundImage, Failure> {
     FoundImage::read(&mut Bytes { disk, at: 0 }).map_err(|error| Failure::from(error).about(image))
 }
 
-fn open(path: &Path) -> Result<Result<Box<dyn Disk>, bootyard_image::Error>, Failure> {
+/// An image in a file, in whichever format it says.
+pub(crate) fn open(path: &Path) -> Result<Result<Box<dyn Disk>, bootyard_image::Error>, Failure> {
     let failed = |error| Failure::new(Class::Source, error);
     let file = fs_err::File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.is_dir() {

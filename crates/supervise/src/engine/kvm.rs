@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use bootyard_spec::{Class, GuestEnd};
+use bootyard_spec::{BootSpec, Class, GuestEnd, KernelBoot};
 
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
@@ -63,8 +63,19 @@ fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
             option("--backing", &backing_argument(index, backing));
         }
     }
-    if let Some(append) = &plan.append {
+    let BootSpec { entry, append, kernel } = &plan.boot;
+    if let Some(entry) = entry {
+        option("--entry", entry.as_ref());
+    }
+    if let Some(append) = append {
         option("--append", append.as_ref());
+    }
+    if let Some(KernelBoot { kernel, initrd, cmdline }) = kernel {
+        option("--kernel", kernel.as_ref());
+        option("--cmdline", cmdline.as_ref());
+        if let Some(initrd) = initrd {
+            option("--initrd", initrd.as_ref());
+        }
     }
     option("--lifeline", lifeline.to_string().as_ref());
     arguments
@@ -134,6 +145,11 @@ mod tests {
         };
         let backing = PlanBacking { path: "/base,1".into(), format: DiskFormat::Raw };
         let overlay = PlanDisk { backing: Some(backing), ..disk("/o.qcow2", false) };
+        let kernel = Some(KernelBoot {
+            kernel: "/k".into(),
+            initrd: Some("/i".into()),
+            cmdline: "root=/dev/vda ro".to_owned(),
+        });
         let plan = LaunchPlan {
             name: "vm-1".to_owned(),
             cpus: "sockets=1,cores=2,threads=2".parse().unwrap(),
@@ -145,14 +161,14 @@ mod tests {
                 texts: vec!["serial=ds=nocloud".parse().unwrap()],
             },
             disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
-            append: Some("-quiet splash".to_owned()),
+            boot: BootSpec { entry: None, append: Some("-quiet splash".to_owned()), kernel },
         };
         let line = arguments(&plan, 7).join("|".as_ref());
         assert_eq!(
             line,
             "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
              |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
-             |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro|--backing=1:/base,1|--append=-quiet splash|--lifeline=7"
+             |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro|--backing=1:/base,1|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i|--lifeline=7"
         );
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use bootyard_spec::{Class, CpuModel, GuestEnd};
+use bootyard_spec::{Class, CpuModel, GuestEnd, KernelBoot};
 
 use super::child::Child;
 use super::hardware;
@@ -30,8 +30,11 @@ impl Engine for QemuEngine {
     }
 
     fn spawn(&self, plan: &LaunchPlan, serial: Serial) -> Result<Box<dyn Running>, Error> {
-        if plan.append.is_some() {
-            return Err(Error::CannotAppend);
+        let flag = [(&plan.boot.entry, "--entry"), (&plan.boot.append, "--append")]
+            .into_iter()
+            .find_map(|(value, flag)| value.as_ref().map(|_| flag));
+        if let (Some(flag), None) = (flag, &plan.boot.kernel) {
+            return Err(Error::BootsByFirmware { flag });
         }
         let mut qmp = Qmp::new().map_err(Error::system("making a socket"))?;
         let arguments = arguments(plan, self.kvm, qmp.number());
@@ -84,6 +87,13 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
             "-device",
             format!("virtio-blk-pci,drive=disk{index}{}", device(index, disk)).into(),
         );
+    }
+    if let Some(KernelBoot { kernel, initrd, .. }) = &plan.boot.kernel {
+        option("-kernel", kernel.into());
+        option("-append", plan.boot.cmdline().into());
+        if let Some(initrd) = initrd {
+            option("-initrd", initrd.into());
+        }
     }
     option("-device", "virtio-rng-pci".into());
     option("-device", "pvpanic".into());
@@ -201,7 +211,7 @@ impl Running for Machine {
 mod tests {
     use std::num::NonZeroU32;
 
-    use bootyard_spec::{ByteSize, CpuTopology, Firmware, Uuid};
+    use bootyard_spec::{BootSpec, ByteSize, CpuTopology, Firmware, Uuid};
 
     use super::*;
     use crate::PlanBacking;
@@ -221,7 +231,7 @@ mod tests {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: disks.iter().map(disk).collect(),
-            append: None,
+            boot: BootSpec::default(),
         }
     }
 
@@ -290,6 +300,19 @@ mod tests {
         ] {
             assert!(line.contains(&part.replace(";;", ";")), "{part} is not in {line}");
         }
+    }
+
+    #[test]
+    fn a_kernel_that_is_given_is_started_by_qemu_itself() {
+        let mut plan = plan(&[]);
+        plan.boot.kernel = Some(KernelBoot {
+            kernel: "/k,1".into(),
+            initrd: Some("/i".into()),
+            cmdline: "a=b".to_owned(),
+        });
+        plan.boot.append = Some("console=ttyS0".to_owned());
+        let line = line(&plan, false);
+        assert!(line.contains("-kernel /k,1 -append a=b console=ttyS0 -initrd /i"), "{line}");
     }
 
     #[test]
