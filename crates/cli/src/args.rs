@@ -18,6 +18,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use crate::boot::BootArgs;
 use crate::claims::ClaimArgs;
 use crate::commands::boot_entries::BootEntriesArgs;
+use crate::commands::console::ConsoleArgs;
+use crate::commands::control::ControlCommandArgs;
 use crate::commands::create::CreateCommand;
 use crate::commands::export::ExportArgs;
 use crate::commands::seed_diff::SeedDiffArgs;
@@ -25,6 +27,7 @@ use crate::commands::seed_lint::SeedLintArgs;
 use crate::commands::seed_show::SeedShowArgs;
 use crate::commands::storage_class::StorageClassCommand;
 use crate::commands::volume::VolumeCommand;
+use crate::control::ControlArgs;
 use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
@@ -85,6 +88,10 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Show what a disk would boot on the KVM machine, and why other things would not
     BootEntries(BootEntriesArgs),
+    /// Ask something of a running machine: pause, resume, reset, statistics, …
+    Control(ControlCommandArgs),
+    /// Attach this terminal to the serial port of a running machine
+    Console(ConsoleArgs),
     /// Show which engines work on this host, and why others don't
     Doctor(DoctorArgs),
     /// Import as the importer container of KubeVirt's CDI does, by its variables
@@ -520,6 +527,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
+    pub(crate) control: ControlArgs,
+    #[command(flatten)]
     pub(crate) image: ImageArgs,
     #[command(flatten)]
     pub(crate) transfer: SourceArgs,
@@ -549,6 +558,15 @@ pub(crate) struct MachineArgs {
     pub(crate) backings: Vec<String>,
     #[command(flatten)]
     pub(crate) boot: BootArgs,
+    /// `terminate`: the guest's wish to restart ends the machine.
+    #[arg(long)]
+    pub(crate) reboot: Option<String>,
+    /// The processors wait until they are resumed.
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// READ,WRITE: descriptors of the line to the supervisor.
+    #[arg(long)]
+    pub(crate) link: Option<String>,
     /// Descriptor whose end of file means that the parent is gone.
     #[arg(long)]
     pub(crate) lifeline: Option<i32>,

@@ -6,6 +6,7 @@ mod args;
 mod boot;
 mod claims;
 mod commands;
+mod control;
 mod disks;
 mod error;
 mod flags;
@@ -53,6 +54,8 @@ fn main() -> ExitCode {
         Command::Seed(SeedCommand::Lint(args)) => commands::seed_lint::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::BootEntries(args) => commands::boot_entries::run(&args),
+        Command::Control(args) => commands::control::run(&args),
+        Command::Console(args) => commands::console::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Machine(args) => commands::machine::run(&args),
     };

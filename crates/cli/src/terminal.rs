@@ -1,8 +1,7 @@
-//! The user's terminal as the guest's: every key goes to the guest, and Ctrl-] ends the run.
+//! The user's terminal as the guest's: every key goes to the guest, but for Ctrl-].
 
-use std::io::{self, IsTerminal, PipeWriter, Write};
-use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,14 +18,15 @@ const LINE_WRAP_ON: &[u8] = b"\x1b[?7h";
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Standard input in raw mode, until this is dropped.
-pub(crate) struct RawTerminal {
-    /// The machine that runs now.
-    machine: Arc<Mutex<Option<PipeWriter>>>,
-}
+pub(crate) struct RawTerminal(());
 
 impl RawTerminal {
-    /// Takes the terminal; `None` if standard input is none. At the escape `escaped` is called.
-    pub(crate) fn enter(escaped: impl FnOnce() + Send + 'static) -> Option<Self> {
+    /// Takes the terminal; `None` if standard input is none. Keys go to `typed`, and at the escape
+    /// `escaped` is called.
+    pub(crate) fn enter(
+        escaped: impl FnOnce() + Send + 'static,
+        typed: impl FnMut(&[u8]) + Send + 'static,
+    ) -> Option<Self> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return None;
@@ -36,18 +36,10 @@ impl RawTerminal {
         raw.make_raw();
         tcsetattr(&stdin, OptionalActions::Now, &raw).ok()?;
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
-        let machine = Arc::new(Mutex::new(None));
-        let keys = Arc::clone(&machine);
-        let pump = move || pump(&keys, escaped);
+        let taken = Self(());
+        let pump = move || pump(typed, escaped);
         thread::Builder::new().name("keys".to_owned()).spawn(pump).ok()?;
-        Some(Self { machine })
-    }
-
-    /// The input of the machine that starts now; the one before gets no more keys.
-    pub(crate) fn keys(&self) -> io::Result<Stdio> {
-        let (reader, writer) = io::pipe()?;
-        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
-        Ok(reader.into())
+        Some(taken)
     }
 }
 
@@ -69,7 +61,7 @@ pub(crate) fn restore() {
 }
 
 /// Passes keys on until the terminal is gone, or the escape is typed.
-fn pump(machine: &Mutex<Option<PipeWriter>>, escaped: impl FnOnce()) {
+fn pump(mut typed: impl FnMut(&[u8]), escaped: impl FnOnce()) {
     let stdin = io::stdin();
     let mut key = [0];
     loop {
@@ -77,11 +69,7 @@ fn pump(machine: &Mutex<Option<PipeWriter>>, escaped: impl FnOnce()) {
         let _ = poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None);
         match rustix::io::read(&stdin, &mut key) {
             Ok(1) if key[0] == ESCAPE => break,
-            Ok(1) => {
-                let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
-                // Between two runs there is nobody to type to.
-                let _ = machine.as_mut().map(|machine| machine.write_all(&key));
-            }
+            Ok(1) => typed(&key),
             Err(Errno::INTR | Errno::AGAIN) => {}
             _ => return,
         }

@@ -42,6 +42,6 @@ pub use storage::{
 };
 pub use url::{ParseUrlError, SafeUrl};
 pub use vm::{
-    DiskLife, EngineChoice, GuestEnd, ParseEngineError, ParseRunStrategyError, RunStrategy, VmDisk,
-    VmSpec,
+    DiskLife, EngineChoice, GuestEnd, ParseEngineError, ParseRebootPolicyError,
+    ParseRunStrategyError, RebootPolicy, RunStrategy, VmDisk, VmSpec,
 };

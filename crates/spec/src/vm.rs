@@ -32,6 +32,10 @@ pub struct VmSpec {
     pub run_strategy: RunStrategy,
     /// How long one run of the guest may take before it is killed.
     pub time_limit: Option<Duration>,
+    /// What a guest's wish to restart does.
+    pub reboot_policy: RebootPolicy,
+    /// The machine stands still when it is started, until it is resumed.
+    pub start_paused: bool,
 }
 
 /// One disk of a machine: a virtio-blk device over a raw file, a qcow2 file or a block device.
@@ -103,6 +107,33 @@ impl FromStr for RunStrategy {
     fn from_str(text: &str) -> Result<Self, ParseRunStrategyError> {
         let named = Self::ALL.into_iter().find(|strategy| strategy.name() == text);
         named.ok_or_else(|| ParseRunStrategyError(text.to_owned()))
+    }
+}
+
+/// What a guest's wish to restart does; the words are KubeVirt's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RebootPolicy {
+    /// The guest starts again in place.
+    #[default]
+    Reboot,
+    /// The machine ends, and its run strategy says what comes next.
+    Terminate,
+}
+
+/// The text names no reboot policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown reboot policy `{0}`; expected Reboot or Terminate")]
+pub struct ParseRebootPolicyError(String);
+
+impl FromStr for RebootPolicy {
+    type Err = ParseRebootPolicyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseRebootPolicyError> {
+        match text {
+            "Reboot" => Ok(Self::Reboot),
+            "Terminate" => Ok(Self::Terminate),
+            _ => Err(ParseRebootPolicyError(text.to_owned())),
+        }
     }
 }
 

@@ -9,12 +9,14 @@ mod child;
 mod hardware;
 mod kvm;
 mod qemu;
+mod qemu_remote;
 mod qmp;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bootyard_spec::{Class, GuestEnd};
@@ -24,6 +26,7 @@ use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat, open};
 pub use kvm::KvmEngine;
 pub use qemu::QemuEngine;
 
+use crate::control::Remote;
 use crate::{Cancel, Error, LaunchPlan};
 
 /// Starts machines.
@@ -37,6 +40,11 @@ pub trait Engine {
 
 /// A machine that was started.
 pub trait Running {
+    /// What reaches into it.
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        None
+    }
+
     /// The id of its process.
     fn pid(&self) -> u32;
 

@@ -48,6 +48,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The control socket cannot be served.
+    #[error("cannot serve the control socket `{}`", .path.display())]
+    ControlSocket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Waiting for, stopping or talking to a child failed.
     #[error("{what} failed")]
     System {
@@ -68,7 +76,10 @@ impl Error {
 impl Explain for Error {
     fn class(&self) -> Class {
         match self {
-            Self::BootsByFirmware { .. } | Self::Refused(_) | Self::NoDisk(_) => Class::Usage,
+            Self::BootsByFirmware { .. }
+            | Self::Refused(_)
+            | Self::NoDisk(_)
+            | Self::ControlSocket { .. } => Class::Usage,
             Self::KvmUnusable(_) | Self::NoQemu { .. } | Self::Spawn { .. } => Class::Engine,
             Self::System { .. } => Class::Other,
             Self::Disks { class, .. } => *class,
@@ -86,6 +97,7 @@ impl Explain for Error {
                 return Some(format!("leave `{flag}` out, or use `--engine kvm`"));
             }
             Self::Disks { hint, .. } => return hint.clone(),
+            Self::ControlSocket { .. } => "name another path with `--control`",
             Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {
                 return None;
             }

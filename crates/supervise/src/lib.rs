@@ -13,16 +13,20 @@
 
 mod cancel;
 mod choose;
+mod console;
+pub mod control;
 mod engine;
 mod error;
 pub mod lifeline;
 pub mod machine_exit;
 mod plan;
 mod run;
+mod serial_log;
 pub mod strategy;
 
 pub use cancel::Cancel;
 pub use choose::{Choice, HostFacts, KvmFact, choose_engine};
+pub use console::Console;
 pub use engine::{Ended, Engine, Failure, KvmEngine, QemuEngine, Running, Serial, Woken};
 pub use error::Error;
 pub use plan::{
@@ -30,3 +34,4 @@ pub use plan::{
     parse_disk_argument,
 };
 pub use run::{Observer, Outcome, run};
+pub use serial_log::{LogLimits, SerialLog};

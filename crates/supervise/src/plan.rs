@@ -5,7 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use bootyard_spec::{
-    BootSpec, ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, VmDisk, VmSpec,
+    BootSpec, ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, RebootPolicy,
+    VmDisk, VmSpec,
 };
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
@@ -70,6 +71,10 @@ pub struct LaunchPlan {
     pub disks: Vec<PlanDisk>,
     /// What it starts.
     pub boot: BootSpec,
+    /// What a guest's wish to restart does.
+    pub reboot_policy: RebootPolicy,
+    /// The machine stands still until it is resumed.
+    pub start_paused: bool,
 }
 
 impl LaunchPlan {
@@ -102,6 +107,8 @@ impl LaunchPlan {
             firmware: spec.firmware.clone(),
             disks: spec.disks.iter().map(disk).collect::<Result<_, E>>()?,
             boot: spec.boot.clone(),
+            reboot_policy: spec.reboot_policy,
+            start_paused: spec.start_paused,
         })
     }
 }
@@ -169,6 +176,8 @@ mod tests {
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk("/a.qcow2", false), disk("/seed", true)],
             boot: BootSpec::default(),
+            reboot_policy: RebootPolicy::Terminate,
+            start_paused: true,
             engine: EngineChoice::Auto,
             run_strategy: RunStrategy::Once,
             time_limit: None,

@@ -15,6 +15,9 @@ pub trait Observer {
     /// The machine's state changed.
     fn changed(&mut self, state: State);
 
+    /// A run has begun, in this machine.
+    fn launched(&mut self, _: &dyn Running) {}
+
     /// A run ended; called before the state changes for it.
     fn ended(&mut self, ended: &Ended);
 
@@ -138,7 +141,9 @@ impl Supervisor<'_> {
             Some(Action::Launch) => {
                 self.observer.starting()?;
                 let serial = self.observer.serial()?;
-                self.machine = Some(self.engine.spawn(self.plan, serial)?);
+                let machine = self.engine.spawn(self.plan, serial)?;
+                self.observer.launched(machine.as_ref());
+                self.machine = Some(machine);
                 self.runs += 1;
                 self.event(Event::EngineStarted)
             }

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bootyard_spec::{
-    BootSpec, ByteSize, Class, CpuModel, CpuTopology, Explain, Firmware, GuestEnd, RunStrategy,
-    Uuid,
+    BootSpec, ByteSize, Class, CpuModel, CpuTopology, Explain, Firmware, GuestEnd, RebootPolicy,
+    RunStrategy, Uuid,
 };
 use bootyard_supervise::strategy::{BackOff, Policy, State};
 use bootyard_supervise::{
@@ -70,6 +70,8 @@ impl Guest {
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk],
             boot: BootSpec::default(),
+            reboot_policy: RebootPolicy::Reboot,
+            start_paused: false,
         };
         Self { dir, plan }
     }

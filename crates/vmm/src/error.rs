@@ -131,8 +131,8 @@ impl Error {
                 "`bootyard doctor` shows what this host can do; `--engine qemu` needs no KVM"
             }
             Self::Stuck(_) => {
-                "this host's KVM lacks what the guest needs: see `bootyard doctor`, or use \
-                 `--engine qemu`"
+                "this host's KVM lacks what the guest needs: `--cpu-model minimal` hides what often is \
+                 missing, `bootyard doctor` shows what is, and `--engine qemu` works without KVM"
             }
             _ => return None,
         };

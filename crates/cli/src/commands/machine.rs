@@ -1,6 +1,8 @@
 //! `bootyard machine`: the KVM machine in this process. `supervise`'s engine starts it as its child
 //! and learns from the exit code how the guest ended.
 
+mod link;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -14,9 +16,10 @@ use bootyard_spec::Class;
 use bootyard_supervise::{
     DiskFormat, DiskUsage, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
 };
-use bootyard_vmm::{Control, DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
+use bootyard_vmm::{DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
 use bootyard_volume::AttachedDisk;
 
+use self::link::Linked;
 use crate::args::MachineArgs;
 use crate::error::Failure;
 use crate::{boot, hardware, host, output};
@@ -27,6 +30,11 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let disks = disks.map(|(index, disk)| open(index, disk, backings.remove(&index)));
     let disks: Vec<DiskConfig> = disks.collect::<Result<_, _>>()?;
     let written: Vec<Arc<dyn Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
+    let linked = Linked::new(args.link.as_deref())?;
+    if args.paused {
+        linked.control.pause();
+    }
+    let tell = linked.device_failures();
     let config = MachineConfig {
         name: args.name.clone(),
         topology: hardware::topology(args.hardware.cpus),
@@ -39,14 +47,21 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         networks: Vec::new(),
         serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
         serial_input: Some(Box::new(io::stdin())),
-        reboot: Reboot::Restart,
-        report: Arc::new(|line| output::error(&format!("{line}\n"))),
+        reboot: match args.reboot.as_deref() {
+            Some("terminate") => Reboot::Terminate,
+            _ => Reboot::Restart,
+        },
+        report: Arc::new(move |line| {
+            output::error(&format!("{line}\n"));
+            tell(line);
+        }),
     };
     if let Some(number) = args.lifeline {
         lifeline::watch(number, || exit(machine_exit::ORPHANED))
             .map_err(|error| Failure::new(Class::Other, error))?;
     }
-    let run = Machine::new(config).and_then(|machine| machine.run(&Control::new()));
+    let run = Machine::new(config).and_then(|machine| machine.run(&linked.control));
+    let run = run.inspect_err(|error| linked.failed(error));
     // A guest that ended without a flush has lost nothing but by a power cut, and this is none,
     // however the machine ended. One disk that fails is no reason to lose what is on the others.
     let writers = written.iter().filter_map(|disk| disk.writer());

@@ -3,6 +3,8 @@
 pub(crate) mod boot_entries;
 pub(crate) mod clone;
 pub(crate) mod config_disk;
+pub(crate) mod console;
+pub(crate) mod control;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod export;

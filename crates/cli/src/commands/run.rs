@@ -10,13 +10,14 @@ use bootyard_spec::{
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
     Cancel, Choice, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, QemuEngine,
-    Serial, choose_engine,
+    Running, Serial, choose_engine,
 };
 use bootyard_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use bootyard_volume::{Access, AttachedDisk, ErrorKind, Store};
 
 use crate::args::RunArgs;
 use crate::commands::seed_lint;
+use crate::control::Reach;
 use crate::disks::{self, Disks, Scratch};
 use crate::error::Failure;
 use crate::terminal::RawTerminal;
@@ -50,9 +51,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let policy = Policy::of(&spec);
     output::error(&format!("{}: engine {} ({why})\n", spec.name, engine.name()));
     let switch = cancel.clone();
-    let terminal = RawTerminal::enter(move || switch.cancel());
+    let reach = Reach::open(&args.control, &plan, engine.name(), &cancel)?;
+    let terminal = reach.take_input(move || switch.cancel())?;
     let scratch = &disks.scratch;
-    let mut console = Console { name: &spec.name, terminal, last: None, scratch };
+    let mut console = Console { name: &spec.name, reach, terminal, last: None, scratch };
     let outcome = bootyard_supervise::run(&policy, &plan, engine.as_ref(), &mut console, &cancel)?;
     drop(console);
     verdict(&spec, &outcome)
@@ -100,6 +102,8 @@ fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
         engine: args.engine,
         run_strategy: args.run_strategy,
         time_limit: args.timeout,
+        reboot_policy: args.control.reboot_policy,
+        start_paused: args.control.paused,
     })
 }
 
@@ -199,7 +203,9 @@ fn engine(choice: Choice) -> Result<Box<dyn Engine>, Failure> {
 /// Tells on standard error what the machine does, in the few words that fit between serial lines.
 struct Console<'a> {
     name: &'a str,
+    /// Given back before anything else is waited for.
     terminal: Option<RawTerminal>,
+    reach: Reach,
     /// How the last run ended, until it is told.
     last: Option<String>,
     scratch: &'a Scratch,
@@ -216,6 +222,7 @@ impl Console<'_> {
 impl Observer for Console<'_> {
     /// The last end of all is the command's result, and told there if it is a failure.
     fn changed(&mut self, state: State) {
+        self.reach.changed(state);
         match state {
             State::Running { .. } if self.terminal.is_some() => {
                 self.say("running; Ctrl-] stops it");
@@ -238,6 +245,10 @@ impl Observer for Console<'_> {
         }
     }
 
+    fn launched(&mut self, machine: &dyn Running) {
+        self.reach.launched(machine);
+    }
+
     fn starting(&mut self) -> Result<(), Error> {
         self.scratch.begin().map_err(|error| Error::Disks {
             class: error.class(),
@@ -247,6 +258,7 @@ impl Observer for Console<'_> {
     }
 
     fn ended(&mut self, ended: &Ended) {
+        self.reach.ended(ended);
         self.scratch.end();
         let said = ended.failure.as_ref().map(|failure| &failure.stderr).or(ended.note.as_ref());
         self.last = Some(match said {
@@ -256,13 +268,8 @@ impl Observer for Console<'_> {
     }
 
     fn serial(&mut self) -> Result<Serial, Error> {
-        let mut serial = Serial::inherit();
-        if let Some(terminal) = &self.terminal {
-            serial.input = terminal
-                .keys()
-                .map_err(|source| Error::System { what: "taking the terminal", source })?;
-        }
-        Ok(serial)
+        let serial = self.reach.serial(self.terminal.is_some());
+        serial.map_err(|source| Error::System { what: "taking the terminal", source })
     }
 }
 

@@ -3,12 +3,14 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bootyard_spec::{BootSpec, Class, GuestEnd, KernelBoot};
+use bootyard_spec::{BootSpec, Class, GuestEnd, KernelBoot, RebootPolicy};
 
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use crate::control::{Link, Remote};
 use crate::lifeline::Lifeline;
 use crate::plan::{backing_argument, disk_argument};
 use crate::{Cancel, Error, LaunchPlan, machine_exit};
@@ -27,15 +29,17 @@ impl Engine for KvmEngine {
 
     fn spawn(&self, plan: &LaunchPlan, serial: Serial) -> Result<Box<dyn Running>, Error> {
         let mut lifeline = Lifeline::new().map_err(Error::system("making a pipe"))?;
-        let arguments = arguments(plan, lifeline.number());
+        let mut link = Link::new().map_err(Error::system("making a pipe"))?;
+        let arguments = arguments(plan, lifeline.number(), &link.numbers());
         let child = Child::spawn(&self.program, &arguments, serial)?;
         lifeline.handed_over();
-        Ok(Box::new(Machine { child, _lifeline: lifeline }))
+        link.handed_over();
+        Ok(Box::new(Machine { child, link, _lifeline: lifeline }))
     }
 }
 
 /// The command line of the `machine` subcommand.
-fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
+fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["machine".into()];
     // In one word, because a value may begin with a dash.
     let mut option = |name: &str, value: &OsStr| {
@@ -77,7 +81,14 @@ fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
             option("--initrd", initrd.as_ref());
         }
     }
+    if plan.reboot_policy == RebootPolicy::Terminate {
+        option("--reboot", "terminate".as_ref());
+    }
+    option("--link", link.as_ref());
     option("--lifeline", lifeline.to_string().as_ref());
+    if plan.start_paused {
+        arguments.push("--paused".into());
+    }
     arguments
 }
 
@@ -85,6 +96,7 @@ fn arguments(plan: &LaunchPlan, lifeline: i32) -> Vec<OsString> {
 #[derive(Debug)]
 struct Machine {
     child: Child,
+    link: Link,
     _lifeline: Lifeline,
 }
 
@@ -107,6 +119,10 @@ impl Machine {
 }
 
 impl Running for Machine {
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        Some(self.link.remote())
+    }
+
     fn pid(&self) -> u32 {
         self.child.pid()
     }
@@ -162,13 +178,17 @@ mod tests {
             },
             disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
             boot: BootSpec { entry: None, append: Some("-quiet splash".to_owned()), kernel },
+            reboot_policy: RebootPolicy::Terminate,
+            start_paused: true,
         };
-        let line = arguments(&plan, 7).join("|".as_ref());
+        let line = arguments(&plan, 7, "8,9").join("|".as_ref());
         assert_eq!(
             line,
             "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
              |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
-             |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro|--backing=1:/base,1|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i|--lifeline=7"
+             |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro\
+             |--backing=1:/base,1|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
+             |--reboot=terminate|--link=8,9|--lifeline=7|--paused"
         );
     }
 }

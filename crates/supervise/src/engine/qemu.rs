@@ -4,14 +4,16 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bootyard_spec::{Class, CpuModel, GuestEnd, KernelBoot};
+use bootyard_spec::{Class, CpuModel, GuestEnd, KernelBoot, RebootPolicy};
 
 use super::child::Child;
 use super::hardware;
 use super::qmp::Qmp;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use crate::control::Remote;
 use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
 
 /// Runs guests on QEMU.
@@ -36,7 +38,7 @@ impl Engine for QemuEngine {
         if let (Some(flag), None) = (flag, &plan.boot.kernel) {
             return Err(Error::BootsByFirmware { flag });
         }
-        let mut qmp = Qmp::new().map_err(Error::system("making a socket"))?;
+        let mut qmp = Qmp::new(plan).map_err(Error::system("making a socket"))?;
         let arguments = arguments(plan, self.kvm, qmp.number());
         let guard = self.program.with_file_name("setpriv");
         let child = if guard.is_file() {
@@ -103,6 +105,12 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
     option("-serial", "chardev:serial0".into());
     option("-chardev", format!("socket,id=qmp,fd={qmp}").into());
     option("-mon", "chardev=qmp,mode=control".into());
+    if plan.reboot_policy == RebootPolicy::Terminate {
+        option("-action", "reboot=shutdown".into());
+    }
+    if plan.start_paused {
+        arguments.push("-S".into());
+    }
     // Neither the user's configuration nor devices that nobody named.
     arguments.extend(["-no-user-config".into(), "-nodefaults".into()]);
     arguments
@@ -186,6 +194,10 @@ impl Machine {
 }
 
 impl Running for Machine {
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        Some(self.qmp.remote())
+    }
+
     fn pid(&self) -> u32 {
         self.child.pid()
     }
@@ -232,6 +244,8 @@ mod tests {
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: disks.iter().map(disk).collect(),
             boot: BootSpec::default(),
+            reboot_policy: RebootPolicy::Reboot,
+            start_paused: false,
         }
     }
 
@@ -313,6 +327,14 @@ mod tests {
         plan.boot.append = Some("console=ttyS0".to_owned());
         let line = line(&plan, false);
         assert!(line.contains("-kernel /k,1 -append a=b console=ttyS0 -initrd /i"), "{line}");
+    }
+
+    #[test]
+    fn how_it_starts_and_restarts_is_told() {
+        let plan =
+            LaunchPlan { reboot_policy: RebootPolicy::Terminate, start_paused: true, ..plan(&[]) };
+        let line = line(&plan, false);
+        assert!(line.contains(" -action reboot=shutdown -S "), "{line}");
     }
 
     #[test]

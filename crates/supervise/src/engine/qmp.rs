@@ -1,5 +1,5 @@
-//! QEMU's machine protocol (QMP), of which only events are listened to: they say how the guest
-//! ended, which the exit code does not.
+//! QEMU's machine protocol (QMP). Its events say how the guest ended, which the exit code does not;
+//! its commands are what [`super::qemu_remote`] makes of ours.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,8 +12,13 @@ use bootyard_spec::GuestEnd;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::child::PIPE_GRACE;
+use super::qemu_remote::{Answer, QemuRemote, Refusal};
+use crate::LaunchPlan;
+use crate::control::Remote;
+use crate::control::wire::{Event, ResetBy};
 
 /// What QEMU sends; fields that are not listed are skipped.
 #[derive(Debug, Deserialize)]
@@ -21,6 +26,11 @@ struct Message {
     event: Option<String>,
     #[serde(default)]
     data: Data,
+    /// Of the command that is answered.
+    id: Option<u64>,
+    #[serde(rename = "return")]
+    value: Option<Value>,
+    error: Option<Refusal>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -30,6 +40,8 @@ struct Data {
     device: Option<String>,
     /// "read" or "write".
     operation: Option<String>,
+    /// Whether the guest wanted it.
+    guest: Option<bool>,
 }
 
 /// What matters of the events of a QEMU that has exited.
@@ -42,11 +54,11 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    fn hear(&mut self, message: Message) {
+    fn hear(&mut self, message: &Message) {
         if message.event.as_deref() == Some("BLOCK_IO_ERROR") {
-            self.disk_error.get_or_insert_with(|| disk_error(message.data));
+            self.disk_error.get_or_insert_with(|| disk_error(&message.data));
         } else if self.end != Some(GuestEnd::Crash) {
-            self.end = end(&message).or(self.end);
+            self.end = end(message).or(self.end);
         }
     }
 }
@@ -57,12 +69,13 @@ pub(super) struct Qmp {
     heard: Arc<Mutex<Heard>>,
     /// Closed when nothing more is heard.
     over: Receiver<()>,
+    remote: Arc<QemuRemote>,
     qemu: Option<OwnedFd>,
 }
 
 impl Qmp {
     /// A connection whose other end QEMU inherits.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(plan: &LaunchPlan) -> io::Result<Self> {
         let (ours, qemu) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         // Another child that is started at this moment inherits this end too and may hold it open
@@ -71,18 +84,35 @@ impl Qmp {
         let mut stream = UnixStream::from(ours);
         // QEMU sends no events before this; it may well wait in the socket until QEMU is up.
         stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
+        let remote = Arc::new(QemuRemote::new(stream.try_clone()?, plan));
         let heard = Arc::new(Mutex::new(Heard::default()));
         let (listening, over) = mpsc::channel();
-        let shared = Arc::clone(&heard);
+        let (shared, answered) = (Arc::clone(&heard), Arc::clone(&remote));
         let listen = move || {
-            for message in serde_json::Deserializer::from_reader(stream).into_iter() {
-                let Ok(message) = message else { break };
-                shared.lock().unwrap_or_else(PoisonError::into_inner).hear(message);
+            for message in serde_json::Deserializer::from_reader(stream).into_iter::<Message>() {
+                let Ok(mut message) = message else { break };
+                if let Some((id, answer)) = answer(&mut message) {
+                    answered.answer(id, answer);
+                    continue;
+                }
+                let mut heard = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let told = tell(&message, &heard);
+                heard.hear(&message);
+                drop(heard);
+                if let Some(event) = told {
+                    answered.events().send(event);
+                }
             }
+            answered.close();
             drop::<Sender<()>>(listening);
         };
         thread::Builder::new().name("qmp".to_owned()).spawn(listen)?;
-        Ok(Self { heard, over, qemu: Some(qemu) })
+        Ok(Self { heard, over, remote, qemu: Some(qemu) })
+    }
+
+    /// What reaches into QEMU.
+    pub(super) fn remote(&self) -> Arc<dyn Remote> {
+        Arc::clone(&self.remote) as Arc<dyn Remote>
     }
 
     /// The number of the descriptor that QEMU inherits.
@@ -102,6 +132,28 @@ impl Qmp {
     }
 }
 
+/// An answer to a command that had an id.
+fn answer(message: &mut Message) -> Option<(u64, Answer)> {
+    let id = message.id?;
+    Some((
+        id,
+        message.error.take().map_or_else(|| Ok(message.value.take().unwrap_or_default()), Err),
+    ))
+}
+
+/// What an event says to who listens to a machine.
+fn tell(message: &Message, heard: &Heard) -> Option<Event> {
+    match message.event.as_deref()? {
+        // A guest that crashed is stopped before it is gone.
+        "STOP" if heard.end.is_none() => Some(Event::Paused),
+        "RESUME" => Some(Event::Resumed),
+        "RESET" if message.data.guest == Some(true) => Some(Event::Reset { by: ResetBy::Guest }),
+        "RESET" => Some(Event::Reset { by: ResetBy::User }),
+        "BLOCK_IO_ERROR" => Some(Event::DeviceFailure { message: disk_error(&message.data) }),
+        _ => None,
+    }
+}
+
 /// What an event says about the guest's end.
 fn end(message: &Message) -> Option<GuestEnd> {
     match (message.event.as_deref()?, message.data.reason.as_deref()) {
@@ -116,10 +168,10 @@ fn end(message: &Message) -> Option<GuestEnd> {
 }
 
 /// "writing `disk0` failed: No space left on device".
-fn disk_error(data: Data) -> String {
+fn disk_error(data: &Data) -> String {
     let doing = if data.operation.as_deref() == Some("write") { "writing" } else { "reading" };
-    let device = data.device.unwrap_or_default();
-    let reason = data.reason.unwrap_or_else(|| "no reason given".to_owned());
+    let device = data.device.as_deref().unwrap_or_default();
+    let reason = data.reason.as_deref().unwrap_or("no reason given");
     format!("{doing} `{device}` failed: {reason}")
 }
 
@@ -171,7 +223,7 @@ mod tests {
             r#"{"event": "GUEST_PANICKED", "data": {"action": "poweroff"}}"#,
             r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
         ] {
-            heard.hear(serde_json::from_str(text).unwrap());
+            heard.hear(&serde_json::from_str(text).unwrap());
         }
         let disk_error = Some("writing `disk0` failed: No space left on device".to_owned());
         assert_eq!(heard, Heard { end: Some(GuestEnd::Crash), disk_error });

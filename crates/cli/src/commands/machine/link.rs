@@ -1,0 +1,174 @@
+//! What the machine's supervisor asks of it, and is told.
+
+use std::sync::{Arc, OnceLock};
+
+use bootyard_supervise::control::wire::{
+    Command, Disk, ErrorBody, ErrorCode, Event, Network, Processor, ResetBy, Statistics,
+    UnhandledExit,
+};
+use bootyard_supervise::control::{LinkEnd, serve_link};
+use bootyard_vmm::{By, Control, Error, Notice, State, Stuck};
+use serde_json::{Value, json};
+
+use crate::error::Failure;
+use bootyard_spec::Class;
+
+/// A machine's control, and whom it tells.
+pub(super) struct Linked {
+    pub(super) control: Control,
+    link: Arc<OnceLock<LinkEnd>>,
+}
+
+impl Linked {
+    /// Serves the supervisor over the descriptors that the command line names, if it names any.
+    pub(super) fn new(numbers: Option<&str>) -> Result<Self, Failure> {
+        let link = Arc::<OnceLock<LinkEnd>>::default();
+        let end = Arc::clone(&link);
+        let control = Control::observed(Box::new(move |notice| tell(&end, event(notice))));
+        if let Some(numbers) = numbers {
+            let machine = control.clone();
+            let served = serve_link(numbers, move |command| execute(&machine, &command));
+            let served = served.map_err(|error| Failure::new(Class::Other, error))?;
+            let _ = link.set(served);
+        }
+        Ok(Self { control, link })
+    }
+
+    /// Takes the lines that a machine reports of its devices.
+    pub(super) fn device_failures(&self) -> impl Fn(&str) + Send + Sync + use<> {
+        let link = Arc::clone(&self.link);
+        move |line| tell(&link, Event::DeviceFailure { message: line.to_owned() })
+    }
+
+    /// Tells where a processor stood that could not go on, if that is why the machine failed.
+    pub(super) fn failed(&self, error: &Error) {
+        if let Error::Stuck(stuck) = error {
+            tell(&self.link, Event::UnhandledExit(unhandled_exit(stuck, error.hint())));
+        }
+    }
+}
+
+fn tell(link: &OnceLock<LinkEnd>, event: Event) {
+    if let Some(link) = link.get() {
+        link.tell(event);
+    }
+}
+
+fn event(notice: Notice) -> Event {
+    match notice {
+        Notice::Paused => Event::Paused,
+        Notice::Resumed => Event::Resumed,
+        Notice::Reset(By::Guest) => Event::Reset { by: ResetBy::Guest },
+        Notice::Reset(By::User) => Event::Reset { by: ResetBy::User },
+    }
+}
+
+fn unhandled_exit(stuck: &Stuck, hint: Option<String>) -> UnhandledExit {
+    let Stuck { cpu, reason, place } = stuck;
+    UnhandledExit {
+        processor: *cpu,
+        reason: reason.clone(),
+        rip: place.rip,
+        privilege: place.privilege,
+        mode: place.mode.map(|mode| mode.name().to_owned()),
+        bytes: place.bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        instruction: place.instruction.map(str::to_owned),
+        hint,
+    }
+}
+
+fn execute(control: &Control, command: &Command) -> Result<Value, ErrorBody> {
+    let done = match command {
+        Command::Pause => control.pause() != State::Ended,
+        Command::Resume => control.resume() != State::Ended,
+        Command::Reset => control.reset(),
+        Command::PowerButton => control.press_power_button(),
+        Command::Nmi => control.inject_nmi(),
+        Command::Statistics(_) => return Ok(json!(statistics(&control.statistics()))),
+        Command::Balloon(_) | Command::Eject(_) | Command::Insert(_) => {
+            let what = "the machine has no such device";
+            return Err(ErrorBody::new(ErrorCode::NotSupported, what));
+        }
+        Command::Status | Command::Stop | Command::Console(_) | Command::Events => {
+            return Err(ErrorBody::new(ErrorCode::NotSupported, "the supervisor does that"));
+        }
+    };
+    match done {
+        true => Ok(json!({})),
+        false => {
+            Err(ErrorBody::new(ErrorCode::NotRunning, "the guest is just being started again"))
+        }
+    }
+}
+
+fn statistics(machine: &bootyard_vmm::statistics::Statistics) -> Statistics {
+    let processors = machine.processors.iter().map(|processor| Processor {
+        seconds: processor.time.map(|time| time.as_secs_f64()),
+        exits: processor.exits.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+    });
+    let disks = machine.disks.iter().map(|(name, disk)| Disk {
+        name: name.clone(),
+        read_bytes: disk.read_bytes,
+        read_requests: disk.read_requests,
+        written_bytes: disk.written_bytes,
+        write_requests: disk.write_requests,
+        flushes: disk.flushes,
+        discards: disk.discards,
+        errors: disk.errors,
+    });
+    let networks = machine.networks.iter().map(|(name, network)| Network {
+        name: name.clone(),
+        received_bytes: network.received_bytes,
+        received_packets: network.received_packets,
+        received_dropped: network.received_dropped,
+        receive_errors: network.receive_errors,
+        transmitted_bytes: network.transmitted_bytes,
+        transmitted_packets: network.transmitted_packets,
+        transmitted_dropped: network.transmitted_dropped,
+        transmit_errors: network.transmit_errors,
+    });
+    Statistics {
+        restarts: Some(machine.restarts),
+        processors: processors.collect(),
+        disks: disks.collect(),
+        networks: networks.collect(),
+        ..Statistics::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bootyard_vmm::{CpuMode, Place};
+
+    use super::*;
+
+    #[test]
+    fn what_stopped_a_processor_is_told_whole() {
+        let place = Place {
+            rip: Some(0xfff0),
+            privilege: Some(3),
+            mode: Some(CpuMode::Long),
+            bytes: vec![0x0f, 0x0b],
+            instruction: Some("ud"),
+        };
+        let stuck = Stuck { cpu: 1, reason: "why".to_owned(), place };
+        let told = serde_json::to_value(unhandled_exit(&stuck, Some("hint".to_owned()))).unwrap();
+        assert_eq!(
+            told,
+            json!({
+                "processor": 1, "reason": "why", "rip": 0xfff0, "privilege": 3,
+                "mode": "64-bit mode", "bytes": "0f0b", "instruction": "ud", "hint": "hint",
+            })
+        );
+    }
+
+    #[test]
+    fn a_machine_that_has_not_begun_can_be_paused_and_no_more() {
+        let control = Control::new();
+        assert_eq!(execute(&control, &Command::Pause), Ok(json!({})));
+        for command in [Command::Reset, Command::Nmi, Command::PowerButton] {
+            assert_eq!(execute(&control, &command).unwrap_err().code, ErrorCode::NotRunning);
+        }
+        assert!(execute(&control, &Command::Statistics(None)).is_ok());
+    }
+}

@@ -1,0 +1,174 @@
+//! Our commands as QEMU's (docs/interop/qemu-qmp-ref).
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+
+use bootyard_spec::RebootPolicy;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::LaunchPlan;
+use crate::control::wire::{Command, Disk, ErrorBody, ErrorCode, Processor, Statistics};
+use crate::control::{Calls, EventSink, Remote, unanswered};
+
+/// What QEMU answers.
+pub(super) type Answer = Result<Value, Refusal>;
+
+/// Why QEMU did not.
+#[derive(Debug, Deserialize)]
+pub(super) struct Refusal {
+    class: String,
+    desc: String,
+}
+
+/// A running QEMU.
+#[derive(Debug)]
+pub(super) struct QemuRemote {
+    calls: Calls<Answer>,
+    events: EventSink,
+    reboot_policy: RebootPolicy,
+    /// Bytes that the guest may keep at most.
+    memory: u64,
+}
+
+impl QemuRemote {
+    pub(super) fn new(stream: UnixStream, plan: &LaunchPlan) -> Self {
+        let events = EventSink::default();
+        if plan.start_paused {
+            // QEMU says so of every pause but the first.
+            events.send(crate::control::wire::Event::Paused);
+        }
+        Self {
+            calls: Calls::new(stream),
+            events,
+            reboot_policy: plan.reboot_policy,
+            memory: plan.memory.bytes(),
+        }
+    }
+
+    pub(super) fn answer(&self, id: u64, answer: Answer) {
+        self.calls.answer(id, answer);
+    }
+
+    pub(super) fn close(&self) {
+        self.calls.close();
+    }
+
+    fn ask(&self, command: &str, arguments: &Value) -> Result<Value, ErrorBody> {
+        let question = |id| {
+            let mut object = json!({ "execute": command, "id": id });
+            if !arguments.is_null() {
+                object["arguments"] = arguments.clone();
+            }
+            format!("{object}\n").into_bytes()
+        };
+        let answer = self.calls.call(question).map_err(unanswered)?;
+        answer.map_err(|Refusal { class, desc }| {
+            let code = match class.as_str() {
+                "DeviceNotActive" | "CommandNotFound" => ErrorCode::NotSupported,
+                _ => ErrorCode::Failed,
+            };
+            ErrorBody::new(code, format!("qemu: {desc}"))
+        })
+    }
+
+    fn tell(&self, command: &str, arguments: &Value) -> Result<Value, ErrorBody> {
+        self.ask(command, arguments).map(|_| json!({}))
+    }
+
+    /// The reset button works however the guest may restart, for which QEMU has one setting.
+    fn reset(&self) -> Result<Value, ErrorBody> {
+        let action = |reboot: &str| self.ask("set-action", &json!({ "reboot": reboot }));
+        if self.reboot_policy == RebootPolicy::Reboot {
+            return self.tell("system_reset", &Value::Null);
+        }
+        action("reset")?;
+        let reset = self.tell("system_reset", &Value::Null);
+        action("shutdown")?;
+        reset
+    }
+
+    fn statistics(&self) -> Result<Statistics, ErrorBody> {
+        let disks = self.ask("query-blockstats", &Value::Null)?;
+        let processors = self.ask("query-cpus-fast", &Value::Null)?;
+        // Fails where there is no balloon.
+        let balloon = self.ask("query-balloon", &Value::Null).ok();
+        let actual = balloon.and_then(|balloon| balloon["actual"].as_u64());
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        Ok(Statistics {
+            balloon: actual
+                .map(|bytes| ("actual_balloon_bytes".to_owned(), bytes))
+                .into_iter()
+                .collect(),
+            processors: list(&processors).iter().map(processor).collect(),
+            disks: list(&disks).iter().map(disk).collect(),
+            ..Statistics::default()
+        })
+    }
+}
+
+impl Remote for QemuRemote {
+    fn execute(&self, command: &Command) -> Result<Value, ErrorBody> {
+        match command {
+            Command::Pause => self.tell("stop", &Value::Null),
+            Command::Resume => self.tell("cont", &Value::Null),
+            Command::Reset => self.reset(),
+            Command::PowerButton => self.tell("system_powerdown", &Value::Null),
+            Command::Nmi => self.tell("inject-nmi", &Value::Null),
+            Command::Eject(drive) => self.tell("eject", &json!({ "id": drive.drive })),
+            Command::Insert(medium) => {
+                let arguments = json!({
+                    "id": medium.drive,
+                    "filename": medium.path,
+                    "format": "raw",
+                    "read-only-mode": "read-only",
+                });
+                self.tell("blockdev-change-medium", &arguments)
+            }
+            Command::Balloon(balloon) if balloon.bytes > self.memory => {
+                let message = format!("the machine has {} bytes of memory", self.memory);
+                Err(ErrorBody::new(ErrorCode::BadArguments, message))
+            }
+            Command::Balloon(balloon) => self.tell("balloon", &json!({ "value": balloon.bytes })),
+            Command::Statistics(_) => self.statistics().map(|statistics| json!(statistics)),
+            Command::Status | Command::Stop | Command::Console(_) | Command::Events => {
+                Err(ErrorBody::new(ErrorCode::NotSupported, "the supervisor does that"))
+            }
+        }
+    }
+
+    fn events(&self) -> &EventSink {
+        &self.events
+    }
+}
+
+/// An element of `query-cpus-fast`. QEMU's threads are as visible as its process.
+fn processor(told: &Value) -> Processor {
+    let thread = told["thread-id"].as_u64();
+    let account =
+        thread.and_then(|id| fs_err::read_to_string(format!("/proc/{id}/schedstat")).ok());
+    let nanoseconds = account.and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    let seconds = nanoseconds.map(|nanoseconds| nanoseconds as f64 / 1e9);
+    Processor { seconds, exits: BTreeMap::new() }
+}
+
+/// An element of `query-blockstats`.
+fn disk(told: &Value) -> Disk {
+    let count = |name: &str| told["stats"][name].as_u64().unwrap_or_default();
+    let failed = [
+        "failed_rd_operations",
+        "failed_wr_operations",
+        "failed_flush_operations",
+        "failed_unmap_operations",
+    ];
+    Disk {
+        name: told["device"].as_str().unwrap_or_default().to_owned(),
+        read_bytes: count("rd_bytes"),
+        read_requests: count("rd_operations"),
+        written_bytes: count("wr_bytes"),
+        write_requests: count("wr_operations"),
+        flushes: count("flush_operations"),
+        discards: count("unmap_operations"),
+        errors: failed.iter().map(|name| count(name)).sum(),
+    }
+}
