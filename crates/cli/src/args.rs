@@ -10,7 +10,7 @@ use bootyard_cloudinit::{Datasource, ImageFormat};
 use bootyard_import::{Besides, LayerCompression};
 use bootyard_spec::{
     ByteSize, Digest, EngineChoice, OutputFormat, Platform, RunStrategy, SafeUrl, Source,
-    VolumeName,
+    VmNetwork, VolumeName,
 };
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -32,6 +32,7 @@ use crate::disks::DiskArgs;
 use crate::error::Failure;
 use crate::flags::{For, refuse_others};
 use crate::hardware::HardwareArgs;
+use crate::network::NetworkArgs;
 use crate::seeds::{SeedArgs, UserArgs};
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
@@ -99,7 +100,7 @@ pub(crate) enum Command {
     Importer,
     /// Run the KVM machine in this process; `run` starts it as its child
     #[command(hide = true)]
-    Machine(MachineArgs),
+    Machine(Box<MachineArgs>),
 }
 
 /// The image is fetched, decoded, checked and written in one pass; nothing stands under the final
@@ -515,6 +516,8 @@ pub(crate) struct RunArgs {
     pub(crate) seed: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) hardware: HardwareArgs,
+    #[command(flatten)]
+    pub(crate) networks: NetworkArgs,
     /// Machine to run on: auto, kvm or qemu
     #[arg(long, default_value = "auto")]
     pub(crate) engine: EngineChoice,
@@ -558,6 +561,8 @@ pub(crate) struct MachineArgs {
     pub(crate) backings: Vec<String>,
     #[command(flatten)]
     pub(crate) boot: BootArgs,
+    #[arg(long = "net")]
+    pub(crate) networks: Vec<VmNetwork>,
     /// `terminate`: the guest's wish to restart ends the machine.
     #[arg(long)]
     pub(crate) reboot: Option<String>,

@@ -14,6 +14,7 @@ mod hardware;
 mod host;
 mod json;
 mod metrics;
+mod network;
 mod output;
 mod progress;
 mod seeds;

@@ -12,6 +12,7 @@ mod explain;
 mod hardware;
 mod hint;
 mod name;
+mod network;
 mod platform;
 mod request;
 mod secret;
@@ -30,6 +31,7 @@ pub use hardware::{
 };
 pub use hint::shell_word;
 pub use name::{ParseNameError, VolumeName};
+pub use network::{Binding, MacAddress, Masquerade, ParseNetworkError, PortForward, VmNetwork};
 pub use platform::{ParsePlatformError, Platform};
 pub use request::{CacheSpec, ImportRequest, OutputFormat, ParseOutputFormatError, Target};
 pub use secret::{Credentials, Secret};

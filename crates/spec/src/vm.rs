@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::{BootSpec, ByteSize, CpuModel, CpuTopology, Firmware, HugePageSize};
+use crate::{BootSpec, ByteSize, CpuModel, CpuTopology, Firmware, HugePageSize, VmNetwork};
 
 /// What one run of a virtual machine needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct VmSpec {
     pub firmware: Firmware,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<VmDisk>,
+    /// The network interfaces, in the order in which the guest sees them.
+    pub networks: Vec<VmNetwork>,
     /// What it starts.
     pub boot: BootSpec,
     /// Which machine runs it.

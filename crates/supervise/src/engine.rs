@@ -8,6 +8,7 @@
 mod child;
 mod hardware;
 mod kvm;
+mod network;
 mod qemu;
 mod qemu_remote;
 mod qmp;

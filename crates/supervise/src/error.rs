@@ -24,6 +24,9 @@ pub enum Error {
         /// What was asked for.
         flag: &'static str,
     },
+    /// QEMU has no such network.
+    #[error("the qemu engine has no network with {0}")]
+    CannotNetwork(&'static str),
     /// The run strategy forbids what was asked for.
     #[error("{0}")]
     Refused(&'static str),
@@ -77,6 +80,7 @@ impl Explain for Error {
     fn class(&self) -> Class {
         match self {
             Self::BootsByFirmware { .. }
+            | Self::CannotNetwork(_)
             | Self::Refused(_)
             | Self::NoDisk(_)
             | Self::ControlSocket { .. } => Class::Usage,
@@ -96,6 +100,10 @@ impl Explain for Error {
             Self::BootsByFirmware { flag } => {
                 return Some(format!("leave `{flag}` out, or use `--engine kvm`"));
             }
+            Self::CannotNetwork("passt without a socket") => {
+                "start passt with `passt --socket PATH`, and name it: `--net passt=PATH`"
+            }
+            Self::CannotNetwork(_) => "leave it out, or use `--engine kvm`",
             Self::Disks { hint, .. } => return hint.clone(),
             Self::ControlSocket { .. } => "name another path with `--control`",
             Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {

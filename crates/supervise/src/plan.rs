@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bootyard_spec::{
     BootSpec, ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, RebootPolicy,
-    VmDisk, VmSpec,
+    VmDisk, VmNetwork, VmSpec,
 };
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
@@ -69,6 +69,8 @@ pub struct LaunchPlan {
     pub firmware: Firmware,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<PlanDisk>,
+    /// The network interfaces in the order in which the guest sees them.
+    pub networks: Vec<VmNetwork>,
     /// What it starts.
     pub boot: BootSpec,
     /// What a guest's wish to restart does.
@@ -106,6 +108,7 @@ impl LaunchPlan {
             huge_pages: spec.huge_pages,
             firmware: spec.firmware.clone(),
             disks: spec.disks.iter().map(disk).collect::<Result<_, E>>()?,
+            networks: spec.networks.clone(),
             boot: spec.boot.clone(),
             reboot_policy: spec.reboot_policy,
             start_paused: spec.start_paused,
@@ -175,6 +178,7 @@ mod tests {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk("/a.qcow2", false), disk("/seed", true)],
+            networks: Vec::new(),
             boot: BootSpec::default(),
             reboot_policy: RebootPolicy::Terminate,
             start_paused: true,

@@ -69,6 +69,7 @@ impl Guest {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: vec![disk],
+            networks: Vec::new(),
             boot: BootSpec::default(),
             reboot_policy: RebootPolicy::Reboot,
             start_paused: false,

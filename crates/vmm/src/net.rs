@@ -16,6 +16,9 @@
 
 mod capture;
 mod header;
+mod passt;
+mod resolvers;
+mod tap;
 mod user;
 
 use std::fmt;
@@ -30,6 +33,9 @@ pub use bootyard_usernet::{Config as UserConfig, MacAddress, Network, Network6};
 pub use capture::Capture;
 pub(crate) use header::set_buffers;
 pub use header::{HEADER_LEN, Header};
+pub use passt::Passt;
+pub use resolvers::Resolvers;
+pub use tap::Tap;
 pub use user::{Forward, ForwardProtocol, UserNet};
 
 /// Feature bits of virtio-net (§5.1.3) that a backend may offer.
@@ -86,8 +92,8 @@ pub trait Backend: Send + fmt::Debug {
     fn send(&mut self, packet: &[u8]) -> io::Result<()>;
 
     /// Writes the next packet for the guest to the front of `packet`, and gives its length. The buffer
-    /// has room for the header and a frame of the MTU at least, and for [`FRAME_MAX`] where the guest
-    /// takes large segments. The header's number of buffers is the device's business.
+    /// has room for the header and a frame of the MTU at least; a frame that is larger than it is dropped,
+    /// as on any wire. The header's number of buffers is the device's business.
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>>;
 
     /// Whether anything is at the other end.

@@ -22,7 +22,7 @@ use bootyard_volume::AttachedDisk;
 use self::link::Linked;
 use crate::args::MachineArgs;
 use crate::error::Failure;
-use crate::{boot, hardware, host, output};
+use crate::{boot, hardware, host, network, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let mut backings = backings(&args.backings)?;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         identity: hardware::identity(&args.hardware.firmware(&args.name)),
         boot: boot::boot(&args.boot.spec())?,
         disks,
-        networks: Vec::new(),
+        networks: network::interfaces(&args.name, &args.networks)?,
         serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
         serial_input: Some(Box::new(io::stdin())),
         reboot: match args.reboot.as_deref() {

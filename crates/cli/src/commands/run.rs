@@ -98,6 +98,7 @@ fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
         huge_pages: args.hardware.hugepages,
         firmware: args.hardware.firmware(&args.machine_name()),
         disks,
+        networks: args.networks.networks(&args.disks.machine_name())?,
         boot: args.boot.spec(),
         engine: args.engine,
         run_strategy: args.run_strategy,

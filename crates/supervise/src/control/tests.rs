@@ -93,6 +93,7 @@ impl Served {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: Vec::new(),
+            networks: Vec::new(),
             boot: bootyard_spec::BootSpec::default(),
             reboot_policy: RebootPolicy::Reboot,
             start_paused: false,

@@ -67,6 +67,9 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
             option("--backing", &backing_argument(index, backing));
         }
     }
+    for network in &plan.networks {
+        option("--net", network.to_string().as_ref());
+    }
     let BootSpec { entry, append, kernel } = &plan.boot;
     if let Some(entry) = entry {
         option("--entry", entry.as_ref());
@@ -177,6 +180,7 @@ mod tests {
                 texts: vec!["serial=ds=nocloud".parse().unwrap()],
             },
             disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
+            networks: vec!["bridge=vm0".parse().unwrap()],
             boot: BootSpec { entry: None, append: Some("-quiet splash".to_owned()), kernel },
             reboot_policy: RebootPolicy::Terminate,
             start_paused: true,
@@ -187,7 +191,7 @@ mod tests {
             "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
              |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
              |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro\
-             |--backing=1:/base,1|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
+             |--backing=1:/base,1|--net=bridge=vm0|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
              |--reboot=terminate|--link=8,9|--lifeline=7|--paused"
         );
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bootyard_spec::{Class, CpuModel, GuestEnd, KernelBoot, RebootPolicy};
 
 use super::child::Child;
-use super::hardware;
 use super::qmp::Qmp;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use super::{hardware, network};
 use crate::control::Remote;
 use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
 
@@ -39,7 +39,7 @@ impl Engine for QemuEngine {
             return Err(Error::BootsByFirmware { flag });
         }
         let mut qmp = Qmp::new(plan).map_err(Error::system("making a socket"))?;
-        let arguments = arguments(plan, self.kvm, qmp.number());
+        let arguments = arguments(plan, self.kvm, qmp.number())?;
         let guard = self.program.with_file_name("setpriv");
         let child = if guard.is_file() {
             Child::spawn(&guard, &guarded(&self.program, arguments), serial)?
@@ -61,7 +61,7 @@ fn guarded(program: &Path, arguments: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// QEMU's command line. `qmp` is the descriptor of an inherited socket.
-fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
+fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Error> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
     let mut name = OsString::from("guest=");
@@ -97,6 +97,9 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
             option("-initrd", initrd.into());
         }
     }
+    for (name, value) in network::options(plan)? {
+        option(name, value);
+    }
     option("-device", "virtio-rng-pci".into());
     option("-device", "pvpanic".into());
     option("-display", "none".into());
@@ -113,7 +116,7 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Vec<OsString> {
     }
     // Neither the user's configuration nor devices that nobody named.
     arguments.extend(["-no-user-config".into(), "-nodefaults".into()]);
-    arguments
+    Ok(arguments)
 }
 
 fn drive(index: usize, disk: &PlanDisk) -> OsString {
@@ -243,6 +246,7 @@ mod tests {
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
             disks: disks.iter().map(disk).collect(),
+            networks: vec!["bridge=vm0,mac=52:54:00:00:00:01,pcap=/p".parse().unwrap()],
             boot: BootSpec::default(),
             reboot_policy: RebootPolicy::Reboot,
             start_paused: false,
@@ -250,7 +254,7 @@ mod tests {
     }
 
     fn line(plan: &LaunchPlan, kvm: bool) -> String {
-        arguments(plan, kvm, 5).join(" ".as_ref()).into_string().unwrap()
+        arguments(plan, kvm, 5).unwrap().join(" ".as_ref()).into_string().unwrap()
     }
 
     #[test]
@@ -267,6 +271,9 @@ mod tests {
              -drive if=none,id=disk1,format=raw,werror=report,rerror=report,readonly=on,\
              file=./seed.iso \
              -device virtio-blk-pci,drive=disk1 \
+             -netdev tap,id=net0,ifname=vm0,script=no,downscript=no \
+             -device virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01 \
+             -object filter-dump,id=dump0,netdev=net0,file=/p \
              -device virtio-rng-pci -device pvpanic -display none \
              -chardev stdio,id=serial0,signal=off -serial chardev:serial0 \
              -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control \

@@ -97,9 +97,12 @@ struct Listener {
 
 impl UserNet {
     /// A network as `config` describes it, with ports of the host that lead into the guest. What the
-    /// driver accepts is added to the configuration later. The error names the forward that the host
+    /// driver accepts is added to the configuration later, and the seed is made here. The error names the forward that the host
     /// refuses.
-    pub fn new(config: Config, forwards: &[Forward]) -> io::Result<Self> {
+    pub fn new(mut config: Config, forwards: &[Forward]) -> io::Result<Self> {
+        let mut seed = [0; 8];
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+        config.seed = u64::from_ne_bytes(seed);
         let listen = |forward: &Forward| {
             Listener::new(*forward)
                 .map_err(|error| io::Error::new(error.kind(), format!("{forward}: {error}")))

@@ -146,7 +146,9 @@ impl VirtioDevice for Net {
         let memory = session.memory();
         let room = Room::new(session.features(), self.mtu);
         let packet = vec![0; PACKET_MAX].into_boxed_slice();
-        Wire { device: self, backend: &mut **backend, memory: &memory, room, packet }.run(session)
+        let (backend, memory) = (&mut **backend, &memory);
+        let was_up = self.config.bytes()[CONFIG_STATUS] != 0;
+        Wire { device: self, backend, memory, room, packet, was_up }.run(session)
     }
 }
 
@@ -157,6 +159,7 @@ struct Wire<'a> {
     memory: &'a GuestMemoryMmap,
     room: Room<'a>,
     packet: Box<[u8]>,
+    was_up: bool,
 }
 
 impl Wire<'_> {
@@ -172,10 +175,10 @@ impl Wire<'_> {
             if is_ready || wakes.is_empty() {
                 let polled = self.backend.poll();
                 self.told(polled);
-                self.tell_link();
             }
             let sends_more = self.transmit(session)?;
             let receives_more = self.receive(session)?;
+            self.tell_link();
             timeout = match sends_more || receives_more {
                 true => Some(Duration::ZERO),
                 false => {
@@ -296,10 +299,10 @@ impl Wire<'_> {
     }
 
     /// Tells the driver whether anything is at the other end, if that has changed.
-    fn tell_link(&self) {
-        let status = u8::from(self.backend.is_up());
-        if self.device.config.bytes()[CONFIG_STATUS] != status {
-            self.device.config.update(|bytes| bytes[CONFIG_STATUS] = status);
+    fn tell_link(&mut self) {
+        let is_up = self.backend.is_up();
+        if std::mem::replace(&mut self.was_up, is_up) != is_up {
+            self.device.config.update(|bytes| bytes[CONFIG_STATUS] = is_up.into());
         }
     }
 
@@ -333,8 +336,8 @@ impl<'m> Room<'m> {
     fn new(features: u64, mtu: u16) -> Self {
         let least = HEADER_LEN + ETHERNET_HEADER_LEN + usize::from(mtu);
         let is_large = features & (feature::GUEST_TSO4 | feature::GUEST_TSO6) != 0;
-        let wanted = if is_large { PACKET_MAX } else { least };
         let merges = features & F_MRG_RXBUF != 0;
+        let wanted = if is_large || merges { PACKET_MAX } else { least };
         Self { buffers: VecDeque::new(), len: 0, wanted, least, merges, used: Vec::new() }
     }
 

@@ -49,7 +49,7 @@ fn shared(backend: impl Backend + 'static) -> SharedBackend {
 }
 
 fn config() -> UserConfig {
-    UserConfig { seed: 7, ..UserConfig::new(MAC) }
+    UserConfig::new(MAC)
 }
 
 fn user(forwards: &[Forward]) -> (SharedBackend, Vec<SocketAddr>) {

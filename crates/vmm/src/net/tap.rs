@@ -1,0 +1,156 @@
+//! A tap device of the host (Documentation/networking/tuntap.rst of Linux): what its administrator made it
+//! a part of, a bridge as a rule, is the guest's network. Its header before each frame is virtio-net's, and
+//! the kernel does what it says of checksums and segments.
+#![expect(unsafe_code, reason = "a tap device is set up by ioctl(2)")]
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use fs_err::{File, OpenOptions};
+use rustix::fs::OFlags;
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+use vmm_sys_util::epoll::EventSet;
+
+use super::{Backend, FRAME_MAX, HEADER_LEN, feature};
+
+/// Requests of if_tun.h.
+const SET_INTERFACE: Opcode = opcode::write::<c_int>(b'T', 202);
+const SET_OFFLOAD: Opcode = opcode::write::<c_int>(b'T', 208);
+const SET_HEADER_LEN: Opcode = opcode::write::<c_int>(b'T', 216);
+
+/// Flags of an interface: Ethernet frames, without a header of the tap's own, with virtio-net's.
+const TAP: u16 = 0x0002;
+const NO_INFO: u16 = 0x1000;
+const VNET_HEADER: u16 = 0x4000;
+
+/// What the reader of a tap device takes.
+const OFFLOAD_CHECKSUM: usize = 1;
+const OFFLOAD_TSO4: usize = 2;
+const OFFLOAD_TSO6: usize = 4;
+
+/// Length of an interface's name with the zero behind it.
+const NAME_LEN: usize = 16;
+
+/// `struct ifreq` of if.h, with flags.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; NAME_LEN],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+/// A tap device.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    mtu: Option<u16>,
+    /// For packets that may not fit into the guest's room.
+    spare: Box<[u8]>,
+}
+
+impl Tap {
+    /// Opens the tap device with this name, which exists.
+    pub fn open(name: &str) -> io::Result<Self> {
+        // Otherwise whoever may would make a new one, which is on no bridge and vanishes with the machine.
+        let about = |file: &str| fs_err::read_to_string(format!("/sys/class/net/{name}/{file}"));
+        let is_name = !name.is_empty() && name.len() < NAME_LEN && !name.contains('/');
+        if !is_name || about("tun_flags").is_err() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such tap device"));
+        }
+        let mtu = about("mtu").ok().and_then(|text| text.trim().parse().ok());
+        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
+        let mut request = InterfaceRequest {
+            name: [0; NAME_LEN],
+            flags: TAP | NO_INFO | VNET_HEADER,
+            rest: [0; 22],
+        };
+        request.name[..name.len()].copy_from_slice(name.as_bytes());
+        // SAFETY: the request takes a pointer to `struct ifreq`, which this is, and keeps none.
+        unsafe { ioctl(&file, Setter::<SET_INTERFACE, _>::new(request)) }?;
+        // SAFETY: the request takes a pointer to an int.
+        unsafe { ioctl(&file, Setter::<SET_HEADER_LEN, c_int>::new(HEADER_LEN as c_int)) }?;
+        Ok(Self { file, mtu, spare: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice() })
+    }
+}
+
+impl Backend for Tap {
+    fn features(&self) -> u64 {
+        feature::CSUM
+            | feature::GUEST_CSUM
+            | feature::GUEST_TSO4
+            | feature::GUEST_TSO6
+            | feature::HOST_TSO4
+            | feature::HOST_TSO6
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        self.mtu
+    }
+
+    fn begin(&mut self, features: u64) -> io::Result<()> {
+        let offload = [
+            (feature::GUEST_CSUM, OFFLOAD_CHECKSUM),
+            (feature::GUEST_CSUM | feature::GUEST_TSO4, OFFLOAD_TSO4),
+            (feature::GUEST_CSUM | feature::GUEST_TSO6, OFFLOAD_TSO6),
+        ];
+        let offload = offload.iter().filter(|(bits, _)| features & bits == *bits);
+        let offload = offload.fold(0, |sum, (_, offload)| sum | offload);
+        // SAFETY: the request takes a number, and no pointer.
+        unsafe { ioctl(&self.file, IntegerSetter::<SET_OFFLOAD>::new_usize(offload)) }?;
+        // What waits since before is not for this driver, who may not take its segments.
+        while rustix::io::read(&self.file, &mut self.spare[..]).is_ok() {}
+        Ok(())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn interest(&self, has_room: bool) -> EventSet {
+        if has_room { EventSet::IN } else { EventSet::empty() }
+    }
+
+    fn poll(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn can_send(&self) -> bool {
+        true
+    }
+
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::io::write(&self.file, packet) {
+            // The device's queue is full, the header makes no sense, or the interface is down: what any
+            // wire would drop.
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::INVAL | Errno::IO) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
+        use rustix::io::Errno;
+        loop {
+            let is_roomy = packet.len() >= self.spare.len();
+            let buf = if is_roomy { &mut *packet } else { &mut self.spare };
+            let len = match rustix::io::read(&self.file, buf) {
+                Ok(len) if len > HEADER_LEN => len,
+                Ok(_) | Err(Errno::INTR) => continue,
+                // Nothing is there, or the interface is down.
+                Err(Errno::AGAIN | Errno::IO) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            if is_roomy {
+                return Ok(Some(len));
+            }
+            // What does not fit is dropped.
+            if let Some(packet) = packet.get_mut(..len) {
+                packet.copy_from_slice(&self.spare[..len]);
+                return Ok(Some(len));
+            }
+        }
+    }
+}
