@@ -108,6 +108,7 @@ const TARGETS: &[Target] = &[
     device("virtio_balloon"),
     device("virtio_console"),
     device("virtio_rng"),
+    device("virtio_vsock"),
     device("pci_config"),
     device("legacy_ports"),
 ];
@@ -118,6 +119,9 @@ const SCRIPTS: &[&str] = &[
     "s\0\0\0c\0\x02\0\x10\0\x020123456789abcdef\0\x02\x05\x01\0\x07s\0\0\0",
     "s\x01\0\x1dc\x01\x01\x01\x08\0\x04hostile!\x40\0\x05Rs\0\0\0c\x03\0\0\x08\0\x04gueststr",
     "p\x01\x04\x01\0\0p\x01\x10\x02\0\0\x08\x40p\x02\x04\x01\x02\x04g\x01\x10b\0\x14\0\0\x0fR",
+    // A guest's request to the host's port 1, a service's answer, and a client's greeting.
+    "s\0\0\0c\0\0\0\0\x10\x05c\0\0\0\0\x10\x05c\x01\0\0,\0\x08\x03\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\
+     \x09\0\0\0\x01\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0\x10\0\0\0\0\0\0h\x06\x01helloh\x0b\0CONNECT 1\nh\x01\x02",
 ];
 
 const fn target(

@@ -50,6 +50,7 @@ mod session;
 mod tests;
 mod transport;
 mod uring;
+mod vsock;
 
 use interrupt::Interrupt;
 
@@ -63,6 +64,7 @@ pub use rng::Entropy;
 pub use segments::Segments;
 pub use session::{Session, Wake};
 pub use transport::VirtioPci;
+pub use vsock::{CIDS, Vsock, VsockEnd};
 
 /// A virtio device without its transport.
 pub trait VirtioDevice: Send + std::fmt::Debug {

@@ -7,6 +7,7 @@ mod guest;
 mod hostile;
 mod net;
 mod session;
+mod vsock;
 
 use std::sync::Arc;
 
