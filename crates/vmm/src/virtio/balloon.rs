@@ -26,13 +26,35 @@ pub use control::{BalloonControl, GuestFigures};
 /// Features (§5.5.3).
 const F_STATS_VQ: u64 = 1 << 1;
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_PAGE_REPORTING: u64 = 1 << 5;
 
-/// The virtqueues (§5.5.2) for pages that go and come, for figures, for hints of free pages, which are
-/// not offered, and for reports of free pages.
-const INFLATE: u16 = 0;
+/// The virtqueues (§5.5.2): for pages that go, pages that come, figures, and two for reports of free
+/// pages. The specification gives them number 4; Linux counts only the virtqueues that it uses, as QEMU
+/// does, so that it is number 3, or 2 without figures. Reports of 32 pieces must find room.
+const QUEUE_SIZES: [u16; 5] = [128, 128, 16, 128, 128];
 const STATISTICS: u16 = 2;
-/// Linux offers the balloon 256 pages at once, in one buffer.
-const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
+
+/// What the driver uses a virtqueue for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Inflate,
+    Deflate,
+    Statistics,
+    Report,
+    Nothing,
+}
+
+impl Use {
+    fn of(queue: u16, features: u64) -> Self {
+        match queue {
+            0 => Self::Inflate,
+            1 => Self::Deflate,
+            STATISTICS if features & F_STATS_VQ != 0 => Self::Statistics,
+            _ if features & F_PAGE_REPORTING != 0 => Self::Report,
+            _ => Self::Nothing,
+        }
+    }
+}
 
 /// Bytes of a page as the balloon counts, whatever the guest's own are (§5.5.6).
 pub(super) const PAGE: u64 = 4096;
@@ -99,18 +121,21 @@ impl Balloon {
     }
 
     fn serve(&mut self, index: u16, session: &mut Session) -> Result<(), Error> {
-        let (memory, features) = (session.memory(), session.features());
-        match index {
-            STATISTICS if features & F_STATS_VQ != 0 => self.take_figures(session),
-            INFLATE => {
-                let release = Release::of(&memory);
-                session.drain(index, |_, request| {
-                    self.control.released(inflate(request, &memory, &release)?);
-                    Ok(0)
-                })
-            }
+        let memory = session.memory();
+        let release = Release::of(&memory);
+        match Use::of(index, session.features()) {
+            Use::Statistics => self.take_figures(session),
+            Use::Inflate => session.drain(index, |_, request| {
+                self.control.released(inflate(request, &memory, &release)?);
+                Ok(0)
+            }),
+            Use::Report => session.drain(index, |_, request| {
+                let pieces = request.room().pieces();
+                self.control.released(pieces.iter().map(|piece| release.release(piece)).sum());
+                Ok(0)
+            }),
             // Pages that come back are there when the guest touches them.
-            _ => session.drain(index, |_, _| Ok(0)),
+            Use::Deflate | Use::Nothing => session.drain(index, |_, _| Ok(0)),
         }
     }
 }
@@ -121,7 +146,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        F_STATS_VQ | F_DEFLATE_ON_OOM
+        F_STATS_VQ | F_DEFLATE_ON_OOM | F_PAGE_REPORTING
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -44,6 +44,11 @@ impl<'m> Segments<'m> {
         }
     }
 
+    /// The memory that is left.
+    pub(super) fn pieces(&self) -> &[VolatileSlice<'m>] {
+        &self.pieces[self.first..]
+    }
+
     /// Bytes that are left.
     pub fn left(&self) -> usize {
         self.left

@@ -10,6 +10,7 @@ use crate::virtio::{Balloon, BalloonControl};
 
 const F_STATS_VQ: u64 = 1 << 1;
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_PAGE_REPORTING: u64 = 1 << 5;
 const ALL: u64 = F_STATS_VQ | F_DEFLATE_ON_OOM;
 
 const PAGE: u64 = 4096;
@@ -178,5 +179,34 @@ fn a_wish_outlives_the_drivers_reset_and_what_the_driver_said_does_not() {
         assert_eq!(sizes(&driver), [2, 2], "the target is not the driver's to write");
         driver.reset();
         assert_eq!(control.actual(), 0);
+    }
+}
+
+#[test]
+fn reported_pages_go_back_to_the_host_from_wherever_a_driver_reports_them() {
+    for (features, index) in [
+        (F_PAGE_REPORTING, 2),
+        (F_PAGE_REPORTING, 4),
+        (F_PAGE_REPORTING | F_STATS_VQ, 3),
+        (F_PAGE_REPORTING | F_STATS_VQ, 4),
+    ] {
+        let control = control();
+        let (machine, _function, address) = Machine::with(Balloon::new(&control).unwrap());
+        let driver = Driver::bind(&machine, address);
+        let mut queues = driver.start_queues(features, QUEUE, 5);
+        let first = PAGES / PAGE;
+        fill(&machine.memory, first, 8);
+        let page = |number: u64| (first + number) * PAGE;
+        // Not a whole page, and nothing that is only to be read.
+        let report = [
+            (page(7), PAGE as u32, false),
+            (page(1), 2 * PAGE as u32, true),
+            (page(4) + 8, PAGE as u32, true),
+            (page(6), PAGE as u32, true),
+        ];
+        assert_eq!(queues[index].transact(&report), 0);
+        let found: Vec<u8> = (first..first + 8).map(|page| byte(&machine.memory, page)).collect();
+        assert_eq!(found, [7, 0, 0, 7, 7, 7, 0, 7], "{features:#x} {index}");
+        assert_eq!(control.released_bytes(), 3 * PAGE);
     }
 }
