@@ -559,6 +559,9 @@ pub(crate) struct MachineArgs {
     /// INDEX:PATH, for the disk of that number, counted from 0, which is an overlay.
     #[arg(long = "backing")]
     pub(crate) backings: Vec<String>,
+    /// INDEX:OPTIONS, for the disk of that number: how it is attached.
+    #[arg(long = "attach")]
+    pub(crate) attachments: Vec<String>,
     #[command(flatten)]
     pub(crate) boot: BootArgs,
     #[arg(long = "net")]

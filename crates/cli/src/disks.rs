@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use bootyard_image::qcow2::BackingFormat;
 use bootyard_import::Cancel;
-use bootyard_spec::{ByteSize, Class, DiskLife, Source, VmDisk};
+use bootyard_spec::{ByteSize, Class, DiskAttachment, DiskLife, Source, VmDisk};
 use bootyard_supervise::DiskFormat;
 use bootyard_volume::{Access, AttachedDisk, RunFolder, Store};
 use clap::{ArgGroup, Args};
@@ -24,8 +24,10 @@ use crate::{host, settings};
 pub(crate) struct DiskArgs {
     /// Volume of the store, or a file or device if it has a slash: `.qcow2`, or else raw; the first
     /// one is booted. With `,ephemeral` it is only read, and what the guest writes is thrown away when
-    /// the machine stops; `,size=20Gi` gives the guest a larger disk then
-    #[arg(long = "disk", value_name = "VOLUME|FILE[,ephemeral[,size=QTY]]", group = "boot")]
+    /// the machine stops; `,size=20Gi` gives the guest a larger disk then. `,readonly` keeps the guest
+    /// from writing, `,bus=scsi` attaches the disk to a SCSI bus, `,cache=writethrough` makes every write
+    /// durable, and `,serial=TEXT` is its serial number
+    #[arg(long = "disk", value_name = "VOLUME|FILE[,OPTION…]", group = "boot")]
     disks: Vec<DiskArg>,
     /// Container image with a disk, docker://…, oci:PATH, oci-archive:PATH or docker-archive:PATH:
     /// fetched once, only read, and what the guest writes is thrown away when the machine stops
@@ -34,6 +36,9 @@ pub(crate) struct DiskArgs {
     /// Empty disk of this size, thrown away when the machine stops
     #[arg(long = "empty-disk", value_name = "QTY")]
     empty_disks: Vec<ByteSize>,
+    /// Disc in a CD-ROM drive: volume of the store, or a file if it has a slash
+    #[arg(long = "cdrom", value_name = "VOLUME|FILE[,serial=TEXT]")]
+    cdroms: Vec<CdromArg>,
 }
 
 impl DiskArgs {
@@ -54,24 +59,29 @@ impl DiskArgs {
     }
 }
 
-/// `NAME[,ephemeral[,size=QTY]]`.
+/// `NAME[,ephemeral[,size=QTY]][,readonly][,bus=BUS][,cache=MODE][,serial=TEXT]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct DiskArg {
     name: String,
     ephemeral: bool,
+    read_only: bool,
     size: Option<ByteSize>,
+    attachment: DiskAttachment,
 }
 
 impl FromStr for DiskArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut name, mut size, mut ephemeral) = (text, None, false);
+        let (mut name, mut size, mut ephemeral, mut read_only) = (text, None, false, false);
+        let mut attachment = DiskAttachment::default();
         // From the end, so that a name may have commas.
         while let Some((rest, option)) = name.rsplit_once(',') {
             match option.strip_prefix("size=") {
                 Some(quantity) if size.is_none() => size = Some(parse_size(quantity)?),
                 None if option == "ephemeral" && !ephemeral => ephemeral = true,
+                None if option == "readonly" && !read_only => read_only = true,
+                None if attach_option(&mut attachment, option)? => {}
                 _ => break,
             }
             name = rest;
@@ -82,7 +92,44 @@ impl FromStr for DiskArg {
         if size.is_some() && !ephemeral {
             return Err(format!("`size=` is for ephemeral disks: `{name},ephemeral,size=…`"));
         }
-        Ok(Self { name: name.to_owned(), ephemeral, size })
+        if ephemeral && read_only {
+            return Err("a disk is `ephemeral` or `readonly`".to_owned());
+        }
+        Ok(Self { name: name.to_owned(), ephemeral, read_only, size, attachment })
+    }
+}
+
+/// Takes an option of how a disk is attached. What the guest sees has a flag of its own.
+fn attach_option(attachment: &mut DiskAttachment, option: &str) -> Result<bool, String> {
+    if option.starts_with("device=") {
+        return Ok(false);
+    }
+    attachment.set(option).map_err(|error| error.to_string())
+}
+
+/// `NAME[,serial=TEXT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct CdromArg {
+    name: String,
+    attachment: DiskAttachment,
+}
+
+impl FromStr for CdromArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut attachment = DiskAttachment::cdrom();
+        let name = match text.rsplit_once(',') {
+            Some((name, option)) if option.starts_with("serial=") => {
+                attach_option(&mut attachment, option)?;
+                name
+            }
+            _ => text,
+        };
+        if name.is_empty() {
+            return Err("expected a volume or a file".to_owned());
+        }
+        Ok(Self { name: name.to_owned(), attachment })
     }
 }
 
@@ -191,7 +238,8 @@ impl Scratch {
         };
         self.below.push(lock);
         let path = self.place(size.bytes(), Some(format))?;
-        Ok(VmDisk { path, read_only: false, life: DiskLife::Overlay(below) })
+        let (life, attachment) = (DiskLife::Overlay(below), DiskAttachment::default());
+        Ok(VmDisk { path, read_only: false, life, attachment })
     }
 }
 
@@ -202,14 +250,20 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
     let (mut disks, mut scratch) = (Vec::new(), Scratch::default());
     check(args)?;
     for disk in &args.disks.disks {
-        let (path, access) = attach(&store, &disk.name, disk.ephemeral)?;
+        let (path, access) = attach(&store, &disk.name, disk.ephemeral || disk.read_only)?;
         let life = match access {
             Access::WriteShared => DiskLife::Shared,
             _ => DiskLife::Kept,
         };
         disks.push(match disk.ephemeral {
-            true => scratch.overlay(path, reading(&store, &disk.name)?, disk.size)?,
-            false => VmDisk { path, read_only: false, life },
+            true => {
+                let overlay = scratch.overlay(path, reading(&store, &disk.name)?, disk.size)?;
+                VmDisk { attachment: disk.attachment.clone(), ..overlay }
+            }
+            false => {
+                let (read_only, attachment) = (disk.read_only, disk.attachment.clone());
+                VmDisk { path, read_only, life, attachment }
+            }
         });
     }
     for ContainerDiskArg { image, size } in &args.disks.container_disks {
@@ -223,7 +277,13 @@ pub(crate) fn resolve(args: &RunArgs, cancel: &Cancel) -> Result<Disks, Failure>
     for (index, capacity) in args.disks.empty_disks.iter().enumerate() {
         let size = empty_capacity(&format!("empty-disk-{index}"), *capacity)?;
         let path = scratch.place(size.bytes(), None)?;
-        disks.push(VmDisk { path, read_only: false, life: DiskLife::Empty });
+        let (life, attachment) = (DiskLife::Empty, DiskAttachment::default());
+        disks.push(VmDisk { path, read_only: false, life, attachment });
+    }
+    for CdromArg { name, attachment } in &args.disks.cdroms {
+        let (path, _) = attach(&store, name, true)?;
+        let (life, attachment) = (DiskLife::Kept, attachment.clone());
+        disks.push(VmDisk { path, read_only: true, life, attachment });
     }
     Ok(Disks { disks, scratch })
 }
@@ -256,7 +316,9 @@ mod tests {
     #[test]
     fn options_stand_behind_the_name() {
         let disk = |name: &str, ephemeral, size: Option<u64>| {
-            Ok(DiskArg { name: name.to_owned(), ephemeral, size: size.map(ByteSize::from_bytes) })
+            let (name, size) = (name.to_owned(), size.map(ByteSize::from_bytes));
+            let attachment = DiskAttachment::default();
+            Ok(DiskArg { name, ephemeral, read_only: false, size, attachment })
         };
         for (text, expected) in [
             ("web", disk("web", false, None)),
@@ -274,6 +336,15 @@ mod tests {
             assert_eq!(text.parse(), expected, "{text}");
         }
         assert!("web,ephemeral,size=x".parse::<DiskArg>().is_err());
+        let attached = "a,b,bus=scsi,readonly,serial=s1".parse::<DiskArg>().unwrap();
+        assert_eq!((attached.name.as_str(), attached.read_only), ("a,b", true));
+        assert_eq!(attached.attachment.to_string(), "bus=scsi,serial=s1");
+        for text in ["web,bus=ide", "web,ephemeral,readonly", "web,serial=a b"] {
+            assert!(text.parse::<DiskArg>().is_err(), "{text}");
+        }
+        let cdrom = "./a,b.iso,serial=cd".parse::<CdromArg>().unwrap();
+        assert_eq!(cdrom.name, "./a,b.iso");
+        assert_eq!(cdrom.attachment.to_string(), "device=cdrom,bus=scsi,serial=cd");
         let image = "docker://host:5/a/web:1,size=1Ki".parse::<ContainerDiskArg>().unwrap();
         assert_eq!(image.image, Source::Registry("host:5/a/web:1".to_owned()));
         assert_eq!(image.size, Some(ByteSize::from_bytes(1024)));

@@ -6,6 +6,7 @@
 //! environment, and nothing here is a wire format: manifests, JSON output and command-line flags
 //! are turned into these types at the edge.
 
+mod attachment;
 mod boot;
 mod digest;
 mod explain;
@@ -22,6 +23,9 @@ mod storage;
 mod url;
 mod vm;
 
+pub use attachment::{
+    DiskAttachment, DiskBus, DiskCache, DiskDevice, DiskSerial, ParseAttachmentError,
+};
 pub use boot::{BootSpec, KernelBoot};
 pub use digest::{Algorithm, Digest, ParseDigestError, Verified, Verifier, VerifyError};
 pub use explain::{Class, Explain, exit_code};

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::{BootSpec, ByteSize, CpuModel, CpuTopology, Firmware, HugePageSize, VmNetwork};
+use crate::{
+    BootSpec, ByteSize, CpuModel, CpuTopology, DiskAttachment, Firmware, HugePageSize, VmNetwork,
+};
 
 /// What one run of a virtual machine needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub struct VmSpec {
     pub start_paused: bool,
 }
 
-/// One disk of a machine: a virtio-blk device over a raw file, a qcow2 file or a block device.
+/// One disk of a machine, over a raw file, a qcow2 file or a block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmDisk {
     /// The file or block device.
@@ -49,6 +51,8 @@ pub struct VmDisk {
     pub read_only: bool,
     /// What is on it when the machine is started, and what becomes of that.
     pub life: DiskLife,
+    /// How the guest sees it.
+    pub attachment: DiskAttachment,
 }
 
 /// How long what a guest writes to a disk stays. A life of a machine ends when it is stopped or powers

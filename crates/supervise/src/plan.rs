@@ -5,8 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use bootyard_spec::{
-    BootSpec, ByteSize, CpuModel, CpuTopology, DiskLife, Firmware, HugePageSize, RebootPolicy,
-    VmDisk, VmNetwork, VmSpec,
+    BootSpec, ByteSize, CpuModel, CpuTopology, DiskAttachment, DiskLife, Firmware, HugePageSize,
+    RebootPolicy, VmDisk, VmNetwork, VmSpec,
 };
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
@@ -41,6 +41,8 @@ pub struct PlanDisk {
     pub format: DiskFormat,
     /// The disk that it is an overlay over. Whatever name stands in the image counts for nothing.
     pub backing: Option<PlanBacking>,
+    /// How the guest sees it.
+    pub attachment: DiskAttachment,
 }
 
 /// A disk under an overlay, which is only read.
@@ -98,7 +100,8 @@ impl LaunchPlan {
                 }
                 DiskLife::Kept | DiskLife::Shared | DiskLife::Empty => None,
             };
-            Ok(PlanDisk { format: format(&path)?, path, usage, backing })
+            let attachment = disk.attachment.clone();
+            Ok(PlanDisk { format: format(&path)?, path, usage, backing, attachment })
         };
         Ok(Self {
             name: spec.name.clone(),
@@ -168,8 +171,12 @@ mod tests {
 
     #[test]
     fn a_plan_has_what_the_specification_says() {
-        let disk =
-            |path: &str, read_only| VmDisk { path: path.into(), read_only, life: DiskLife::Kept };
+        let disk = |path: &str, read_only| VmDisk {
+            path: path.into(),
+            read_only,
+            life: DiskLife::Kept,
+            attachment: DiskAttachment::default(),
+        };
         let spec = VmSpec {
             name: "vm".to_owned(),
             cpus: CpuTopology::of_cores(NonZeroU32::MIN),
@@ -220,7 +227,8 @@ mod tests {
             ("a:b", Write, "a:b"),
         ] {
             let (path, format) = (path.into(), DiskFormat::Raw);
-            let disk = PlanDisk { path, usage, format, backing: None };
+            let attachment = DiskAttachment::default();
+            let disk = PlanDisk { path, usage, format, backing: None, attachment };
             let argument = disk_argument(&disk);
             assert_eq!(argument, expected);
             assert_eq!(parse_disk_argument(argument), (disk.path, usage));

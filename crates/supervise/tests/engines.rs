@@ -59,8 +59,13 @@ impl Guest {
         // QEMU's options are separated by commas.
         let path = dir.path().join("disk,1.raw");
         write_boot_sector(&path, code);
-        let disk =
-            PlanDisk { path, usage: DiskUsage::Write, format: DiskFormat::Raw, backing: None };
+        let disk = PlanDisk {
+            path,
+            usage: DiskUsage::Write,
+            format: DiskFormat::Raw,
+            backing: None,
+            attachment: bootyard_spec::DiskAttachment::default(),
+        };
         let plan = LaunchPlan {
             name: "guest".to_owned(),
             cpus: CpuTopology::of_cores(NonZeroU32::MIN),

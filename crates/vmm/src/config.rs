@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use bootyard_image::Disk;
 
 use crate::cpu::{CpuModel, CpuTopology};
+use crate::disks::{CdromConfig, DiskOptions};
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::memory::HugePages;
@@ -44,6 +45,8 @@ pub struct MachineConfig {
     pub boot: Boot,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// The CD-ROM drives.
+    pub cdroms: Vec<CdromConfig>,
     /// The network interfaces, in the order in which the guest finds them, at most [`NETWORKS_MAX`].
     pub networks: Vec<NetworkConfig>,
     /// Where the guest's serial console writes, byte by byte. While it blocks, the guest waits. It
@@ -101,6 +104,8 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// The serial number under which the guest sees it, at most 20 bytes of ASCII.
     pub serial: String,
+    /// How it shows itself.
+    pub options: DiskOptions,
 }
 
 /// A network interface of the machine.
@@ -144,8 +149,8 @@ impl MachineConfig {
         if self.name.contains('\0') {
             return refuse(format!("the name {:?} has a zero byte", self.name));
         }
-        if self.disks.len() > DISKS_MAX {
-            let count = self.disks.len();
+        let count = self.disks.len() + self.cdroms.len();
+        if count > DISKS_MAX {
             return refuse(format!("expected at most {DISKS_MAX} disks, got {count}"));
         }
         if self.networks.len() > NETWORKS_MAX {
@@ -207,6 +212,7 @@ pub(crate) mod tests {
             identity: Identity::new([7; 16]),
             boot: Boot::Kernel { kernel: Vec::new(), initrd: Vec::new(), cmdline: String::new() },
             disks: Vec::new(),
+            cdroms: Vec::new(),
             networks: Vec::new(),
             serial_output: Box::new(std::io::sink()),
             serial_input: None,

@@ -12,11 +12,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::config::MachineConfig;
+use crate::disks::Drives;
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
 use crate::gate::Gate;
 use crate::hv::{Crew, KICK_EVERY};
 use crate::legacy::SerialPort;
+use crate::scsi::Drive;
 use crate::state::{By, Event, Notice, State};
 use crate::statistics::{Counters, Statistics};
 
@@ -40,6 +43,7 @@ struct Shared {
     reset_by_user: AtomicBool,
     restarts: AtomicU64,
     counters: Counters,
+    drives: Drives,
     observer: Option<Observer>,
 }
 
@@ -149,6 +153,16 @@ impl Control {
     /// The counters that the machine's devices count with.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// The drives of the machine's SCSI bus by their names, once it has started: disks, and CD-ROM drives,
+    /// whose media can be changed.
+    pub fn drives(&self) -> Vec<(String, Arc<Drive>)> {
+        self.shared.drives.all()
+    }
+
+    pub(crate) fn make_drives(&self, config: &MachineConfig) -> Result<Vec<Arc<Drive>>, Error> {
+        self.shared.drives.make(config, self)
     }
 
     pub(crate) fn gate(&self) -> &Arc<Gate> {

@@ -33,6 +33,7 @@ mod memory;
 pub mod net;
 pub mod pci;
 mod report;
+pub mod scsi;
 mod state;
 pub mod statistics;
 pub mod virtio;
@@ -44,7 +45,7 @@ pub use config::{
 };
 pub use control::{Control, Observer};
 pub use cpu::{CpuModel, CpuTopology};
-pub use disks::BlockSize;
+pub use disks::{BlockSize, CacheMode, CdromConfig, DiskBus, DiskOptions};
 pub use error::{Error, ErrorKind, LoadError, Place, Stuck};
 pub use exit::Exit;
 pub use identity::{Chassis, Identity};

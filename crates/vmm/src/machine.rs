@@ -15,8 +15,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::{firmware, layout};
 use crate::bus::BusDevice;
-use crate::config::{Boot, MachineConfig, Reboot};
+use crate::config::{Boot, DiskConfig, MachineConfig, Reboot};
 use crate::control::{Control, Running, start_typing};
+use crate::disks::{CacheMode, DiskBus};
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
 use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads, Vm};
@@ -26,7 +27,7 @@ use crate::memory;
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
 use crate::state::By;
-use crate::virtio::{Block, Entropy, Net, VirtioDevice, VirtioPci};
+use crate::virtio::{Block, Entropy, Net, Scsi, VirtioDevice, VirtioPci};
 
 /// A machine that can be run.
 pub struct Machine {
@@ -145,8 +146,9 @@ fn add_pci(
         device: "PCI devices",
         source,
     };
+    let scsi = scsi_device(config, control)?;
     for (device, failures) in
-        network_devices(config, control).chain(virtio_devices(config, control))
+        network_devices(config, control).chain(virtio_devices(config, control)).chain(scsi)
     {
         let (msi, doorbells) = (Arc::clone(vm), Arc::clone(vm));
         let on_fault = Box::new(move |fault| failures.add(&fault));
@@ -161,13 +163,13 @@ fn add_pci(
     Ok(())
 }
 
+/// A device of the bus, and where its failures go.
+type Attached = (Box<dyn VirtioDevice>, Failures);
+
 /// The network interfaces, and where their failures go. They have the first slots, so that what the guest
 /// calls them does not change with the number of disks.
-fn network_devices(
-    config: &MachineConfig,
-    control: &Control,
-) -> impl Iterator<Item = (Box<dyn VirtioDevice>, Failures)> {
-    config.networks.iter().map(|network| -> (Box<dyn VirtioDevice>, _) {
+fn network_devices(config: &MachineConfig, control: &Control) -> impl Iterator<Item = Attached> {
+    config.networks.iter().map(|network| -> Attached {
         let failures = Failures::new(&config.report, &format!("network `{}`", network.name));
         let failed = failures.clone();
         let net = Net::new(network.mac, Arc::clone(&network.backend))
@@ -179,20 +181,31 @@ fn network_devices(
 }
 
 /// The other devices in the order of their slots, and where their failures go.
-fn virtio_devices(
-    config: &MachineConfig,
-    control: &Control,
-) -> impl Iterator<Item = (Box<dyn VirtioDevice>, Failures)> {
-    let disks = config.disks.iter().map(move |disk| -> (Box<dyn VirtioDevice>, _) {
+fn virtio_devices(config: &MachineConfig, control: &Control) -> impl Iterator<Item = Attached> {
+    let own = |disk: &&DiskConfig| disk.options.bus == DiskBus::Virtio;
+    let disks = config.disks.iter().filter(own).map(move |disk| -> Attached {
         let failures = Failures::new(&config.report, &format!("disk `{}`", disk.name));
         let failed = failures.clone();
         let block = Block::new(Arc::clone(&disk.disk), disk.read_only, &disk.serial)
             .queues(config.topology.count().unwrap_or(1))
+            .write_through(disk.options.cache == CacheMode::WriteThrough)
+            .block_size(disk.options.block_size)
             .counters(control.counters().disk(&disk.name));
         (Box::new(block.on_error(move |error| failed.add(error))), failures)
     });
     let entropy = Failures::new(&config.report, "entropy device");
     disks.chain([(Box::new(Entropy::new()) as Box<dyn VirtioDevice>, entropy)])
+}
+
+/// The SCSI host device, if there is anything on its bus.
+fn scsi_device(config: &MachineConfig, control: &Control) -> Result<Option<Attached>, Error> {
+    let drives = control.make_drives(config)?;
+    if drives.is_empty() {
+        return Ok(None);
+    }
+    let failed = |error: io::Error| Error::Device { device: "SCSI bus", source: error.into() };
+    let device = Box::new(Scsi::new(drives).map_err(failed)?);
+    Ok(Some((device, Failures::new(&config.report, "SCSI bus"))))
 }
 
 /// Loads what the configuration boots and readies the processors for it.
@@ -240,7 +253,6 @@ fn interrupt_line() -> Result<EventFd, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DiskConfig;
     use bootyard_image::{Disk, Extent};
 
     /// A disk of a host that cannot read it.
@@ -267,6 +279,7 @@ mod tests {
             disk: Arc::new(Broken),
             read_only: true,
             serial: "disk-0".to_owned(),
+            options: crate::disks::DiskOptions::default(),
         };
         let config = MachineConfig {
             boot: Boot::FromDisk(Options::default()),

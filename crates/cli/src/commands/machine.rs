@@ -12,11 +12,14 @@ use std::sync::Arc;
 
 use bootyard_image::raw::RawDisk;
 use bootyard_image::{Disk, qcow2};
-use bootyard_spec::Class;
+use bootyard_spec::{Class, DiskAttachment, DiskCache, DiskDevice};
 use bootyard_supervise::{
     DiskFormat, DiskUsage, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
 };
-use bootyard_vmm::{DiskConfig, ErrorKind, Exit, Machine, MachineConfig, Reboot};
+use bootyard_vmm::{
+    CacheMode, CdromConfig, DiskBus, DiskConfig, DiskOptions, ErrorKind, Exit, Machine,
+    MachineConfig, Reboot,
+};
 use bootyard_volume::AttachedDisk;
 
 use self::link::Linked;
@@ -26,9 +29,20 @@ use crate::{boot, hardware, host, network, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let mut backings = backings(&args.backings)?;
-    let disks = args.disks.iter().enumerate();
-    let disks = disks.map(|(index, disk)| open(index, disk, backings.remove(&index)));
-    let disks: Vec<DiskConfig> = disks.collect::<Result<_, _>>()?;
+    let mut attachments = attachments(&args.attachments)?;
+    let (mut disks, mut cdroms) = (Vec::new(), Vec::new());
+    for (index, disk) in args.disks.iter().enumerate() {
+        let attachment = attachments.remove(&index).unwrap_or_default();
+        let disk = open(index, disk, backings.remove(&index), &attachment)?;
+        match attachment.device {
+            DiskDevice::Disk => disks.push(disk),
+            DiskDevice::Cdrom => cdroms.push(CdromConfig {
+                name: disk.name,
+                medium: Some(disk.disk),
+                serial: disk.serial,
+            }),
+        }
+    }
     let written: Vec<Arc<dyn Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
     let linked = Linked::new(args.link.as_deref())?;
     if args.paused {
@@ -44,6 +58,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         identity: hardware::identity(&args.hardware.firmware(&args.name)),
         boot: boot::boot(&args.boot.spec())?,
         disks,
+        cdroms,
         networks: network::interfaces(&args.name, &args.networks)?,
         serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
         serial_input: Some(Box::new(io::stdin())),
@@ -89,11 +104,39 @@ fn backings(arguments: &[String]) -> Result<BTreeMap<usize, Box<dyn Disk>>, Fail
     opened.collect()
 }
 
+/// How disks are attached, by their numbers.
+fn attachments(arguments: &[String]) -> Result<BTreeMap<usize, DiskAttachment>, Failure> {
+    let parse = |argument: &String| {
+        let (index, options) = argument.split_once(':')?;
+        Some((index.parse().ok()?, options.parse().ok()?))
+    };
+    let parse = |argument| {
+        let what = || format!("expected INDEX:OPTIONS, got `{argument}`");
+        parse(argument).ok_or_else(|| Failure::new(Class::Usage, what()))
+    };
+    arguments.iter().map(parse).collect()
+}
+
+fn options(attachment: &DiskAttachment) -> DiskOptions {
+    DiskOptions {
+        bus: match attachment.bus {
+            bootyard_spec::DiskBus::Virtio => DiskBus::Virtio,
+            bootyard_spec::DiskBus::Scsi => DiskBus::Scsi,
+        },
+        cache: match attachment.cache {
+            DiskCache::WriteBack => CacheMode::WriteBack,
+            DiskCache::WriteThrough => CacheMode::WriteThrough,
+        },
+        ..DiskOptions::default()
+    }
+}
+
 /// Opens one disk, over another one if it is an overlay. The guest's writes go straight to it.
 fn open(
     index: usize,
     argument: &str,
     backing: Option<Box<dyn Disk>>,
+    attachment: &DiskAttachment,
 ) -> Result<DiskConfig, Failure> {
     let (path, usage) = parse_disk_argument(argument);
     let read_only = usage == DiskUsage::Read;
@@ -114,7 +157,11 @@ fn open(
         name: path.display().to_string(),
         disk,
         read_only,
-        serial: format!("disk-{index}"),
+        serial: match &attachment.serial {
+            Some(serial) => serial.as_str().to_owned(),
+            None => format!("disk-{index}"),
+        },
+        options: options(attachment),
     })
 }
 
@@ -165,7 +212,7 @@ mod tests {
         let file = fs_err::File::create_new(&path).unwrap();
         create(&FileAt::new(file.into()).unwrap(), &Create::new(1 << 20)).unwrap();
         for value in 1..3 {
-            let config = open(0, path.to_str().unwrap(), None).unwrap();
+            let config = open(0, path.to_str().unwrap(), None, &DiskAttachment::default()).unwrap();
             let writer = config.disk.writer().unwrap();
             let mut sector = [0; 512];
             config.disk.read_at(&mut sector, 512).unwrap();
@@ -184,7 +231,9 @@ mod tests {
         let overlay = home.disk(1);
         home.make(&overlay, 2 << 20, Some(qcow2::BackingFormat::Raw)).unwrap();
         let mut below = backings(&[format!("1:{}", base.display())]).unwrap();
-        let config = open(1, overlay.to_str().unwrap(), below.remove(&1)).unwrap();
+        let config =
+            open(1, overlay.to_str().unwrap(), below.remove(&1), &DiskAttachment::default())
+                .unwrap();
         let writer = config.disk.writer().unwrap();
         writer.write_at(&[6; 512], 512).unwrap();
         writer.flush().unwrap();
@@ -193,6 +242,6 @@ mod tests {
         assert_eq!((found[511], found[512], found[1023], found[1024]), (5, 6, 6, 5));
         assert_eq!(config.disk.virtual_size(), 2 << 20);
         assert!(fs_err::read(&base).unwrap() == vec![5; 1 << 20]);
-        assert!(open(1, overlay.to_str().unwrap(), None).is_err());
+        assert!(open(1, overlay.to_str().unwrap(), None, &DiskAttachment::default()).is_err());
     }
 }

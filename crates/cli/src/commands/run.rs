@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use bootyard_cloudinit::DiskImage;
 use bootyard_spec::{
-    ByteSize, Class, CpuTopology, DiskLife, Explain, GuestEnd, VmDisk, VmSpec, VolumeName,
+    ByteSize, Class, CpuTopology, DiskAttachment, DiskLife, Explain, GuestEnd, VmDisk, VmSpec,
+    VolumeName,
 };
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
@@ -84,7 +85,7 @@ fn seed(args: &RunArgs) -> Result<Option<DiskImage>, Failure> {
 }
 
 fn seed_disk(path: PathBuf) -> VmDisk {
-    VmDisk { path, read_only: true, life: DiskLife::Kept }
+    VmDisk { path, read_only: true, life: DiskLife::Kept, attachment: DiskAttachment::default() }
 }
 
 fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
@@ -172,7 +173,7 @@ fn no_volume(disk: &str, error: impl std::error::Error + Send + Sync + 'static) 
 /// other QEMUs; those that are returned keep out our own machine.
 fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
     let mut locks = Vec::new();
-    for (index, VmDisk { path, read_only, life }) in spec.disks.iter().enumerate() {
+    for (index, VmDisk { path, read_only, life, .. }) in spec.disks.iter().enumerate() {
         let path = match life {
             DiskLife::Kept | DiskLife::Shared => path,
             DiskLife::Overlay(below) => below,

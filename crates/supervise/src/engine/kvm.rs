@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bootyard_spec::{BootSpec, Class, GuestEnd, KernelBoot, RebootPolicy};
+use bootyard_spec::{BootSpec, Class, DiskAttachment, GuestEnd, KernelBoot, RebootPolicy};
 
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
@@ -65,6 +65,9 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     for (index, disk) in plan.disks.iter().enumerate() {
         if let Some(backing) = &disk.backing {
             option("--backing", &backing_argument(index, backing));
+        }
+        if disk.attachment != DiskAttachment::default() {
+            option("--attach", format!("{index}:{}", disk.attachment).as_ref());
         }
     }
     for network in &plan.networks {
@@ -161,9 +164,11 @@ mod tests {
             usage: if read_only { DiskUsage::Read } else { DiskUsage::Write },
             format: DiskFormat::Raw,
             backing: None,
+            attachment: DiskAttachment::default(),
         };
         let backing = PlanBacking { path: "/base,1".into(), format: DiskFormat::Raw };
-        let overlay = PlanDisk { backing: Some(backing), ..disk("/o.qcow2", false) };
+        let attachment = "bus=scsi,serial=s-1".parse().unwrap();
+        let overlay = PlanDisk { backing: Some(backing), attachment, ..disk("/o.qcow2", false) };
         let kernel = Some(KernelBoot {
             kernel: "/k".into(),
             initrd: Some("/i".into()),
@@ -191,7 +196,7 @@ mod tests {
             "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
              |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
              |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro\
-             |--backing=1:/base,1|--net=bridge=vm0|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
+             |--backing=1:/base,1|--attach=1:bus=scsi,serial=s-1|--net=bridge=vm0|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
              |--reboot=terminate|--link=8,9|--lifeline=7|--paused"
         );
     }

@@ -7,7 +7,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bootyard_spec::{Class, CpuModel, GuestEnd, KernelBoot, RebootPolicy};
+use bootyard_spec::{
+    Class, CpuModel, DiskBus, DiskCache, DiskDevice, GuestEnd, KernelBoot, RebootPolicy,
+};
 
 use super::child::Child;
 use super::qmp::Qmp;
@@ -83,12 +85,12 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Er
     for structure in hardware::smbios(&plan.firmware) {
         option("-smbios", structure);
     }
+    if plan.disks.iter().any(|disk| disk.attachment.bus == DiskBus::Scsi) {
+        option("-device", "virtio-scsi-pci,id=scsi".into());
+    }
     for (index, disk) in plan.disks.iter().enumerate() {
         option("-drive", drive(index, disk));
-        option(
-            "-device",
-            format!("virtio-blk-pci,drive=disk{index}{}", device(index, disk)).into(),
-        );
+        option("-device", device(index, disk).into());
     }
     if let Some(KernelBoot { kernel, initrd, .. }) = &plan.boot.kernel {
         option("-kernel", kernel.into());
@@ -126,8 +128,12 @@ fn drive(index: usize, disk: &PlanDisk) -> OsString {
         DiskUsage::Write | DiskUsage::Share => ",discard=unmap",
     };
     // A full host disk is an error that the guest sees, not a guest that stops without a word.
+    let cache = match disk.attachment.cache {
+        DiskCache::WriteBack => "",
+        DiskCache::WriteThrough => ",cache=writethrough",
+    };
     let mut drive = OsString::from(format!(
-        "if=none,id=disk{index},format={format},werror=report,rerror=report{access},file="
+        "if=none,id=disk{index},format={format},werror=report,rerror=report{access}{cache},file="
     ));
     push_path(&mut drive, &disk.path);
     if let Some(backing) = &disk.backing {
@@ -153,9 +159,16 @@ fn push_path(option: &mut OsString, path: &Path) {
 
 /// The first disk is the only one that the BIOS tries. One that is shared gets no lock of QEMU's own.
 fn device(index: usize, disk: &PlanDisk) -> String {
+    let model = match (disk.attachment.bus, disk.attachment.device) {
+        (DiskBus::Virtio, _) => "virtio-blk-pci",
+        (DiskBus::Scsi, DiskDevice::Disk) => "scsi-hd,bus=scsi.0",
+        (DiskBus::Scsi, DiskDevice::Cdrom) => "scsi-cd,bus=scsi.0",
+    };
     let boot = if index == 0 { ",bootindex=0" } else { "" };
     let share = if disk.usage == DiskUsage::Share { ",share-rw=on" } else { "" };
-    format!("{boot}{share}")
+    let serial = disk.attachment.serial.as_ref();
+    let serial = serial.map_or(String::new(), |serial| format!(",serial={}", serial.as_str()));
+    format!("{model},drive=disk{index}{boot}{share}{serial}")
 }
 
 /// A value within a comma-separated option, where a comma is written twice.
@@ -226,7 +239,7 @@ impl Running for Machine {
 mod tests {
     use std::num::NonZeroU32;
 
-    use bootyard_spec::{BootSpec, ByteSize, CpuTopology, Firmware, Uuid};
+    use bootyard_spec::{BootSpec, ByteSize, CpuTopology, DiskAttachment, Firmware, Uuid};
 
     use super::*;
     use crate::PlanBacking;
@@ -237,6 +250,7 @@ mod tests {
             usage: if read_only { DiskUsage::Read } else { DiskUsage::Write },
             format,
             backing: None,
+            attachment: DiskAttachment::default(),
         };
         LaunchPlan {
             name: "a,b".to_owned(),
@@ -342,6 +356,24 @@ mod tests {
             LaunchPlan { reboot_policy: RebootPolicy::Terminate, start_paused: true, ..plan(&[]) };
         let line = line(&plan, false);
         assert!(line.contains(" -action reboot=shutdown -S "), "{line}");
+    }
+
+    #[test]
+    fn disks_are_attached_as_they_are_told_to() {
+        let disks = [("/a", false, DiskFormat::Raw), ("/b", true, DiskFormat::Raw)];
+        let mut plan = plan(&disks);
+        plan.disks[0].attachment = "bus=scsi,cache=writethrough,serial=s1".parse().unwrap();
+        plan.disks[1].attachment = DiskAttachment::cdrom();
+        let line = line(&plan, false);
+        for expected in [
+            "-device virtio-scsi-pci,id=scsi -drive if=none,id=disk0,",
+            ",discard=unmap,cache=writethrough,file=/a ",
+            "-device scsi-hd,bus=scsi.0,drive=disk0,bootindex=0,serial=s1 ",
+            "-device scsi-cd,bus=scsi.0,drive=disk1 ",
+        ] {
+            assert!(line.contains(expected), "{expected}: {line}");
+        }
+        assert_eq!(line.matches("virtio-scsi-pci").count(), 1);
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl<'m> Segments<'m> {
 
     /// Cuts off the first `len` bytes of those that are left, or all there are, for use elsewhere.
     /// They count as done here.
-    pub(super) fn take_front(&mut self, len: usize) -> Self {
+    pub(crate) fn take_front(&mut self, len: usize) -> Self {
         let len = len.min(self.left);
         let done = self.done + len;
         let rest = self.split_off(len).expect("there are so many");

@@ -6,6 +6,7 @@ mod console;
 mod guest;
 mod hostile;
 mod net;
+mod scsi;
 mod session;
 mod vsock;
 

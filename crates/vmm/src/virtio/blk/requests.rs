@@ -22,6 +22,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{F_DISCARD, F_FLUSH, F_WRITE_ZEROES, RANGE_SECTORS_MAX, RANGES_MAX};
 use super::{SECTOR, SERIAL_SIZE, Shared};
+use crate::virtio::disk_io::BUFFER_SIZE;
 use crate::virtio::segments::Patience;
 use crate::virtio::uring::{FileRead, Reads};
 use crate::virtio::{Error, Request, Segments, Session, Virtqueue, Wake};
@@ -31,10 +32,6 @@ const HEADER_SIZE: usize = 16;
 
 /// Bytes of one range to discard or zero: sector, count, flags.
 const RANGE_SIZE: usize = 16;
-
-/// Data that cannot go straight passes through a buffer of this size, a multiple of every cluster
-/// size that is common.
-const BUFFER_SIZE: usize = 256 << 10;
 
 /// Most requests that are done before the driver hears of it.
 const BATCH_MAX: usize = 32;
