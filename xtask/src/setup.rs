@@ -56,6 +56,8 @@ const PACKAGES: &[Package] = &[
     package("strace", Need::Test, "makes a disk fail under the store"),
     package("gdisk", Need::Test, "sgdisk is the oracle for moved partition tables"),
     package("g++", Need::Test, "compiles the fuzzer"),
+    package("passt", Need::Test, "a network of the machine, beside our own"),
+    package("iproute2", Need::Test, "makes tap devices"),
     package("python3", Need::Test, "makes the hostile images"),
     package("pigz", Need::Test, "oracle and rival for gzip"),
     package("xz-utils", Need::Test, "oracle and rival for xz"),

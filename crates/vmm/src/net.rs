@@ -19,6 +19,8 @@ mod header;
 mod passt;
 mod resolvers;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod user;
 
 use std::fmt;

@@ -2,11 +2,13 @@
 
 mod guest;
 mod sockets;
+mod v6;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::wire::IpAddress;
 
@@ -23,7 +25,11 @@ fn pattern(len: usize) -> Vec<u8> {
 
 /// A server on the host that sends back what it gets, until the end.
 fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    echo_server_at("127.0.0.1:0")
+}
+
+fn echo_server_at(address: &str) -> SocketAddr {
+    let listener = TcpListener::bind(address).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -41,6 +47,10 @@ fn echo_server() -> SocketAddr {
 /// Sends `data` from the guest to a server that echoes, and gives what came back.
 fn echoed(lab: &mut Lab, data: &[u8]) -> Vec<u8> {
     let handle = lab.connect(echo_server().port());
+    echoed_by(lab, handle, data)
+}
+
+fn echoed_by(lab: &mut Lab, handle: SocketHandle, data: &[u8]) -> Vec<u8> {
     let (mut sent, mut back) = (0, Vec::new());
     lab.run(Duration::from_secs(60), |lab| {
         let socket = lab.sockets.get_mut::<tcp::Socket<'_>>(handle);
@@ -127,7 +137,9 @@ fn the_host_is_reached_only_if_that_is_wanted() {
     let port = echo_server().port();
     let gateway = SocketAddr::from((GATEWAY, port));
     assert_eq!(config.destination(gateway, 0), None);
-    for address in ["127.0.0.1", "10.0.2.7", "0.0.0.0", "255.255.255.255", "224.0.0.1"] {
+    for address in
+        ["127.0.0.1", "10.0.2.7", "0.0.0.0", "255.255.255.255", "224.0.0.1", "169.254.169.254"]
+    {
         let to = SocketAddr::new(address.parse().unwrap(), port);
         assert_eq!(Lab::config().destination(to, 0), None, "{address}");
     }

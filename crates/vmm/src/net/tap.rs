@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use fs_err::{File, OpenOptions};
 use rustix::fs::OFlags;
-use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
+use rustix::net::{AddressFamily, SocketType};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Backend, FRAME_MAX, HEADER_LEN, feature};
@@ -18,6 +19,9 @@ use super::{Backend, FRAME_MAX, HEADER_LEN, feature};
 const SET_INTERFACE: Opcode = opcode::write::<c_int>(b'T', 202);
 const SET_OFFLOAD: Opcode = opcode::write::<c_int>(b'T', 208);
 const SET_HEADER_LEN: Opcode = opcode::write::<c_int>(b'T', 216);
+
+/// Request of sockios.h.
+const GET_MTU: Opcode = 0x8921;
 
 /// Flags of an interface: Ethernet frames, without a header of the tap's own, with virtio-net's.
 const TAP: u16 = 0x0002;
@@ -32,12 +36,21 @@ const OFFLOAD_TSO6: usize = 4;
 /// Length of an interface's name with the zero behind it.
 const NAME_LEN: usize = 16;
 
-/// `struct ifreq` of if.h, with flags.
+/// `struct ifreq` of if.h: a name, and a union that begins with flags or a number.
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; NAME_LEN],
-    flags: u16,
-    rest: [u8; 22],
+    value: [u8; 24],
+}
+
+impl InterfaceRequest {
+    fn new(name: &str) -> io::Result<Self> {
+        let mut request = Self { name: [0; NAME_LEN], value: [0; 24] };
+        let slot = request.name[..NAME_LEN - 1].get_mut(..name.len());
+        let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "the name is too long");
+        slot.ok_or_else(too_long)?.copy_from_slice(name.as_bytes());
+        Ok(request)
+    }
 }
 
 /// A tap device.
@@ -52,28 +65,30 @@ pub struct Tap {
 impl Tap {
     /// Opens the tap device with this name, which exists.
     pub fn open(name: &str) -> io::Result<Self> {
-        // Otherwise whoever may would make a new one, which is on no bridge and vanishes with the machine.
-        let about = |file: &str| fs_err::read_to_string(format!("/sys/class/net/{name}/{file}"));
-        let is_name = !name.is_empty() && name.len() < NAME_LEN && !name.contains('/');
-        if !is_name || about("tun_flags").is_err() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such tap device"));
-        }
-        let mtu = about("mtu").ok().and_then(|text| text.trim().parse().ok());
+        let mut request = InterfaceRequest::new(name)?;
+        // Asked for first, because opening would make what does not exist: on no bridge, and gone with
+        // the machine.
+        let mtu = mtu(name)?;
         let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
         let flags = rustix::fs::fcntl_getfl(&file)?;
         rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
-        let mut request = InterfaceRequest {
-            name: [0; NAME_LEN],
-            flags: TAP | NO_INFO | VNET_HEADER,
-            rest: [0; 22],
-        };
-        request.name[..name.len()].copy_from_slice(name.as_bytes());
+        request.value[..2].copy_from_slice(&(TAP | NO_INFO | VNET_HEADER).to_ne_bytes());
         // SAFETY: the request takes a pointer to `struct ifreq`, which this is, and keeps none.
         unsafe { ioctl(&file, Setter::<SET_INTERFACE, _>::new(request)) }?;
         // SAFETY: the request takes a pointer to an int.
         unsafe { ioctl(&file, Setter::<SET_HEADER_LEN, c_int>::new(HEADER_LEN as c_int)) }?;
         Ok(Self { file, mtu, spare: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice() })
     }
+}
+
+/// The MTU of an interface, if a device can have it.
+fn mtu(name: &str) -> io::Result<Option<u16>> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    let mut request = InterfaceRequest::new(name)?;
+    // SAFETY: the request takes a pointer to `struct ifreq`, which this is, writes it and keeps none.
+    unsafe { ioctl(&socket, Updater::<GET_MTU, _>::new(&mut request)) }?;
+    let [a, b, c, d, ..] = request.value;
+    Ok(u16::try_from(c_int::from_ne_bytes([a, b, c, d])).ok())
 }
 
 impl Backend for Tap {

@@ -1,6 +1,7 @@
 //! The guest: smoltcp's interface and sockets on a wire that may lose frames.
 
 use std::collections::VecDeque;
+use std::net::Ipv6Addr;
 
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -142,10 +143,20 @@ impl Lab {
         handle
     }
 
+    pub(super) fn add_v6(&mut self, address: Ipv6Addr, gateway: Ipv6Addr) {
+        let address = IpCidr::new(IpAddress::Ipv6(address), 120);
+        self.interface.update_ip_addrs(|addresses| addresses.push(address).unwrap());
+        self.interface.routes_mut().add_default_ipv6_route(gateway).unwrap();
+    }
+
     pub(super) fn connect(&mut self, port: u16) -> SocketHandle {
+        self.connect_to(IpAddress::Ipv4(GATEWAY), port)
+    }
+
+    pub(super) fn connect_to(&mut self, address: IpAddress, port: u16) -> SocketHandle {
         let handle = self.tcp();
         self.port += 1;
-        let (local, to) = (self.port, (IpAddress::Ipv4(GATEWAY), port));
+        let (local, to) = (self.port, (address, port));
         let context = self.interface.context();
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
         socket.connect(context, to, local).unwrap();
