@@ -127,8 +127,11 @@ fn the_gateway_answers_echo_requests_of_both_its_addresses() {
     }
 }
 
+/// Options of DHCP: codes and bodies.
+type Options = Vec<(u16, Vec<u8>)>;
+
 /// Sends a DHCP message, and gives the answer's type and options by their codes.
-fn dhcp(lab: &mut Lab, message: &[u8]) -> Option<(u8, Vec<(u16, Vec<u8>)>)> {
+fn dhcp(lab: &mut Lab, message: &[u8]) -> Option<(u8, Options)> {
     let mut body = vec![0; 8];
     body[..2].copy_from_slice(&546_u16.to_be_bytes());
     body[2..4].copy_from_slice(&547_u16.to_be_bytes());
