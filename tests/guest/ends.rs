@@ -36,7 +36,7 @@ fn a_guests_end_is_the_exit_code() {
     let lab = [&size[..], &["--disk", disk, "--file", script, "--", "sh", "/ends.sh"]].concat();
     let printed = need!(xtask(&lab));
     expect_test::expect![[r#"
-        kvm     KVM runs ordinary kernels
+        kvm        ok       KVM runs ordinary kernels
         power-off: exit 0, kernels started: 1
         Brought up 1 node, 2 CPUs
         nothing-to-boot: exit 7, kernels started: 0

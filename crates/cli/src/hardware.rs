@@ -32,6 +32,9 @@ pub(crate) struct HardwareArgs {
     /// chassis-version, chassis-serial, chassis-asset or chassis-sku
     #[arg(long, value_name = "FIELD=TEXT")]
     pub(crate) smbios: Vec<SmbiosText>,
+    /// Leave the machine's process unconfined, to find out what the sandbox forbids it
+    #[arg(long)]
+    pub(crate) no_sandbox: bool,
 }
 
 impl HardwareArgs {

@@ -42,6 +42,11 @@ pub(crate) const fn access(usage: DiskUsage) -> Access {
 /// Opens a disk that the user named for a look, and checks what would only surprise later: that it
 /// is a file or block device, is stored as its name says, and names no other file.
 pub(crate) fn look_at(path: &Path) -> Result<Box<dyn Disk>, Failure> {
+    read(path, open(path)?)
+}
+
+/// Opens a file or block device that the user named, without reading it.
+pub(crate) fn open(path: &Path) -> Result<FileAt, Failure> {
     let failed = |error| Failure::new(Class::Usage, error);
     // A pipe would block at its opening.
     let kind = fs_err::metadata(path).map_err(|error| match error.kind() {
@@ -56,7 +61,11 @@ pub(crate) fn look_at(path: &Path) -> Result<Box<dyn Disk>, Failure> {
         return Err(Failure::new(Class::Usage, what));
     }
     let file = fs_err::File::open(path).map_err(failed)?.into_file();
-    let storage = FileAt::new(file).map_err(failed)?;
+    FileAt::new(file).map_err(failed)
+}
+
+/// Reads how the disk in `storage` is stored, as its name says.
+pub(crate) fn read(path: &Path, storage: FileAt) -> Result<Box<dyn Disk>, Failure> {
     match format_by_name(path) {
         DiskFormat::Raw => Ok(Box::new(RawDisk::read_only(storage))),
         DiskFormat::Qcow2 => bootyard_image::open(storage).map_err(|error| unusable(path, &error)),

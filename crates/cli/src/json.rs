@@ -447,7 +447,7 @@ pub(crate) const fn content_name(content: Content) -> &'static str {
 
 /// What `doctor --json` prints.
 #[derive(Debug, Serialize)]
-pub(crate) struct DoctorLine {
+pub(crate) struct DoctorLine<'a> {
     /// `full`, `emulated` or `broken`.
     pub(crate) kvm: &'static str,
     /// The same in words, naming the instruction that does not work.
@@ -456,4 +456,17 @@ pub(crate) struct DoctorLine {
     pub(crate) qemu: Option<String>,
     /// What `--engine auto` takes here; null if nothing works.
     pub(crate) engine: Option<&'static str>,
+    /// Everything that was looked at.
+    pub(crate) findings: Vec<FindingEntry<'a>>,
+}
+
+/// One finding of the doctor.
+#[derive(Debug, Serialize)]
+pub(crate) struct FindingEntry<'a> {
+    pub(crate) name: &'static str,
+    /// `ok`, `limited` or `missing`.
+    pub(crate) state: &'static str,
+    pub(crate) detail: &'a str,
+    /// What helps; null where nothing has to.
+    pub(crate) remedy: Option<&'a str>,
 }

@@ -24,6 +24,8 @@ pub struct VmSpec {
     pub huge_pages: Option<HugePageSize>,
     /// Who the machine says it is.
     pub firmware: Firmware,
+    /// Confines the machine's process, so that a guest that attacks a device gets no further.
+    pub sandbox: bool,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<VmDisk>,
     /// The network interfaces, in the order in which the guest sees them.

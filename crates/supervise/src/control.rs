@@ -27,7 +27,7 @@ mod tests;
 pub mod wire;
 
 pub use client::{Client, ClientError, Keys, RawConsole};
-pub use link::{LinkEnd, serve as serve_link};
+pub use link::{LinkEnd, LinkEnds, serve as serve_link, take as take_link};
 pub use server::Server;
 pub use station::{EventSink, Remote, Station};
 

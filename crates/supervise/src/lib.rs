@@ -23,6 +23,7 @@ mod plan;
 mod run;
 mod serial_log;
 pub mod strategy;
+mod version;
 
 pub use cancel::Cancel;
 pub use choose::{Choice, HostFacts, KvmFact, choose_engine};
@@ -35,3 +36,4 @@ pub use plan::{
 };
 pub use run::{Observer, Outcome, run};
 pub use serial_log::{LogLimits, SerialLog};
+pub use version::version_of;

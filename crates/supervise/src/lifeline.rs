@@ -37,10 +37,13 @@ impl Lifeline {
     }
 }
 
-/// The machine's half: calls `then` on a thread of its own when the supervisor is gone. `number` is
-/// the descriptor that the command line names.
-pub fn watch(number: i32, then: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let mut pipe = File::open(format!("/proc/self/fd/{number}"))?;
+/// The machine's half, by the number of the descriptor that the command line names.
+pub fn take(number: i32) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{number}"))
+}
+
+/// Calls `then` on a thread of its own when the supervisor is gone, at the other end of `pipe`.
+pub fn watch(mut pipe: File, then: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name("lifeline".to_owned()).spawn(move || {
         // Both end of file and an error mean that nobody holds the other end any more.
         while pipe.read(&mut [0]).is_ok_and(|len| len > 0) {}
@@ -60,7 +63,7 @@ mod tests {
     fn closing_the_supervisors_end_wakes_the_machine() {
         let lifeline = Lifeline::new().unwrap();
         let (sent, received) = mpsc::channel();
-        watch(lifeline.number(), move || sent.send(()).unwrap()).unwrap();
+        watch(take(lifeline.number()).unwrap(), move || sent.send(()).unwrap()).unwrap();
         assert!(received.recv_timeout(Duration::from_millis(50)).is_err());
         drop(lifeline);
         received.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -68,6 +71,6 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_not_there_is_an_error() {
-        assert!(watch(99_999, || {}).is_err());
+        assert!(take(99_999).is_err());
     }
 }

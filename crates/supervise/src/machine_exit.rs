@@ -12,6 +12,8 @@ pub const RESET: u8 = 64;
 pub const CRASH: u8 = 65;
 /// The parent is gone: its end of the lifeline was closed.
 pub const ORPHANED: u8 = 66;
+/// The machine was ended by its sandbox, and said for which system call.
+pub const CONFINED: u8 = 67;
 
 /// The code for an end that the machine itself sees; ends that its supervisor decides have none.
 pub const fn code_of(end: GuestEnd) -> Option<u8> {
@@ -49,6 +51,7 @@ mod tests {
             assert_eq!(end_of(exit_code(class)), Err(class));
         }
         assert_eq!(end_of(ORPHANED), Err(Class::Engine));
+        assert_eq!(end_of(CONFINED), Err(Class::Engine));
         assert_eq!(end_of(101), Err(Class::Engine));
     }
 }

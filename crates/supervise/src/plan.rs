@@ -69,6 +69,8 @@ pub struct LaunchPlan {
     pub huge_pages: Option<HugePageSize>,
     /// Who the machine says it is.
     pub firmware: Firmware,
+    /// Confines the machine's process.
+    pub sandbox: bool,
     /// The disks in the order in which the guest sees them. The first one is booted.
     pub disks: Vec<PlanDisk>,
     /// The network interfaces in the order in which the guest sees them.
@@ -110,6 +112,7 @@ impl LaunchPlan {
             memory: spec.memory,
             huge_pages: spec.huge_pages,
             firmware: spec.firmware.clone(),
+            sandbox: spec.sandbox,
             disks: spec.disks.iter().map(disk).collect::<Result<_, E>>()?,
             networks: spec.networks.clone(),
             boot: spec.boot.clone(),
@@ -184,6 +187,7 @@ mod tests {
             memory: ByteSize::from_mib(256),
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
+            sandbox: true,
             disks: vec![disk("/a.qcow2", false), disk("/seed", true)],
             networks: Vec::new(),
             boot: BootSpec::default(),

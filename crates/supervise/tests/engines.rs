@@ -73,6 +73,7 @@ impl Guest {
             memory: ByteSize::from_mib(64),
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
+            sandbox: true,
             disks: vec![disk],
             networks: Vec::new(),
             boot: BootSpec::default(),

@@ -19,6 +19,7 @@ use crate::exit::{Exit, ExitLatch};
 use crate::gate::Gate;
 use crate::hv::{Crew, KICK_EVERY};
 use crate::legacy::SerialPort;
+use crate::sandbox::{self, Role};
 use crate::scsi::Drive;
 use crate::state::{By, Event, Notice, State};
 use crate::statistics::{Counters, Statistics};
@@ -253,7 +254,7 @@ pub(crate) fn start_typing(
             }
         }
     };
-    match std::thread::Builder::new().name("console-input".to_owned()).spawn(body) {
+    match sandbox::spawn(Role::Control, "console-input".to_owned(), body) {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::Device { device: "console input", source: error.into() }),
     }

@@ -6,6 +6,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the probe measures time and limits it")]
 
+mod host;
+
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use self::host::{landlock_version, probe_io_uring};
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::state::{self, CodeSegment, CpuState};
 use crate::bus::BusDevice;

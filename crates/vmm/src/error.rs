@@ -71,6 +71,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The sandbox cannot be had, and nobody said that it may be done without.
+    #[error("cannot enter the sandbox: {step} failed")]
+    Sandbox {
+        /// What failed.
+        step: &'static str,
+        /// How.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The kernel cannot be loaded.
     #[error("cannot load the guest's kernel")]
     Load(#[from] LoadError),
@@ -107,6 +116,7 @@ impl Error {
             Self::Load(_) | Self::FindBoot { .. } => ErrorKind::Boot,
             Self::Memory { .. }
             | Self::HugePages { .. }
+            | Self::Sandbox { .. }
             | Self::Device { .. }
             | Self::Panicked(_) => ErrorKind::Device,
         }
@@ -115,6 +125,7 @@ impl Error {
     /// A sentence on which the user can act.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Sandbox { .. } => "`--no-sandbox` runs the machine without it",
             Self::HugePages { free: None, .. } => {
                 "`grep pdpe1gb /proc/cpuinfo` tells whether the processor has pages of 1 GiB"
             }

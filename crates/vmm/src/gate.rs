@@ -5,12 +5,11 @@
 //! gate then looks who is in the guest. In a single order of all these accesses one of the two sees the
 //! other, so that no processor slips through.
 
+#![expect(unsafe_code, reason = "the clock of another thread is read")]
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-
-use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
 
 use crate::exit::ExitLatch;
 use crate::statistics::ProcessorStatistics;
@@ -70,17 +69,18 @@ pub(crate) struct Seat {
     in_guest: AtomicBool,
     nmi: AtomicBool,
     exits: [AtomicU64; REASONS.len()],
-    /// The kernel's account of the processor's thread.
-    account: OnceLock<OwnedFd>,
+    /// The clock that counts the time of the processor's thread.
+    clock: OnceLock<libc::clockid_t>,
 }
 
 impl Seat {
-    /// Opens the account of the calling thread, which is this processor's. Where `/proc` is out of reach
-    /// the processor's time stays unknown.
+    /// Remembers the clock of the calling thread, which is this processor's.
     pub(crate) fn take(&self) {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        if let Ok(account) = rustix::fs::open("/proc/thread-self/schedstat", flags, Mode::empty()) {
-            let _ = self.account.set(account);
+        let mut clock = 0;
+        // SAFETY: a thread's own handle is valid, and there is room for the answer.
+        let found = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock) };
+        if found == 0 {
+            let _ = self.clock.set(clock);
         }
     }
 
@@ -126,19 +126,19 @@ impl Seat {
     pub(crate) fn statistics(&self) -> ProcessorStatistics {
         let counts = self.exits.iter().map(|count| count.load(Ordering::Relaxed));
         ProcessorStatistics {
-            time: self.account.get().and_then(time_on_cpu),
+            time: self.clock.get().copied().and_then(time_on_cpu),
             exits: REASONS.into_iter().zip(counts).collect(),
         }
     }
 }
 
-/// The first number of the account: nanoseconds on a processor, guest's time included
-/// (Documentation/scheduler/sched-stats.rst).
-fn time_on_cpu(account: &OwnedFd) -> Option<Duration> {
-    let mut text = [0; 80];
-    let len = rustix::io::pread(account, &mut text, 0).ok()?;
-    let text = std::str::from_utf8(&text[..len]).ok()?;
-    text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+/// Time on a processor of the host, the guest's included; `None` for a thread that has ended.
+fn time_on_cpu(clock: libc::clockid_t) -> Option<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: there is room for the answer. A clock whose thread has ended is an error.
+    let read = unsafe { libc::clock_gettime(clock, &mut time) };
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    (read == 0).then(|| Duration::new(seconds, time.tv_nsec as u32))
 }
 
 #[cfg(test)]
@@ -188,8 +188,6 @@ mod tests {
         let before = seat.statistics().time.unwrap();
         let spent = (0..20_000_000_u64).fold(0, |sum: u64, n| sum.wrapping_mul(31) ^ n);
         std::hint::black_box(spent);
-        // The kernel brings the account up to date at a tick or a switch at the latest.
-        thread::sleep(Duration::from_millis(1));
         seat.count(ExitReason::PortWrite);
         seat.count(ExitReason::PortWrite);
         let after = seat.statistics();

@@ -9,4 +9,5 @@ mod vm;
 pub(crate) use threads::start_fake_processors;
 pub(crate) use threads::{Crew, KICK_EVERY, VcpuThreads};
 pub(crate) use vcpu::{Buses, Vcpu};
-pub(crate) use vm::{Kvm, Vm};
+pub use vm::Kvm;
+pub(crate) use vm::Vm;

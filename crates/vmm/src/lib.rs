@@ -33,6 +33,7 @@ mod memory;
 pub mod net;
 pub mod pci;
 mod report;
+pub mod sandbox;
 pub mod scsi;
 mod state;
 pub mod statistics;
@@ -48,6 +49,7 @@ pub use cpu::{CpuModel, CpuTopology};
 pub use disks::{BlockSize, CacheMode, CdromConfig, DiskBus, DiskOptions};
 pub use error::{Error, ErrorKind, LoadError, Place, Stuck};
 pub use exit::Exit;
+pub use hv::Kvm;
 pub use identity::{Chassis, Identity};
 #[doc(hidden)]
 pub use legacy::legacy_ports;

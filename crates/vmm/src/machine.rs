@@ -10,22 +10,24 @@ use std::sync::{Arc, Mutex};
 
 use bootyard_bootload::{BootPlan, Options};
 use jiff::Timestamp;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::arch::x86_64::state::CpuState;
 use crate::arch::x86_64::{firmware, layout};
 use crate::bus::BusDevice;
-use crate::config::{Boot, DiskConfig, MachineConfig, Reboot};
+use crate::config::{Boot, DiskConfig, MachineConfig, Reboot, Report};
 use crate::control::{Control, Running, start_typing};
 use crate::disks::{CacheMode, DiskBus};
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
 use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads, Vm};
 use crate::legacy::{KeyboardController, Output, PanicDevice, PowerPorts, Rtc, SerialPort};
-use crate::loader::{BootFiles, InitState, Kernel};
+use crate::loader::{BootFiles, InitState, Kernel, Write};
 use crate::memory;
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
+use crate::sandbox::{self, Role};
 use crate::state::By;
 use crate::virtio::{Block, Entropy, Net, Scsi, VirtioDevice, VirtioPci};
 
@@ -43,11 +45,9 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// A machine as `config` describes it. Fails if the configuration is impossible or this host
-    /// has no KVM.
-    pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
+    /// A machine as `config` describes it. Fails if the configuration is impossible.
+    pub fn new(kvm: Kvm, mut config: MachineConfig) -> Result<Self, Error> {
         config.check()?;
-        let kvm = Kvm::open()?;
         let output = std::mem::replace(&mut config.serial_output, Box::new(io::sink()));
         Ok(Self { config, kvm, output: Arc::new(Mutex::new(output)) })
     }
@@ -210,34 +210,53 @@ fn scsi_device(config: &MachineConfig, control: &Control) -> Result<Option<Attac
 
 /// Loads what the configuration boots and readies the processors for it.
 fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Result<(), Error> {
-    let plan;
-    let files = match &config.boot {
-        Boot::Kernel { kernel, initrd, cmdline } => BootFiles { kernel, initrd, cmdline },
-        Boot::FromDisk(options) => {
-            plan = find_on_disk(config, options)?;
-            BootFiles { kernel: &plan.kernel, initrd: &plan.initrd, cmdline: &plan.cmdline }
-        }
-    };
-    let kernel = Kernel::parse(files.kernel, config.memory_size())?;
-    let InitState { writes, cpu } = kernel.load(&files, config.memory_size(), firmware(config))?;
-    for write in writes {
-        let placed = memory.write_slice(&write.bytes, GuestAddress(write.address));
-        placed.expect("the loader checked every address against the memory");
-    }
+    let (source, disk, firmware) = (&config.boot, config.disks.first(), firmware(config));
+    let report = &config.report;
+    // A guest has written what is read here.
+    let loaded = sandbox::confined(Role::Reader, || load(source, disk, firmware, memory, report));
+    let cpu = loaded.map_err(|error| Error::Device {
+        device: "boot loader's thread",
+        source: error.into(),
+    })??;
     for vcpu in vcpus {
         vcpu.set_firmware_registers()?;
     }
     vcpus.first().expect("there is at least one processor").set_state(&cpu)
 }
 
-fn find_on_disk(config: &MachineConfig, options: &Options) -> Result<BootPlan, Error> {
-    let disk = config.disks.first().expect("the configuration was checked");
-    let options = Options { memory: Some(config.memory_size()), ..options.clone() };
-    let plan = bootyard_bootload::find(&disk.disk, &options)
+/// Puts kernel, initrd and what firmware leaves into memory. They are gone from ours then.
+fn load(
+    source: &Boot,
+    disk: Option<&DiskConfig>,
+    firmware: [Write<'static>; 3],
+    memory: &GuestMemoryMmap,
+    report: &Report,
+) -> Result<CpuState, Error> {
+    let size = memory.iter().map(GuestMemoryRegion::len).sum();
+    let plan;
+    let files = match source {
+        Boot::Kernel { kernel, initrd, cmdline } => BootFiles { kernel, initrd, cmdline },
+        Boot::FromDisk(options) => {
+            let options = Options { memory: Some(size), ..options.clone() };
+            plan = find_on_disk(disk.expect("the configuration was checked"), &options, report)?;
+            BootFiles { kernel: &plan.kernel, initrd: &plan.initrd, cmdline: &plan.cmdline }
+        }
+    };
+    let kernel = Kernel::parse(files.kernel, size)?;
+    let InitState { writes, cpu } = kernel.load(&files, size, firmware)?;
+    for write in writes {
+        let placed = memory.write_slice(&write.bytes, GuestAddress(write.address));
+        placed.expect("the loader checked every address against the memory");
+    }
+    Ok(cpu)
+}
+
+fn find_on_disk(disk: &DiskConfig, options: &Options, report: &Report) -> Result<BootPlan, Error> {
+    let plan = bootyard_bootload::find(&disk.disk, options)
         .map_err(|source| Error::FindBoot { disk: disk.name.clone(), source })?;
     if !plan.console_on_serial {
         let BootPlan { entry, .. } = &plan;
-        (config.report)(&format!(
+        report(&format!(
             "the boot entry `{entry}` does not speak on the serial port, for which its command \
              line needs `console=ttyS0`"
         ));
@@ -281,12 +300,10 @@ mod tests {
             serial: "disk-0".to_owned(),
             options: crate::disks::DiskOptions::default(),
         };
-        let config = MachineConfig {
-            boot: Boot::FromDisk(Options::default()),
-            disks: vec![disk],
-            ..crate::config::tests::config()
+        let error = {
+            let report: Report = Arc::new(|_| {});
+            find_on_disk(&disk, &Options::default(), &report).unwrap_err()
         };
-        let error = find_on_disk(&config, &Options::default()).unwrap_err();
         assert_eq!(error.to_string(), "cannot boot from disk `/vm/root.raw`");
     }
 }

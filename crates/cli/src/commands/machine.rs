@@ -1,81 +1,53 @@
 //! `bootyard machine`: the KVM machine in this process. `supervise`'s engine starts it as its child
 //! and learns from the exit code how the guest ended.
 
+mod drives;
 mod link;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use bootyard_image::raw::RawDisk;
-use bootyard_image::{Disk, qcow2};
-use bootyard_spec::{Class, DiskAttachment, DiskCache, DiskDevice};
-use bootyard_supervise::{
-    DiskFormat, DiskUsage, lifeline, machine_exit, parse_backing_argument, parse_disk_argument,
-};
-use bootyard_vmm::{
-    CacheMode, CdromConfig, DiskBus, DiskConfig, DiskOptions, ErrorKind, Exit, Machine,
-    MachineConfig, Reboot,
-};
-use bootyard_volume::AttachedDisk;
+use bootyard_image::Disk;
+use bootyard_spec::Class;
+use bootyard_supervise::{control::take_link, lifeline, machine_exit};
+use bootyard_vmm::sandbox::{self, Role};
+use bootyard_vmm::{ErrorKind, Exit, Kvm, Machine, MachineConfig, Reboot};
 
 use self::link::Linked;
 use crate::args::MachineArgs;
 use crate::error::Failure;
-use crate::{boot, hardware, host, network, output};
+use crate::{boot, hardware, network, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
-    let mut backings = backings(&args.backings)?;
-    let mut attachments = attachments(&args.attachments)?;
-    let (mut disks, mut cdroms) = (Vec::new(), Vec::new());
-    for (index, disk) in args.disks.iter().enumerate() {
-        let attachment = attachments.remove(&index).unwrap_or_default();
-        let disk = open(index, disk, backings.remove(&index), &attachment)?;
-        match attachment.device {
-            DiskDevice::Disk => disks.push(disk),
-            DiskDevice::Cdrom => cdroms.push(CdromConfig {
-                name: disk.name,
-                medium: Some(disk.disk),
-                serial: disk.serial,
-            }),
-        }
-    }
-    let written: Vec<Arc<dyn Disk>> = disks.iter().map(|disk| disk.disk.clone()).collect();
-    let linked = Linked::new(args.link.as_deref())?;
+    // Everything that the machine needs is opened before it gives up the right to.
+    let kvm = Kvm::open().map_err(failure)?;
+    let drives = drives::open(args)?;
+    let lifeline = args.lifeline.map(lifeline::take).transpose().map_err(other)?;
+    let link = args.link.as_deref().map(take_link).transpose().map_err(other)?;
+    let linked = Linked::new();
     if args.paused {
         linked.control.pause();
     }
-    let tell = linked.device_failures();
-    let config = MachineConfig {
-        name: args.name.clone(),
-        topology: hardware::topology(args.hardware.cpus),
-        cpu_model: hardware::model(args.hardware.cpu_model),
-        memory: args.hardware.memory.bytes(),
-        huge_pages: args.hardware.hugepages.map(hardware::huge_pages),
-        identity: hardware::identity(&args.hardware.firmware(&args.name)),
-        boot: boot::boot(&args.boot.spec())?,
-        disks,
-        cdroms,
-        networks: network::interfaces(&args.name, &args.networks)?,
-        serial_output: Box::new(stdout().map_err(|error| Failure::new(Class::Other, error))?),
-        serial_input: Some(Box::new(io::stdin())),
-        reboot: match args.reboot.as_deref() {
-            Some("terminate") => Reboot::Terminate,
-            _ => Reboot::Restart,
-        },
-        report: Arc::new(move |line| {
-            output::error(&format!("{line}\n"));
-            tell(line);
-        }),
-    };
-    if let Some(number) = args.lifeline {
-        lifeline::watch(number, || exit(machine_exit::ORPHANED))
-            .map_err(|error| Failure::new(Class::Other, error))?;
+    let mut config = config(args, &linked)?;
+    if !args.hardware.no_sandbox {
+        enter_sandbox(&config)?;
     }
-    let run = Machine::new(config).and_then(|machine| machine.run(&linked.control));
+    if let Some(pipe) = lifeline {
+        lifeline::watch(pipe, || exit(machine_exit::ORPHANED)).map_err(other)?;
+    }
+    if let Some(ends) = link {
+        linked.serve(ends)?;
+    }
+    // A guest has written what is read from here on.
+    let read = sandbox::confined(Role::Disk, || drives::read(drives));
+    (config.disks, config.cdroms) = read.map_err(other)??;
+    let written: Vec<Arc<dyn Disk>> =
+        config.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
+    let machine = Machine::new(kvm, config);
+    let run = machine.and_then(|machine| machine.run(&linked.control));
     let run = run.inspect_err(|error| linked.failed(error));
     // A guest that ended without a flush has lost nothing but by a power cut, and this is none,
     // however the machine ended. One disk that fails is no reason to lose what is on the others.
@@ -86,83 +58,54 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(code(&exit)))
 }
 
+fn other(error: io::Error) -> Failure {
+    Failure::new(Class::Other, error)
+}
+
+/// The machine, its drives aside.
+fn config(args: &MachineArgs, linked: &Linked) -> Result<MachineConfig, Failure> {
+    let tell = linked.device_failures();
+    Ok(MachineConfig {
+        name: args.name.clone(),
+        topology: hardware::topology(args.hardware.cpus),
+        cpu_model: hardware::model(args.hardware.cpu_model),
+        memory: args.hardware.memory.bytes(),
+        huge_pages: args.hardware.hugepages.map(hardware::huge_pages),
+        identity: hardware::identity(&args.hardware.firmware(&args.name)),
+        boot: boot::boot(&args.boot.spec())?,
+        disks: Vec::new(),
+        cdroms: Vec::new(),
+        networks: network::interfaces(&args.name, &args.networks)?,
+        serial_output: Box::new(stdout().map_err(other)?),
+        serial_input: Some(Box::new(io::stdin())),
+        reboot: match args.reboot.as_deref() {
+            Some("terminate") => Reboot::Terminate,
+            _ => Reboot::Restart,
+        },
+        report: Arc::new(move |line| {
+            output::error(&format!("{line}\n"));
+            tell(line);
+        }),
+    })
+}
+
 /// Standard output without the buffer of [`io::Stdout`], which would not let a machine end whose
 /// console nobody reads.
 fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Opens what overlays lie over, by the number of the overlay. The process that started this one, and
-/// whose end is its end, has it locked.
-fn backings(arguments: &[String]) -> Result<BTreeMap<usize, Box<dyn Disk>>, Failure> {
-    let opened = arguments.iter().map(|argument| {
-        let parsed = parse_backing_argument(argument);
-        let what = || format!("expected INDEX:PATH, got `{argument}`");
-        let (index, path) = parsed.ok_or_else(|| Failure::new(Class::Usage, what()))?;
-        Ok((index, host::look_at(&path)?))
-    });
-    opened.collect()
-}
-
-/// How disks are attached, by their numbers.
-fn attachments(arguments: &[String]) -> Result<BTreeMap<usize, DiskAttachment>, Failure> {
-    let parse = |argument: &String| {
-        let (index, options) = argument.split_once(':')?;
-        Some((index.parse().ok()?, options.parse().ok()?))
+/// Gives up whatever `config` does not need.
+fn enter_sandbox(config: &MachineConfig) -> Result<(), Failure> {
+    let options = sandbox::Options {
+        tcp: !config.networks.is_empty(),
+        exit_code: machine_exit::CONFINED,
+        ..sandbox::Options::default()
     };
-    let parse = |argument| {
-        let what = || format!("expected INDEX:OPTIONS, got `{argument}`");
-        parse(argument).ok_or_else(|| Failure::new(Class::Usage, what()))
-    };
-    arguments.iter().map(parse).collect()
-}
-
-fn options(attachment: &DiskAttachment) -> DiskOptions {
-    DiskOptions {
-        bus: match attachment.bus {
-            bootyard_spec::DiskBus::Virtio => DiskBus::Virtio,
-            bootyard_spec::DiskBus::Scsi => DiskBus::Scsi,
-        },
-        cache: match attachment.cache {
-            DiskCache::WriteBack => CacheMode::WriteBack,
-            DiskCache::WriteThrough => CacheMode::WriteThrough,
-        },
-        ..DiskOptions::default()
+    for missing in sandbox::enter(&options).map_err(failure)? {
+        output::error(&format!("warning: {missing}\n"));
     }
-}
-
-/// Opens one disk, over another one if it is an overlay. The guest's writes go straight to it.
-fn open(
-    index: usize,
-    argument: &str,
-    backing: Option<Box<dyn Disk>>,
-    attachment: &DiskAttachment,
-) -> Result<DiskConfig, Failure> {
-    let (path, usage) = parse_disk_argument(argument);
-    let read_only = usage == DiskUsage::Read;
-    let storage = AttachedDisk::open_for(&path, host::access(usage))?;
-    let disk: Arc<dyn Disk> = match host::format_by_name(&path) {
-        DiskFormat::Raw if read_only => Arc::new(RawDisk::read_only(storage)),
-        DiskFormat::Raw => Arc::new(RawDisk::new(storage)),
-        DiskFormat::Qcow2 if read_only => {
-            let opened = bootyard_image::open(storage);
-            Arc::from(opened.map_err(|error| host::unusable(&path, &error))?)
-        }
-        DiskFormat::Qcow2 => {
-            let opened = qcow2::edit(storage, backing);
-            Arc::new(opened.map_err(|error| host::unusable(&path, &error))?)
-        }
-    };
-    Ok(DiskConfig {
-        name: path.display().to_string(),
-        disk,
-        read_only,
-        serial: match &attachment.serial {
-            Some(serial) => serial.as_str().to_owned(),
-            None => format!("disk-{index}"),
-        },
-        options: options(attachment),
-    })
+    Ok(())
 }
 
 fn failure(error: bootyard_vmm::Error) -> Failure {
@@ -196,52 +139,4 @@ fn code(exit: &Exit) -> u8 {
 #[expect(clippy::exit, reason = "the supervisor is gone")]
 fn exit(code: u8) {
     std::process::exit(code.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use bootyard_image::qcow2::{Create, create};
-    use bootyard_image::raw::FileAt;
-
-    use super::*;
-
-    #[test]
-    fn a_qcow2_is_written_to_where_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk.qcow2");
-        let file = fs_err::File::create_new(&path).unwrap();
-        create(&FileAt::new(file.into()).unwrap(), &Create::new(1 << 20)).unwrap();
-        for value in 1..3 {
-            let config = open(0, path.to_str().unwrap(), None, &DiskAttachment::default()).unwrap();
-            let writer = config.disk.writer().unwrap();
-            let mut sector = [0; 512];
-            config.disk.read_at(&mut sector, 512).unwrap();
-            assert_eq!(sector, [value - 1; 512]);
-            writer.write_at(&[value; 512], 512).unwrap();
-            writer.flush().unwrap();
-        }
-    }
-
-    #[test]
-    fn an_overlay_is_written_and_what_is_below_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = bootyard_volume::RunFolder::create(folder.path()).unwrap();
-        let base = folder.path().join("base:1.raw");
-        fs_err::write(&base, vec![5; 1 << 20]).unwrap();
-        let overlay = home.disk(1);
-        home.make(&overlay, 2 << 20, Some(qcow2::BackingFormat::Raw)).unwrap();
-        let mut below = backings(&[format!("1:{}", base.display())]).unwrap();
-        let config =
-            open(1, overlay.to_str().unwrap(), below.remove(&1), &DiskAttachment::default())
-                .unwrap();
-        let writer = config.disk.writer().unwrap();
-        writer.write_at(&[6; 512], 512).unwrap();
-        writer.flush().unwrap();
-        let mut found = [0; 1536];
-        config.disk.read_at(&mut found, 0).unwrap();
-        assert_eq!((found[511], found[512], found[1023], found[1024]), (5, 6, 6, 5));
-        assert_eq!(config.disk.virtual_size(), 2 << 20);
-        assert!(fs_err::read(&base).unwrap() == vec![5; 1 << 20]);
-        assert!(open(1, overlay.to_str().unwrap(), None, &DiskAttachment::default()).is_err());
-    }
 }

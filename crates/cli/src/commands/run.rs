@@ -98,6 +98,7 @@ fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
         memory: memory(args.hardware.memory)?,
         huge_pages: args.hardware.hugepages,
         firmware: args.hardware.firmware(&args.machine_name()),
+        sandbox: !args.hardware.no_sandbox,
         disks,
         networks: args.networks.networks(&args.disks.machine_name())?,
         boot: args.boot.spec(),

@@ -135,15 +135,28 @@ impl fmt::Debug for LinkEnd {
     }
 }
 
-/// The machine's half: answers its supervisor with `execute`, one request after the other, on threads of
-/// its own. `numbers` are the descriptors that the command line names: to read from, and to write to.
-pub fn serve(
-    numbers: &str,
-    execute: impl Fn(Command) -> Result<Value, ErrorBody> + Send + 'static,
-) -> io::Result<LinkEnd> {
+/// The machine's descriptors, before it has threads: to read from, and to write to.
+#[derive(Debug)]
+pub struct LinkEnds {
+    requests: File,
+    replies: File,
+}
+
+/// Opens the descriptors whose numbers the command line names.
+pub fn take(numbers: &str) -> io::Result<LinkEnds> {
     let (requests, replies) = numbers.split_once(',').unwrap_or_default();
     let requests = File::open(format!("/proc/self/fd/{requests}"))?;
-    let mut stream = File::options().write(true).open(format!("/proc/self/fd/{replies}"))?;
+    let replies = File::options().write(true).open(format!("/proc/self/fd/{replies}"))?;
+    Ok(LinkEnds { requests, replies })
+}
+
+/// The machine's half: answers its supervisor with `execute`, one request after the other, on threads of
+/// its own.
+pub fn serve(
+    ends: LinkEnds,
+    execute: impl Fn(Command) -> Result<Value, ErrorBody> + Send + 'static,
+) -> io::Result<LinkEnd> {
+    let LinkEnds { requests, replies: mut stream } = ends;
     let (lines, queue) = sync_channel::<Vec<u8>>(LINES_MAX);
     let send = move || for_each_while(&queue, |line| stream.write_all(&line).is_ok());
     thread::Builder::new().name("link-send".to_owned()).spawn(send)?;
@@ -176,7 +189,7 @@ mod tests {
     fn a_machine_answers_and_tells() {
         let mut link = Link::new().unwrap();
         let (heard, events) = channel();
-        let end = serve(&link.numbers(), |command| match command {
+        let end = serve(take(&link.numbers()).unwrap(), |command| match command {
             Command::Pause => Ok("done".into()),
             _ => Err(ErrorBody::new(ErrorCode::Failed, "not today")),
         });
@@ -199,7 +212,7 @@ mod tests {
         link.handed_over();
         let error = link.remote().execute(&Command::Pause).unwrap_err();
         assert_eq!(error.code, ErrorCode::NotRunning);
-        assert!(serve("99999,99998", |_| Ok(Value::Null)).is_err());
-        assert!(serve("", |_| Ok(Value::Null)).is_err());
+        assert!(take("99999,99998").is_err());
+        assert!(take("").is_err());
     }
 }

@@ -92,6 +92,7 @@ impl Served {
             memory: ByteSize::from_mib(64),
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
+            sandbox: true,
             disks: Vec::new(),
             networks: Vec::new(),
             boot: bootyard_spec::BootSpec::default(),

@@ -1,4 +1,4 @@
-//! QEMU's words for processors, memory and firmware.
+//! QEMU's words for processors, memory, firmware and its sandbox.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -11,6 +11,10 @@ use super::qemu::escaped;
 pub(super) const MINIMAL_CPU: &str = "qemu64,-pni,-cx16,-svm";
 /// What the machine takes its memory from, if it is no ordinary memory.
 pub(super) const MEMORY_BACKEND: &str = ",memory-backend=memory";
+
+/// Neither old system calls, nor new privileges, nor other programs, nor another priority.
+pub(super) const SANDBOX: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 pub(super) fn processors(topology: CpuTopology) -> String {
     let CpuTopology { sockets, cores, threads } = topology;

@@ -95,6 +95,9 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     if plan.start_paused {
         arguments.push("--paused".into());
     }
+    if !plan.sandbox {
+        arguments.push("--no-sandbox".into());
+    }
     arguments
 }
 
@@ -184,6 +187,7 @@ mod tests {
                 uuid: Uuid::from_bytes([7; 16]),
                 texts: vec!["serial=ds=nocloud".parse().unwrap()],
             },
+            sandbox: false,
             disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
             networks: vec!["bridge=vm0".parse().unwrap()],
             boot: BootSpec { entry: None, append: Some("-quiet splash".to_owned()), kernel },
@@ -197,7 +201,7 @@ mod tests {
              |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
              |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro\
              |--backing=1:/base,1|--attach=1:bus=scsi,serial=s-1|--net=bridge=vm0|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
-             |--reboot=terminate|--link=8,9|--lifeline=7|--paused"
+             |--reboot=terminate|--link=8,9|--lifeline=7|--paused|--no-sandbox"
         );
     }
 }

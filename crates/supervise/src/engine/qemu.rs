@@ -110,6 +110,9 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Er
     option("-serial", "chardev:serial0".into());
     option("-chardev", format!("socket,id=qmp,fd={qmp}").into());
     option("-mon", "chardev=qmp,mode=control".into());
+    if plan.sandbox {
+        option("-sandbox", hardware::SANDBOX.into());
+    }
     if plan.reboot_policy == RebootPolicy::Terminate {
         option("-action", "reboot=shutdown".into());
     }
@@ -259,6 +262,7 @@ mod tests {
             memory: ByteSize::from_bytes(1 << 30),
             huge_pages: None,
             firmware: Firmware { uuid: Uuid::from_bytes([7; 16]), texts: Vec::new() },
+            sandbox: true,
             disks: disks.iter().map(disk).collect(),
             networks: vec!["bridge=vm0,mac=52:54:00:00:00:01,pcap=/p".parse().unwrap()],
             boot: BootSpec::default(),
@@ -291,6 +295,7 @@ mod tests {
              -device virtio-rng-pci -device pvpanic -display none \
              -chardev stdio,id=serial0,signal=off -serial chardev:serial0 \
              -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control \
+             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
              -no-user-config -nodefaults"
         );
     }

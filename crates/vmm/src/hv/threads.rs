@@ -11,6 +11,7 @@ use super::{Buses, Vcpu};
 use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
 use crate::gate::{Gate, Seat};
+use crate::sandbox::{self, Role};
 use crate::statistics::ProcessorStatistics;
 
 /// How long a kicked thread may take before it is kicked again: a signal that arrives just before
@@ -112,7 +113,7 @@ impl VcpuThreads {
                     exit.post(Err(Error::Panicked(vcpu.id)));
                 }
             };
-            let thread = std::thread::Builder::new().name(name).spawn(body);
+            let thread = sandbox::spawn(Role::Processor, name, body);
             started.crew.threads().push(thread.map_err(|error| failed(error.into()))?);
         }
         Ok(started)

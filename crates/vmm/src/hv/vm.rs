@@ -23,15 +23,19 @@ use crate::interrupt::{Doorbells, MsiMessage, MsiSink};
 /// The indexed flag of a CPUID entry (`KVM_CPUID_FLAG_SIGNIFCANT_INDEX`).
 const CPUID_INDEXED: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
-/// The host's `/dev/kvm`.
+/// The host's `/dev/kvm`, opened: a process that gives up its rights does so afterwards.
 #[derive(Debug)]
-pub(crate) struct Kvm {
+pub struct Kvm {
     fd: kvm_ioctls::Kvm,
 }
 
 impl Kvm {
     /// Opens `/dev/kvm`.
-    pub(crate) fn open() -> Result<Self, Error> {
+    ///
+    /// # Errors
+    ///
+    /// There is none, or not for this user.
+    pub fn open() -> Result<Self, Error> {
         kvm_ioctls::Kvm::new()
             .map(|fd| Self { fd })
             .map_err(|errno| Error::KvmMissing(errno.into()))

@@ -15,6 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Interrupt, Request, VirtioDevice, Virtqueue};
+use crate::sandbox::{self, Role};
 
 /// What a device works with.
 #[derive(Debug)]
@@ -286,15 +287,15 @@ impl Worker {
         interrupt: Arc<Interrupt>,
     ) -> io::Result<Self> {
         let stop = Arc::clone(&session.stop);
-        let thread =
-            thread::Builder::new().name(format!("virtio-{}", device.kind())).spawn(move || {
-                // A bug in one device ends that device, and not in silence.
-                let run = AssertUnwindSafe(|| device.run(&mut session));
-                if let Err(fault) = catch_unwind(run).unwrap_or(Err(Error::Panicked)) {
-                    interrupt.fail(fault);
-                }
-                device
-            })?;
+        let (role, name) = (Role::of_device(device.kind()), format!("virtio-{}", device.kind()));
+        let thread = sandbox::spawn(role, name, move || {
+            // A bug in one device ends that device, and not in silence.
+            let run = AssertUnwindSafe(|| device.run(&mut session));
+            if let Err(fault) = catch_unwind(run).unwrap_or(Err(Error::Panicked)) {
+                interrupt.fail(fault);
+            }
+            device
+        })?;
         Ok(Self { stop, thread })
     }
 

@@ -6,7 +6,7 @@ use bootyard_supervise::control::wire::{
     Command, Disk, ErrorBody, ErrorCode, Event, Network, Processor, ResetBy, Statistics,
     UnhandledExit,
 };
-use bootyard_supervise::control::{LinkEnd, serve_link};
+use bootyard_supervise::control::{LinkEnd, LinkEnds, serve_link};
 use bootyard_vmm::{By, Control, Error, Notice, State, Stuck};
 use serde_json::{Value, json};
 
@@ -20,18 +20,20 @@ pub(super) struct Linked {
 }
 
 impl Linked {
-    /// Serves the supervisor over the descriptors that the command line names, if it names any.
-    pub(super) fn new(numbers: Option<&str>) -> Result<Self, Failure> {
+    /// A control that tells nobody yet.
+    pub(super) fn new() -> Self {
         let link = Arc::<OnceLock<LinkEnd>>::default();
         let end = Arc::clone(&link);
         let control = Control::observed(Box::new(move |notice| tell(&end, event(notice))));
-        if let Some(numbers) = numbers {
-            let machine = control.clone();
-            let served = serve_link(numbers, move |command| execute(&machine, &command));
-            let served = served.map_err(|error| Failure::new(Class::Other, error))?;
-            let _ = link.set(served);
-        }
-        Ok(Self { control, link })
+        Self { control, link }
+    }
+
+    /// Serves the supervisor, on threads of its own.
+    pub(super) fn serve(&self, ends: LinkEnds) -> Result<(), Failure> {
+        let machine = self.control.clone();
+        let served = serve_link(ends, move |command| execute(&machine, &command));
+        let _ = self.link.set(served.map_err(|error| Failure::new(Class::Other, error))?);
+        Ok(())
     }
 
     /// Takes the lines that a machine reports of its devices.
