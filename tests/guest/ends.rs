@@ -43,7 +43,7 @@ fn a_guests_end_is_the_exit_code() {
         empty: engine kvm (asked for)
         empty: running
         error: cannot boot from disk `/tmp/empty`
-          caused by: nothing to boot was found (whole disk: no ext4 file system)
+          caused by: nothing to boot was found (whole disk: no file system that is known)
         hint: use `--engine qemu`, which boots through firmware as a PC would
     "#]]
     .assert_eq(&printed.replace('\r', ""));

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "guests are run by another program")]
 
 mod ends;
+mod fixtures;
 mod machine;
 mod main_job;
 mod mounts;

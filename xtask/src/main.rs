@@ -14,6 +14,7 @@ mod boot;
 mod cache;
 mod deb;
 mod dirs;
+mod fixtures;
 mod fuzz;
 mod guest;
 mod lab;
@@ -48,6 +49,8 @@ enum Command {
     Tidy,
     /// Build the Debian 12 cloud guest, or find it built, and print its path.
     Guest,
+    /// Build small disks laid out as distributions lay out theirs, and print their folder.
+    Fixtures,
     /// Run a command on an emulated host that has a complete `/dev/kvm`.
     Lab(lab::Args),
     /// Run the parsers against a fuzzer.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::main(&args),
         Command::Tidy => tidy::main(),
         Command::Guest => guest::main(),
+        Command::Fixtures => fixtures::main(),
         Command::Lab(args) => return lab::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(args) => bench::main(&args),

@@ -238,15 +238,8 @@ fn grub(scan: &Scan, volume: &Volume, config: &str) -> Result<Option<Menu>, Erro
     let place = Place { device: volume.partition.device(), path: config.to_owned() };
     let mut grub = Grub::new(scan, &place);
     let items = grub.menu(&String::from_utf8_lossy(&text))?;
-    let Place { device, path } = grub.config().clone();
-    let home = scan.volumes.iter().find(|volume| volume.partition.device() == device);
-    let mut submenus = Submenus {
-        partition: home.unwrap_or(volume).partition.number,
-        config: path,
-        choices: Vec::new(),
-    };
-    submenus.collect(&grub, items, &[])?;
-    let choices = submenus.choices;
+    let mut choices = Vec::new();
+    collect(scan, &grub, items, &[], &mut choices)?;
     if choices.is_empty() {
         let what = format!("`{config}` on {} has no menu entries", volume.partition);
         return Err(Error::new(ErrorKind::Config, what));
@@ -256,39 +249,34 @@ fn grub(scan: &Scan, volume: &Volume, config: &str) -> Result<Option<Menu>, Erro
 }
 
 /// Collects the entries of a menu and its submenus.
-struct Submenus {
-    partition: u32,
-    config: String,
-    choices: Vec<Choice>,
-}
-
-impl Submenus {
-    fn collect(&mut self, grub: &Grub<'_>, items: Vec<Item>, above: &[Step]) -> Result<(), Error> {
-        for (index, item) in items.into_iter().enumerate() {
-            let step = Step { index, title: item.title.clone(), id: item.id.clone() };
-            let steps: Vec<Step> = above.iter().cloned().chain([step]).collect();
-            // Each entry begins where the script ended, whatever the ones before it set.
-            let mut grub = grub.clone();
-            if !item.submenu {
-                if self.choices.len() == CHOICES_MAX {
-                    let what = format!("expected at most {CHOICES_MAX} boot entries");
-                    return Err(item.at.error_of(ErrorKind::TooLarge, what));
-                }
-                self.choices.push(Choice {
-                    method: item.method,
-                    partition: self.partition,
-                    config: match item.method {
-                        Method::Grub => self.config.clone(),
-                        _ => item.at.file.to_string(),
-                    },
-                    boot: grub.boot(&item),
-                    steps,
-                });
-            } else if steps.len() < DEPTH_MAX {
-                let inner = grub.open(&item)?;
-                self.collect(&grub, inner, &steps)?;
+fn collect(
+    scan: &Scan,
+    grub: &Grub<'_>,
+    items: Vec<Item>,
+    above: &[Step],
+    choices: &mut Vec<Choice>,
+) -> Result<(), Error> {
+    for (index, item) in items.into_iter().enumerate() {
+        let step = Step { index, title: item.title.clone(), id: item.id.clone() };
+        let steps: Vec<Step> = above.iter().cloned().chain([step]).collect();
+        // Each entry begins where the script ended, whatever the ones before it set.
+        let mut grub = grub.clone();
+        if !item.submenu {
+            if choices.len() == CHOICES_MAX {
+                let what = format!("expected at most {CHOICES_MAX} boot entries");
+                return Err(item.at.error_of(ErrorKind::TooLarge, what));
             }
+            choices.push(Choice {
+                method: item.method,
+                partition: scan.number(&item.device),
+                config: item.at.file.to_string(),
+                boot: grub.boot(&item),
+                steps,
+            });
+        } else if steps.len() < DEPTH_MAX {
+            let inner = grub.open(&item)?;
+            collect(scan, &grub, inner, &steps, choices)?;
         }
-        Ok(())
     }
+    Ok(())
 }

@@ -90,6 +90,11 @@ impl Scan {
         self.volume(device).map_or(Ok(None), |volume| volume.fs.head(path, len))
     }
 
+    /// The number of the partition that GRUB calls `device`.
+    pub(crate) fn number(&self, device: &str) -> u32 {
+        self.volume(device).map_or(0, |volume| volume.partition.number)
+    }
+
     fn volume(&self, device: &str) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.partition.device() == device)
     }

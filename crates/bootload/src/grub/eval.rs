@@ -70,6 +70,8 @@ pub(crate) struct Item {
     pub(crate) title: String,
     pub(crate) id: Option<String>,
     pub(crate) submenu: bool,
+    /// Where it is defined: a device, and a line of a file on it.
+    pub(crate) device: Rc<str>,
     pub(crate) at: Line,
     body: Block,
     /// The words of its definition, which its body sees as `$1`, `$2`….
@@ -104,15 +106,14 @@ pub(crate) struct Boot {
 #[derive(Clone)]
 pub(crate) struct Grub<'a> {
     files: &'a dyn Files,
-    /// The configuration whose menu it is.
-    config: Place,
     variables: HashMap<Rc<str>, Rc<str>>,
     functions: HashMap<String, Function>,
     arguments: Vec<String>,
     menu: Vec<Item>,
     boot: Boot,
-    /// The script that runs, for messages.
+    /// The script that runs, for messages, and its device.
     file: Rc<str>,
+    device: Rc<str>,
     in_entry: bool,
     status: bool,
     steps: Rc<Cell<u32>>,
@@ -155,13 +156,13 @@ impl<'a> Grub<'a> {
         variables.extend(known.map(|(name, value)| (name.into(), value.into())));
         Self {
             files,
-            config: config.clone(),
             variables,
             functions: HashMap::new(),
             arguments: Vec::new(),
             menu: Vec::new(),
             boot: Boot::default(),
             file: Rc::from(config.path.as_str()),
+            device: Rc::from(config.device.as_str()),
             in_entry: false,
             status: true,
             steps: Rc::default(),
@@ -198,18 +199,13 @@ impl<'a> Grub<'a> {
         Ok(boot)
     }
 
-    /// The configuration whose menu it is: the last one to which `configfile` led.
-    pub(crate) const fn config(&self) -> &Place {
-        &self.config
-    }
-
     /// The value of a variable, empty if it has none.
     pub(crate) fn variable(&self, name: &str) -> &str {
         self.variables.get(name).map_or("", |value| value)
     }
 
     fn run_item(&mut self, item: &Item) -> Result<(), Error> {
-        self.file = Rc::clone(&item.at.file);
+        (self.file, self.device) = (Rc::clone(&item.at.file), Rc::clone(&item.device));
         self.arguments = item.words.clone();
         self.block(&item.body)
     }
@@ -297,7 +293,8 @@ impl<'a> Grub<'a> {
         let body = Rc::clone(body);
         limit(self.menu.len(), NAMES_MAX, "menu entries", &at)?;
         let method = Method::Grub;
-        self.menu.push(Item { method, title, id, submenu, at, body, words: rest });
+        let device = Rc::clone(&self.device);
+        self.menu.push(Item { method, title, id, submenu, device, at, body, words: rest });
         Ok(())
     }
 
@@ -493,15 +490,16 @@ impl<'a> Grub<'a> {
             self.status = false;
             return Ok(());
         };
-        let file: Rc<str> = Rc::from(self.place(path).path);
+        let place = self.place(path);
+        let (file, device) = (Rc::from(place.path), Rc::from(place.device));
         let block = script::parse(&String::from_utf8_lossy(&text), &file)?;
         if matches!(command, "configfile" | "normal") {
             self.menu.clear();
-            self.config = self.place(path);
         }
-        let before = std::mem::replace(&mut self.file, file);
+        let file = std::mem::replace(&mut self.file, file);
+        let device = std::mem::replace(&mut self.device, device);
         self.block(&block)?;
-        self.file = before;
+        (self.file, self.device) = (file, device);
         Ok(())
     }
 
@@ -565,7 +563,8 @@ impl<'a> Grub<'a> {
         let words = vec![title.clone()];
         let at = Line { file, number: 1 };
         let body = body.into();
-        Ok(Item { method: Method::Bls, title, id, submenu: false, at, body, words })
+        let (method, device) = (Method::Bls, Rc::from(device));
+        Ok(Item { method, title, id, submenu: false, device, at, body, words })
     }
 
     fn linux(&mut self, arguments: &[String], at: &Line) -> Result<(), Error> {
