@@ -64,6 +64,8 @@ struct Target {
     encoded: bool,
     /// Whether it starts from ISO 9660 and FAT images.
     small_disks: bool,
+    /// Whether it starts from disks that boot.
+    boots: bool,
     /// Texts from which it starts.
     texts: &'static [&'static str],
     /// Whether it starts from the documents of `testdata/lint`.
@@ -81,6 +83,19 @@ const SEED_TEXTS: &[&str] = &[
     "0instance-id: a\npublic-keys: [x]\nlocal-hostname: b\n",
     "0apiVersion: v1\nkind: Secret\ndata: {a: eA==}\nstringData: {b: x}\n",
     "0$6$salt$hash",
+];
+
+/// Pieces of boot menus (`tests/fuzz/src/boot.rs`), with a zero byte for each 0xff between them.
+const MENU_TEXTS: &[&str] = &[
+    "set default=\"${saved_entry}\"\nif [ x$a = x -o ! -f /k ]; then b=1; else b=2; fi\n\
+     menuentry 'a' --id i { search --set=root --file /k\nlinux /k x=$b }\n\
+     submenu s { menuentry c { chainloader +1 } }\0# GRUB Environment Block\nsaved_entry=s>0\n",
+    "load_env\nblscfg\0# GRUB Environment Block\nkernelopts=a\n\0title a\nversion 1~rc\nlinux /k\n\
+     initrd /k\noptions $kernelopts\nsort-key a\n",
+    "function f { for x in $1 2; do set y=$x; done; }\nf 1\nsource /extlinux.conf\n\0\0\0default a*\n\
+     \0DEFAULT b\nLABEL a\n LINUX k\n APPEND initrd=k a\nLABEL b\n MENU LABEL ^B\n KERNEL k\n",
+    "\0\0title a\nefi /k\n\0default a*\n\0\0search.file /k root\nset prefix=($root)/grub\n\
+     configfile $prefix/grub.cfg\n",
 ];
 
 const TARGETS: &[Target] = &[
@@ -105,6 +120,8 @@ const TARGETS: &[Target] = &[
     Target { small_disks: true, ..target("seed_image", &[], &[]) },
     Target { encoded: false, texts: SEED_TEXTS, ..target("seed_build", &[], &[]) },
     Target { documents: true, encoded: false, ..target("seed_lint", &[], &[]) },
+    Target { boots: true, ..target("boot_disk", &[], &[]) },
+    Target { encoded: false, texts: MENU_TEXTS, ..target("boot_menu", &[], &[]) },
     device("virtio_balloon"),
     device("virtio_console"),
     device("virtio_rng"),
@@ -135,6 +152,7 @@ const fn target(
         formats,
         encoded: true,
         small_disks: false,
+        boots: false,
         texts: &[],
         documents: false,
         driver: false,
@@ -274,6 +292,9 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
     if target.small_disks {
         files.extend(small_disks(work.path())?);
     }
+    if target.boots {
+        files.extend(boot_disks(work.path())?);
+    }
     if target.documents {
         files.extend(documents(work.path())?);
     }
@@ -285,9 +306,46 @@ fn make_seeds(target: &Target, seeds: &Path) -> Result<()> {
         fs_err::write(seeds.join(index.to_string()), input)?;
     }
     for (index, text) in target.texts.iter().enumerate() {
+        let zero_or = |byte| if target.name == "boot_menu" && byte == 0 { 0xff } else { byte };
+        let text: Vec<u8> = text.bytes().map(zero_or).collect();
         fs_err::write(seeds.join(format!("text-{index}")), text)?;
     }
     Ok(())
+}
+
+/// Disks that boot, one of each file system, without checksums behind which damage would hide.
+fn boot_disks(work: &Path) -> Result<Vec<PathBuf>> {
+    let tree = work.join("boot-tree");
+    fs_err::create_dir_all(tree.join("grub"))?;
+    fs_err::write(tree.join("grub/grub.cfg"), "menuentry a { linux /l/k\ninitrd /k\n}")?;
+    fs_err::write(tree.join("k"), "kernel")?;
+    fs_err::os::unix::fs::symlink("/", tree.join("l"))?;
+    let tree_path = tree.display();
+    // XFS takes its files from a list.
+    let list = work.join("list");
+    let text = format!(
+        "/\n0 0\nd--755 0 0\ngrub d--755 0 0\ngrub.cfg ---644 0 0 {tree_path}/grub/grub.cfg\n$\n\
+         k ---644 0 0 {tree_path}/k\nl l--777 0 0 /\n$\n"
+    );
+    fs_err::write(&list, text)?;
+    let (tree_path, list) = (tree_path.to_string(), list.display().to_string());
+    let btrfs = ["--mixed", "-n", "4096", "--csum", "xxhash", "-m", "single", "-d", "single"];
+    let mut images = Vec::new();
+    for (name, mib, words) in [
+        ("mkfs.ext4", 2, &["-q", "-O", "^metadata_csum,^has_journal", "-d", &tree_path][..]),
+        ("mkfs.xfs", 300, &["-q", "-m", "crc=0", "-p", &list]),
+        ("mkfs.btrfs", 24, &[&["-q", "--rootdir", &tree_path][..], &btrfs].concat()),
+        ("mkfs.vfat", 1, &["-n", "ESP"]),
+    ] {
+        let image = work.join(name);
+        fs_err::File::create(&image)?.set_len(mib << 20)?;
+        sh::output(sh::cmd(name).args(words).arg(&image))?;
+        images.push(image);
+    }
+    let mut copy = sh::cmd("mcopy");
+    copy.args(["-s", "-Q", "-i"]).arg(&images[3]).arg(tree.join("grub")).arg(tree.join("k"));
+    sh::output(copy.arg("::/"))?;
+    Ok(images)
 }
 
 /// Each document on which the linter is tested, as a file.

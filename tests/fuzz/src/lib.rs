@@ -1,6 +1,7 @@
 //! What the fuzz targets share: a file is opened at random access and decoded as a stream; both may
 //! refuse it, neither may panic, hang or take much memory, and where both read it they must agree.
 
+pub mod boot;
 pub mod machine;
 pub mod sparse;
 pub mod sums;
@@ -134,7 +135,10 @@ pub fn build_seed(input: &[u8]) {
     let datasource = [Datasource::NoCloud, Datasource::ConfigDrive][usize::from(flags & 1)];
     let format = [ImageFormat::Iso, ImageFormat::Fat][usize::from(flags >> 1 & 1)];
     let Ok(files) = seed.files(datasource) else { return };
-    let image = seed.build(datasource, format, 0).expect("files that are there fit into an image").into_bytes();
+    let image = seed
+        .build(datasource, format, 0)
+        .expect("files that are there fit into an image")
+        .into_bytes();
     let found = FoundImage::read(&mut io::Cursor::new(image)).expect("our own image is read");
     assert_eq!(found.files, files);
     assert!(FoundSeed::of(&found).is_some());

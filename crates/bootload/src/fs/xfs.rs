@@ -115,7 +115,8 @@ impl Xfs {
             is_v5: version == 5,
             dirty: false,
         };
-        fs.dirty = fs.is_dirty(be64(head, 48)?, be32(head, 96)?)?;
+        // A journal that cannot be read is none that was closed.
+        fs.dirty = fs.is_dirty(be64(head, 48)?, be32(head, 96)?).unwrap_or(true);
         Ok(fs)
     }
 
