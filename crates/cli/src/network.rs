@@ -17,6 +17,7 @@ use bootyard_vmm::net::{
 use bootyard_vmm::{NETWORKS_MAX, NetworkConfig};
 use clap::Args;
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::Failure;
 
@@ -114,6 +115,9 @@ pub(crate) fn interfaces(
     name: &str,
     networks: &[VmNetwork],
 ) -> Result<Vec<NetworkConfig>, Failure> {
+    if !networks.is_empty() {
+        allow_descriptors();
+    }
     let interface = |(index, network): (usize, &VmNetwork)| {
         let mac = network.mac.unwrap_or_else(|| MacAddress::derived(name, index)).octets();
         let backend = backend(mac, &network.binding)?;
@@ -125,6 +129,13 @@ pub(crate) fn interfaces(
         })
     };
     networks.iter().enumerate().map(interface).collect()
+}
+
+/// Each connection of the guest takes a descriptor, and a shell's limit is most often 1024.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where the system refuses, the guest has fewer connections.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn backend(mac: [u8; 6], binding: &Binding) -> Result<Box<dyn Backend>, Failure> {

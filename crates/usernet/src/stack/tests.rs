@@ -180,6 +180,20 @@ fn a_forwarded_connection_reaches_the_guest() {
 }
 
 #[test]
+fn peers_with_the_same_port_are_told_apart() {
+    let mut lab = Lab::new(Lab::config());
+    lab.host.refuses = true;
+    let peers = ["192.0.2.1:5000", "192.0.2.2:5000", "192.0.2.3:5000"];
+    for (id, peer) in (1..).zip(peers) {
+        let id = SocketId(id * 2);
+        assert!(lab.stack.inbound(Inbound::Tcp, id, peer.parse().unwrap(), 22, lab.now));
+    }
+    let mut ports: Vec<u16> = lab.stack.by_ends.keys().map(|(_, ends)| ends.1.port()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [5000, 49152, 49153]);
+}
+
+#[test]
 fn a_guest_that_does_not_listen_refuses_a_forwarded_connection() {
     let mut lab = Lab::new(Lab::config());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -2,7 +2,7 @@
 //! driver, and real sockets of the host behind the device.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ use crate::virtio::{Net, VirtioPci};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
+const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1);
 const MRG_RXBUF: u64 = 1 << 15;
 const OFFLOADS: u64 = feature::CSUM
     | feature::GUEST_CSUM
@@ -236,6 +238,7 @@ impl<'d, 'm> Guest<'d, 'm> {
         interface.update_ip_addrs(|addresses| {
             let address = IpAddress::Ipv4(Ipv4Addr::new(10, 0, 2, 2));
             addresses.push(IpCidr::new(address, 24)).unwrap();
+            addresses.push(IpCidr::new(IpAddress::Ipv6(GUEST6), 120)).unwrap();
         });
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         Self { rings, interface, sockets: SocketSet::new(Vec::new()), began: Instant::now() }
@@ -250,7 +253,11 @@ impl<'d, 'm> Guest<'d, 'm> {
         let handle = self.tcp();
         let context = self.interface.context();
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        socket.connect(context, (IpAddress::Ipv4(GATEWAY), to.port()), 40_000).unwrap();
+        let gateway = match to {
+            SocketAddr::V4(_) => IpAddress::Ipv4(GATEWAY),
+            SocketAddr::V6(_) => IpAddress::Ipv6(GATEWAY6),
+        };
+        socket.connect(context, (gateway, to.port()), 40_000).unwrap();
         handle
     }
 
@@ -285,8 +292,8 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// A server on the host that sends back what it gets, until the end.
-fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+fn echo_server(at: &str) -> SocketAddr {
+    let listener = TcpListener::bind(at).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -304,7 +311,11 @@ fn echo_server() -> SocketAddr {
 
 /// Sends `data` to a server that echoes, and gives what came back.
 fn echoed(guest: &mut Guest<'_, '_>, data: &[u8]) -> Vec<u8> {
-    let handle = guest.connect(echo_server());
+    echoed_at(guest, echo_server("127.0.0.1:0"), data)
+}
+
+fn echoed_at(guest: &mut Guest<'_, '_>, server: SocketAddr, data: &[u8]) -> Vec<u8> {
+    let handle = guest.connect(server);
     let (mut sent, mut back) = (0, Vec::with_capacity(data.len()));
     guest.run(|guest| {
         let socket = guest.socket(handle);
@@ -341,6 +352,19 @@ fn bytes_go_both_ways_with_all_offloads_and_with_none() {
         // The next driver comes while there are buffers with the device.
     }
     assert!(machine.take_fault().is_none());
+}
+
+#[test]
+fn bytes_go_both_ways_over_ipv6_in_large_segments() {
+    let (backend, _) = user(&[]);
+    let (machine, _function, address) = machine(&backend);
+    let driver = Driver::bind(&machine, address);
+    let data = pattern(1 << 20);
+    for (features, has_large) in [(OFFLOADS, true), (OFFLOADS & !feature::GUEST_TSO6, false)] {
+        let mut guest = Guest::new(Rings::start(&driver, features | MRG_RXBUF, 4096));
+        assert!(echoed_at(&mut guest, echo_server("[::1]:0"), &data) == data);
+        assert_eq!(guest.rings.large > 0, has_large, "features {features:#x}");
+    }
 }
 
 #[test]
