@@ -31,6 +31,12 @@
 //! | a write is stable when it completes, unless FLUSH was negotiated  | 5.2.6.2   | `blk`        |
 //! | read-only disks refuse writes                                     | 5.2.6.2   | `blk`        |
 //! | unknown request types and flags are UNSUPP                        | 5.2.6.2   | `blk`        |
+//! | a flush covers every write that was completed before it           | 5.2.6.2   | `blk`        |
+//! | a command to a target that is not there is BAD_TARGET             | 5.6.6.1.1 | `scsi`       |
+//! | data that there is no memory for is OVERRUN                       | 5.6.6.1.1 | `scsi`       |
+//! | `residual` and `sense_len` say what was moved and written         | 5.6.6.1.1 | `scsi`       |
+//! | a task management function is answered when its tasks are         | 5.6.6.2   | `scsi`       |
+//! | events without a buffer are made up for by EVENTS_MISSED          | 5.6.6.3.1 | `scsi`       |
 //! | buffers of one packet are used together                           | 5.1.6.4.1 | `net`        |
 //! | `num_buffers` counts them, and is 1 without merged buffers        | 5.1.6.4.1 | `net`        |
 //! | no checksum or segment is left to a driver that did not offer it  | 5.1.6.4.1 | `net`        |

@@ -197,12 +197,6 @@ impl Session {
         Ok(!self.stop.requested())
     }
 
-    /// Stops this session, and those that were split from it or together with it: for a device one of
-    /// whose threads has failed.
-    pub fn end(&self) {
-        self.stop.request();
-    }
-
     /// Whether the device has to end: for one that has been at work for long.
     pub fn is_stopped(&self) -> bool {
         self.stop.requested()
