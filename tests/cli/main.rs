@@ -2,6 +2,7 @@
 //! binary in an environment of its own. `UPDATE_EXPECT=1` rewrites what is expected.
 #![expect(clippy::disallowed_methods, reason = "the oracles are other programs")]
 
+mod boot_entries;
 mod clone;
 mod config_disk;
 mod create;

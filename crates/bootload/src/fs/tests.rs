@@ -360,25 +360,23 @@ fn used_blocks(bytes: &[u8]) -> Vec<usize> {
 
 #[test]
 fn damage_is_an_error_and_never_a_panic_or_a_hang() {
-    let begin = std::time::Instant::now();
     for victim in victims() {
         let blocks = used_blocks(victim);
         let mut runner = proptest::test_runner::TestRunner::deterministic();
         let damage = (any::<proptest::sample::Index>(), 0..4096_usize, any::<u8>());
         let damages = proptest::collection::vec(damage, 1..30);
-        for _ in 0..40 {
+        for _ in 0..12 {
             let damages = damages.new_tree(&mut runner).unwrap().current();
             let at = |(block, at, byte): &(proptest::sample::Index, _, _)| {
                 (block.get(&blocks) + at, *byte)
             };
             read_all(Damaged { bytes: victim, damages: damages.iter().map(at).collect() });
         }
-        for part in 1..20 {
-            let bytes = &victim[..victim.len() * part / 20];
+        for part in 1..10 {
+            let bytes = &victim[..victim.len() * part / 10];
             read_all(Damaged { bytes, damages: Vec::new() });
         }
     }
-    assert!(begin.elapsed() < std::time::Duration::from_secs(120), "{:?}", begin.elapsed());
 }
 
 /// Bytes of which some are others.
@@ -406,6 +404,7 @@ impl ReadAt for Damaged {
 
 /// Reads whatever can be read.
 fn read_all(damaged: Damaged) {
+    let begin = std::time::Instant::now();
     let disk: Arc<dyn Disk> = Arc::new(RawDisk::read_only(damaged));
     let Ok(Some(fs)) = mount(&disk) else { return };
     for path in ["/holes", "/text", "/long", "/many/file number 7", "/a/long name", "/small"] {
@@ -414,4 +413,6 @@ fn read_all(damaged: Damaged) {
     for path in ["/", "/many", "/few", "/folder"] {
         let _ = fs.names(path);
     }
+    // Milliseconds on an idle machine.
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", begin.elapsed());
 }
