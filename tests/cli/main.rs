@@ -5,6 +5,7 @@
 mod boot_entries;
 mod clone;
 mod config_disk;
+mod control;
 mod create;
 mod disks;
 mod faults;

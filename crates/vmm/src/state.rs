@@ -92,7 +92,10 @@ impl State {
                 (Self::Starting { paused: self.holds() }, Some(Notice::Reset(by)))
             }
             (Self::Starting { .. }, Event::Pause) => (Self::Starting { paused: true }, None),
-            (Self::Starting { .. }, Event::Resume) => (Self::Starting { paused: false }, None),
+            // It may have been paused, and told so, before it was reset.
+            (Self::Starting { paused: true }, Event::Resume) => {
+                (Self::Starting { paused: false }, Some(Notice::Resumed))
+            }
             (Self::Starting { paused: false }, Event::Started) => (Self::Running, None),
             (Self::Starting { paused: true }, Event::Started) => {
                 (Self::Paused, Some(Notice::Paused))
@@ -146,8 +149,10 @@ mod tests {
             Event::Parked,
             Event::Restart(By::User),
             Event::Started,
+            Event::Restart(By::User),
             Event::Resume,
             Event::Resume,
+            Event::Started,
             Event::Restart(By::Guest),
             Event::Started,
             Event::End,
@@ -161,6 +166,7 @@ mod tests {
             Notice::Paused,
             Notice::Reset(By::User),
             Notice::Paused,
+            Notice::Reset(By::User),
             Notice::Resumed,
             Notice::Reset(By::Guest),
         ];

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         lifeline::watch(pipe, || exit(machine_exit::ORPHANED)).map_err(other)?;
     }
     if let Some(ends) = link {
-        linked.serve(ends)?;
+        linked.serve(ends, args)?;
     }
     // A guest has written what is read from here on.
     let read = sandbox::confined(Role::Disk, || drives::read(drives));

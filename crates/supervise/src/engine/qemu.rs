@@ -88,9 +88,15 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Er
     if plan.disks.iter().any(|disk| disk.attachment.bus == DiskBus::Scsi) {
         option("-device", "virtio-scsi-pci,id=scsi".into());
     }
+    let mut cdroms = 0..;
     for (index, disk) in plan.disks.iter().enumerate() {
         option("-drive", drive(index, disk));
-        option("-device", device(index, disk).into());
+        let mut device = device(index, disk);
+        if disk.attachment.device == DiskDevice::Cdrom {
+            // By this name its medium is changed.
+            device.extend(cdroms.next().map(|number| format!(",id=cdrom{number}")));
+        }
+        option("-device", device.into());
     }
     if let Some(KernelBoot { kernel, initrd, .. }) = &plan.boot.kernel {
         option("-kernel", kernel.into());
@@ -374,7 +380,7 @@ mod tests {
             "-device virtio-scsi-pci,id=scsi -drive if=none,id=disk0,",
             ",discard=unmap,cache=writethrough,file=/a ",
             "-device scsi-hd,bus=scsi.0,drive=disk0,bootindex=0,serial=s1 ",
-            "-device scsi-cd,bus=scsi.0,drive=disk1 ",
+            "-device scsi-cd,bus=scsi.0,drive=disk1,id=cdrom0 ",
         ] {
             assert!(line.contains(expected), "{expected}: {line}");
         }

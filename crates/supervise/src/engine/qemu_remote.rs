@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use bootyard_spec::RebootPolicy;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::LaunchPlan;
-use crate::control::wire::{Command, Disk, ErrorBody, ErrorCode, Processor, Statistics};
+use crate::control::wire::{Command, Disk, ErrorBody, ErrorCode, Event, Processor, Statistics};
 use crate::control::{Calls, EventSink, Remote, unanswered};
 
 /// What QEMU answers.
@@ -21,12 +23,17 @@ pub(super) struct Refusal {
     desc: String,
 }
 
+/// How long a BIOS may take to reset once more. It does so within a tenth of a second, or in software
+/// within one.
+const BIOS_RESET_MAX: Duration = Duration::from_secs(3);
+
 /// A running QEMU.
 #[derive(Debug)]
 pub(super) struct QemuRemote {
     calls: Calls<Answer>,
     events: EventSink,
     reboot_policy: RebootPolicy,
+    guest_resets: (Mutex<u64>, Condvar),
     /// Bytes that the guest may keep at most.
     memory: u64,
 }
@@ -36,12 +43,13 @@ impl QemuRemote {
         let events = EventSink::default();
         if plan.start_paused {
             // QEMU says so of every pause but the first.
-            events.send(crate::control::wire::Event::Paused);
+            events.send(Event::Paused);
         }
         Self {
             calls: Calls::new(stream),
             events,
             reboot_policy: plan.reboot_policy,
+            guest_resets: (Mutex::default(), Condvar::new()),
             memory: plan.memory.bytes(),
         }
     }
@@ -76,14 +84,24 @@ impl QemuRemote {
         self.ask(command, arguments).map(|_| json!({}))
     }
 
-    /// The reset button works however the guest may restart, for which QEMU has one setting.
+    /// The guest has begun again, as far as QEMU tells.
+    pub(super) fn guest_was_reset(&self) {
+        *self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.guest_resets.1.notify_all();
+    }
+
+    /// The reset button works however the guest may restart, for which QEMU has one setting. A BIOS that
+    /// finds itself run before resets once more by itself, which is no restart of the guest.
     fn reset(&self) -> Result<Value, ErrorBody> {
         let action = |reboot: &str| self.ask("set-action", &json!({ "reboot": reboot }));
         if self.reboot_policy == RebootPolicy::Reboot {
             return self.tell("system_reset", &Value::Null);
         }
+        let before = *self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner);
         action("reset")?;
         let reset = self.tell("system_reset", &Value::Null);
+        let resets = self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.guest_resets.1.wait_timeout_while(resets, BIOS_RESET_MAX, |now| *now == before));
         action("shutdown")?;
         reset
     }
@@ -117,10 +135,13 @@ impl Remote for QemuRemote {
             Command::Nmi => self.tell("inject-nmi", &Value::Null),
             Command::Eject(drive) => self.tell("eject", &json!({ "id": drive.drive })),
             Command::Insert(medium) => {
+                // By its name, as every disk's.
+                let end = medium.path.extension();
+                let is_qcow2 = end.is_some_and(|end| end.eq_ignore_ascii_case("qcow2"));
                 let arguments = json!({
                     "id": medium.drive,
                     "filename": medium.path,
-                    "format": "raw",
+                    "format": if is_qcow2 { "qcow2" } else { "raw" },
                     "read-only-mode": "read-only",
                 });
                 self.tell("blockdev-change-medium", &arguments)

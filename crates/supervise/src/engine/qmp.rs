@@ -99,6 +99,9 @@ impl Qmp {
                 let told = tell(&message, &heard);
                 heard.hear(&message);
                 drop(heard);
+                if told == Some(Event::Reset { by: ResetBy::Guest }) {
+                    answered.guest_was_reset();
+                }
                 if let Some(event) = told {
                     answered.events().send(event);
                 }

@@ -1,7 +1,7 @@
 //! The machine's disks and CD-ROM drives: opened first, and read when the machine is confined.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bootyard_image::raw::{FileAt, RawDisk};
@@ -34,6 +34,24 @@ pub(super) fn open(args: &MachineArgs) -> Result<Vec<Opened>, Failure> {
         open_one(index, disk, backings.remove(&index), attachment)
     });
     disks.collect()
+}
+
+/// How many of the drives are for CD-ROMs.
+pub(super) fn cdroms(args: &MachineArgs) -> Result<usize, Failure> {
+    let attachments = attachments(&args.attachments)?;
+    Ok(attachments.values().filter(|one| one.device == DiskDevice::Cdrom).count())
+}
+
+/// Opens and reads what is put into a CD-ROM drive.
+pub(super) fn open_medium(path: &Path) -> Result<Arc<dyn Disk>, Failure> {
+    let storage = AttachedDisk::open_for(path, host::access(DiskUsage::Read))?;
+    Ok(match host::format_by_name(path) {
+        DiskFormat::Raw => Arc::new(RawDisk::read_only(storage)),
+        DiskFormat::Qcow2 => {
+            let opened = bootyard_image::open(storage);
+            Arc::from(opened.map_err(|error| host::unusable(path, &error))?)
+        }
+    })
 }
 
 fn open_one(

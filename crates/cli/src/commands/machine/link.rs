@@ -3,13 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use bootyard_supervise::control::wire::{
-    Command, Disk, ErrorBody, ErrorCode, Event, Network, Processor, ResetBy, Statistics,
-    UnhandledExit,
+    Command, Disk, Drive, ErrorBody, ErrorCode, Event, Medium, Network, Processor, ResetBy,
+    Statistics, UnhandledExit,
 };
 use bootyard_supervise::control::{LinkEnd, LinkEnds, serve_link};
-use bootyard_vmm::{By, Control, Error, Notice, State, Stuck};
+use bootyard_vmm::{By, Control, Error, Notice, State, Stuck, scsi};
 use serde_json::{Value, json};
 
+use crate::args::MachineArgs;
 use crate::error::Failure;
 use bootyard_spec::Class;
 
@@ -29,9 +30,13 @@ impl Linked {
     }
 
     /// Serves the supervisor, on threads of its own.
-    pub(super) fn serve(&self, ends: LinkEnds) -> Result<(), Failure> {
-        let machine = self.control.clone();
-        let served = serve_link(ends, move |command| execute(&machine, &command));
+    pub(super) fn serve(&self, ends: LinkEnds, args: &MachineArgs) -> Result<(), Failure> {
+        let machine = Reached {
+            control: self.control.clone(),
+            cdroms: super::drives::cdroms(args)?,
+            confined: !args.hardware.no_sandbox,
+        };
+        let served = serve_link(ends, move |command| machine.execute(&command));
         let _ = self.link.set(served.map_err(|error| Failure::new(Class::Other, error))?);
         Ok(())
     }
@@ -77,6 +82,61 @@ fn unhandled_exit(stuck: &Stuck, hint: Option<String>) -> UnhandledExit {
         instruction: place.instruction.map(str::to_owned),
         hint,
     }
+}
+
+/// What a supervisor reaches.
+struct Reached {
+    control: Control,
+    cdroms: usize,
+    /// No file can be opened any more.
+    confined: bool,
+}
+
+impl Reached {
+    fn execute(&self, command: &Command) -> Result<Value, ErrorBody> {
+        match command {
+            Command::Eject(Drive { drive }) => {
+                self.cdrom(drive)?.eject(false).map_err(|error| went_wrong(&error))?;
+                Ok(json!({}))
+            }
+            Command::Insert(_) if self.confined => {
+                let what = "the machine's sandbox lets it open no other image: it was started \
+                            without `--no-sandbox`";
+                Err(ErrorBody::new(ErrorCode::NotSupported, what))
+            }
+            Command::Insert(Medium { drive, path }) => {
+                let drive = self.cdrom(drive)?;
+                let medium = super::drives::open_medium(path).map_err(|failure| {
+                    ErrorBody::new(ErrorCode::Failed, failure.render().trim_end())
+                })?;
+                drive.insert(medium).map_err(|error| went_wrong(&error))?;
+                Ok(json!({}))
+            }
+            command => execute(&self.control, command),
+        }
+    }
+
+    /// The drive `cdrom0`, `cdrom1` and so on. They are the last ones on the bus.
+    fn cdrom(&self, name: &str) -> Result<Arc<scsi::Drive>, ErrorBody> {
+        let drives = self.control.drives();
+        let first = drives.len().saturating_sub(self.cdroms);
+        let number = name.strip_prefix("cdrom").and_then(|number| number.parse::<usize>().ok());
+        let found = number.and_then(|number| drives[first..].get(number));
+        found.map(|(_, drive)| Arc::clone(drive)).ok_or_else(|| {
+            let message = match self.cdroms {
+                0 => format!("there is no drive `{name}`; the machine has no CD-ROM drives"),
+                1 => format!("there is no drive `{name}`; the machine has `cdrom0`"),
+                count => {
+                    format!("there is no drive `{name}`; they are `cdrom0` to `cdrom{}`", count - 1)
+                }
+            };
+            ErrorBody::new(ErrorCode::NotSupported, message)
+        })
+    }
+}
+
+fn went_wrong(error: &dyn std::error::Error) -> ErrorBody {
+    ErrorBody::new(ErrorCode::Failed, error.to_string())
 }
 
 fn execute(control: &Control, command: &Command) -> Result<Value, ErrorBody> {
@@ -162,6 +222,18 @@ mod tests {
                 "mode": "64-bit mode", "bytes": "0f0b", "instruction": "ud", "hint": "hint",
             })
         );
+    }
+
+    #[test]
+    fn only_drives_that_are_there_are_opened() {
+        let eject = |cdroms| {
+            let reached = Reached { control: Control::new(), cdroms, confined: true };
+            let command = Command::Eject(Drive { drive: "cd".to_owned() });
+            reached.execute(&command).unwrap_err().message
+        };
+        assert_eq!(eject(0), "there is no drive `cd`; the machine has no CD-ROM drives");
+        assert_eq!(eject(1), "there is no drive `cd`; the machine has `cdrom0`");
+        assert_eq!(eject(2), "there is no drive `cd`; they are `cdrom0` to `cdrom1`");
     }
 
     #[test]
