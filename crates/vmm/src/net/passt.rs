@@ -2,6 +2,7 @@
 //! bytes, the most significant first. It does nothing of virtio's offloads.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -21,7 +22,7 @@ const READ_MAX: usize = 4 * (LENGTH_LEN + FRAME_MAX);
 #[derive(Debug)]
 pub struct Passt {
     stream: UnixStream,
-    /// Ended with this.
+    /// Started for this.
     process: Option<Child>,
     /// What it sent: the bytes from `start` to `end` are not yet the guest's.
     input: Box<[u8]>,
@@ -52,7 +53,8 @@ impl Passt {
         })
     }
 
-    /// Ends `process` when the network is not needed any more.
+    /// Keeps the handle of `process`, which was started with the other end of the socket (`--fd`) and ends
+    /// with it.
     #[must_use]
     pub fn kept(mut self, process: Child) -> Self {
         self.process = Some(process);
@@ -177,8 +179,9 @@ impl Backend for Passt {
 impl Drop for Passt {
     fn drop(&mut self) {
         if let Some(process) = &mut self.process {
-            // It ends with its connection. The sandbox lets nobody send it a signal.
-            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+            // It ends when its connection does. By now this process may be one that signals nobody; who
+            // has not ended yet is reaped by others.
+            let _ = self.stream.shutdown(Shutdown::Both);
             let _ = process.try_wait();
         }
     }
