@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bootyard_image::Disk;
-use bootyard_spec::Class;
+use bootyard_spec::{Binding, Class, VmNetwork};
 use bootyard_supervise::{control::take_link, lifeline, machine_exit};
 use bootyard_vmm::sandbox::{self, Role};
 use bootyard_vmm::{ErrorKind, Exit, Kvm, Machine, MachineConfig, Reboot};
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     }
     let mut config = config(args, &linked)?;
     if !args.hardware.no_sandbox {
-        enter_sandbox(&config)?;
+        enter_sandbox(args)?;
     }
     if let Some(pipe) = lifeline {
         lifeline::watch(pipe, || exit(machine_exit::ORPHANED)).map_err(other)?;
@@ -95,10 +95,11 @@ fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Gives up whatever `config` does not need.
-fn enter_sandbox(config: &MachineConfig) -> Result<(), Failure> {
+/// Gives up what the machine does not need from here on.
+fn enter_sandbox(args: &MachineArgs) -> Result<(), Failure> {
+    let is_ours = |network: &VmNetwork| matches!(network.binding, Binding::Masquerade(_));
     let options = sandbox::Options {
-        tcp: !config.networks.is_empty(),
+        tcp: args.networks.iter().any(is_ours),
         exit_code: machine_exit::CONFINED,
         ..sandbox::Options::default()
     };
