@@ -238,8 +238,10 @@ fn a_terminal_is_given_back_however_the_console_ends() {
     }
     let Some(machine) = Machine::start(&[]) else { return };
     machine.wait_for("guest", || machine.starts() == 1);
-    let during = "(sleep 0.5; stty -a </dev/tty >during) & $BOOTYARD console web.sock";
-    let shown = on_a_terminal(&machine, during, &["key", "\x1d"]);
+    // Until the terminal is raw.
+    let during = "(until grep -q -e -icanon during; do stty -a </dev/tty >during; sleep 0.1; done) \
+                  2>/dev/null & $BOOTYARD console web.sock";
+    let shown = on_a_terminal(&machine, during, &["key", "", "\x1d"]);
     assert!(shown.contains("Ctrl-] detaches") && shown.contains("key"), "{shown}");
     assert!(machine.read("during").contains("-icanon"), "{}", machine.read("during"));
     let killed = "timeout --foreground -s TERM 2 $BOOTYARD console web.sock";
