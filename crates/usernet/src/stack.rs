@@ -226,6 +226,9 @@ impl Stack {
     /// Writes the next frame for the guest into `buf`, which has room for the MTU and the Ethernet
     /// header at least, and for 64 KiB if the guest takes large segments. None if there is none now.
     pub fn frame(&mut self, buf: &mut [u8], host: &mut dyn Host, now: Duration) -> Option<Frame> {
+        if buf.len() < usize::from(self.config.mtu) + ETHERNET_HEADER_LEN {
+            return None;
+        }
         let frame = self.queued(buf).or_else(|| self.in_turn(buf, host, now))?;
         self.statistics.received_frames += 1;
         self.statistics.received_bytes += frame.len as u64;
