@@ -34,6 +34,7 @@ use crate::flags::{For, refuse_others};
 use crate::hardware::HardwareArgs;
 use crate::network::NetworkArgs;
 use crate::seeds::{SeedArgs, UserArgs};
+use crate::services::ServiceArgs;
 use crate::stores::StoreArgs;
 use crate::transfer::SourceArgs;
 
@@ -518,6 +519,8 @@ pub(crate) struct RunArgs {
     pub(crate) hardware: HardwareArgs,
     #[command(flatten)]
     pub(crate) networks: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) services: ServiceArgs,
     /// Machine to run on: auto, kvm or qemu
     #[arg(long, default_value = "auto")]
     pub(crate) engine: EngineChoice,
@@ -566,6 +569,8 @@ pub(crate) struct MachineArgs {
     pub(crate) boot: BootArgs,
     #[arg(long = "net")]
     pub(crate) networks: Vec<VmNetwork>,
+    #[command(flatten)]
+    pub(crate) services: ServiceArgs,
     /// `terminate`: the guest's wish to restart ends the machine.
     #[arg(long)]
     pub(crate) reboot: Option<String>,

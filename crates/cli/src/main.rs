@@ -18,6 +18,7 @@ mod network;
 mod output;
 mod progress;
 mod seeds;
+mod services;
 mod settings;
 mod signals;
 mod stores;

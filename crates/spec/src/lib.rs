@@ -17,6 +17,7 @@ mod network;
 mod platform;
 mod request;
 mod secret;
+mod services;
 mod size;
 mod source;
 mod storage;
@@ -39,6 +40,7 @@ pub use network::{Binding, MacAddress, Masquerade, ParseNetworkError, PortForwar
 pub use platform::{ParsePlatformError, Platform};
 pub use request::{CacheSpec, ImportRequest, OutputFormat, ParseOutputFormatError, Target};
 pub use secret::{Credentials, Secret};
+pub use services::{GUEST_AGENT, GuestChannel, GuestServices, GuestVsock, ParseServiceError};
 pub use size::{ByteSize, ParseSizeError};
 pub use source::{ImageLayout, ObjectName, ParseSourceError, Source, StoredImage};
 pub use storage::{

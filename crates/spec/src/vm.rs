@@ -6,7 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::{
-    BootSpec, ByteSize, CpuModel, CpuTopology, DiskAttachment, Firmware, HugePageSize, VmNetwork,
+    BootSpec, ByteSize, CpuModel, CpuTopology, DiskAttachment, Firmware, GuestServices,
+    HugePageSize, VmNetwork,
 };
 
 /// What one run of a virtual machine needs.
@@ -30,6 +31,8 @@ pub struct VmSpec {
     pub disks: Vec<VmDisk>,
     /// The network interfaces, in the order in which the guest sees them.
     pub networks: Vec<VmNetwork>,
+    /// What else there is between guest and host.
+    pub services: GuestServices,
     /// What it starts.
     pub boot: BootSpec,
     /// Which machine runs it.

@@ -28,7 +28,7 @@ pub mod wire;
 
 pub use client::{Client, ClientError, Keys, RawConsole};
 pub use link::{LinkEnd, LinkEnds, serve as serve_link, take as take_link};
-pub use server::Server;
+pub use server::{Server, listen_at};
 pub use station::{EventSink, Remote, Station};
 
 pub(crate) use backlog::Backlog;

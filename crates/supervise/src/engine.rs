@@ -12,6 +12,7 @@ mod network;
 mod qemu;
 mod qemu_remote;
 mod qmp;
+mod services;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};

@@ -27,6 +27,9 @@ pub enum Error {
     /// QEMU has no such network.
     #[error("the qemu engine has no network with {0}")]
     CannotNetwork(&'static str),
+    /// QEMU has no sockets of this kind.
+    #[error("the qemu engine has no `--vsock`: QEMU leaves it to the host's kernel (vhost-vsock)")]
+    NoVsock,
     /// The run strategy forbids what was asked for.
     #[error("{0}")]
     Refused(&'static str),
@@ -81,6 +84,7 @@ impl Explain for Error {
         match self {
             Self::BootsByFirmware { .. }
             | Self::CannotNetwork(_)
+            | Self::NoVsock
             | Self::Refused(_)
             | Self::NoDisk(_)
             | Self::ControlSocket { .. } => Class::Usage,
@@ -103,7 +107,7 @@ impl Explain for Error {
             Self::CannotNetwork("passt without a socket") => {
                 "start passt with `passt --socket PATH`, and name it: `--net passt=PATH`"
             }
-            Self::CannotNetwork(_) => "leave it out, or use `--engine kvm`",
+            Self::CannotNetwork(_) | Self::NoVsock => "leave it out, or use `--engine kvm`",
             Self::Disks { hint, .. } => return hint.clone(),
             Self::ControlSocket { .. } => "name another path with `--control`",
             Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {

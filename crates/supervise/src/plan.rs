@@ -5,8 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use bootyard_spec::{
-    BootSpec, ByteSize, CpuModel, CpuTopology, DiskAttachment, DiskLife, Firmware, HugePageSize,
-    RebootPolicy, VmDisk, VmNetwork, VmSpec,
+    BootSpec, ByteSize, CpuModel, CpuTopology, DiskAttachment, DiskLife, Firmware, GuestServices,
+    HugePageSize, RebootPolicy, VmDisk, VmNetwork, VmSpec,
 };
 
 /// How a disk is stored; found out by the caller, never guessed by an engine from what a guest
@@ -75,6 +75,8 @@ pub struct LaunchPlan {
     pub disks: Vec<PlanDisk>,
     /// The network interfaces in the order in which the guest sees them.
     pub networks: Vec<VmNetwork>,
+    /// What else there is between guest and host.
+    pub services: GuestServices,
     /// What it starts.
     pub boot: BootSpec,
     /// What a guest's wish to restart does.
@@ -115,6 +117,7 @@ impl LaunchPlan {
             sandbox: spec.sandbox,
             disks: spec.disks.iter().map(disk).collect::<Result<_, E>>()?,
             networks: spec.networks.clone(),
+            services: spec.services.clone(),
             boot: spec.boot.clone(),
             reboot_policy: spec.reboot_policy,
             start_paused: spec.start_paused,
@@ -190,6 +193,7 @@ mod tests {
             sandbox: true,
             disks: vec![disk("/a.qcow2", false), disk("/seed", true)],
             networks: Vec::new(),
+            services: GuestServices::default(),
             boot: BootSpec::default(),
             reboot_policy: RebootPolicy::Terminate,
             start_paused: true,

@@ -76,6 +76,7 @@ impl Guest {
             sandbox: true,
             disks: vec![disk],
             networks: Vec::new(),
+            services: bootyard_spec::GuestServices::default(),
             boot: BootSpec::default(),
             reboot_policy: RebootPolicy::Reboot,
             start_paused: false,

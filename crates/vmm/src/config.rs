@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::memory::HugePages;
 use crate::net::{Capture, MacAddress, SharedBackend};
+use crate::services::Services;
 
 /// The most processors: what a local APIC identifier of 8 bits and one package allow with room.
 pub const CPUS_MAX: u32 = 64;
@@ -49,6 +50,8 @@ pub struct MachineConfig {
     pub cdroms: Vec<CdromConfig>,
     /// The network interfaces, in the order in which the guest finds them, at most [`NETWORKS_MAX`].
     pub networks: Vec<NetworkConfig>,
+    /// What else there is between guest and host.
+    pub services: Services,
     /// Where the guest's serial console writes, byte by byte. While it blocks, the guest waits. It
     /// must hand on [`std::io::ErrorKind::Interrupted`], as files, sockets and pipes do and buffers
     /// such as [`std::io::Stdout`]'s do not: that is how a machine ends whose console is stuck.
@@ -159,6 +162,7 @@ impl MachineConfig {
                 "expected at most {NETWORKS_MAX} network interfaces, got {count}"
             ));
         }
+        self.services.check()?;
         if matches!(self.boot, Boot::FromDisk(_)) && self.disks.is_empty() {
             return refuse("expected a disk to boot from, got none".to_owned());
         }
@@ -214,6 +218,7 @@ pub(crate) mod tests {
             disks: Vec::new(),
             cdroms: Vec::new(),
             networks: Vec::new(),
+            services: Services::default(),
             serial_output: Box::new(std::io::sink()),
             serial_input: None,
             reboot: Reboot::Restart,

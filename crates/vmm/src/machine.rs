@@ -147,9 +147,9 @@ fn add_pci(
         source,
     };
     let scsi = scsi_device(config, control)?;
-    for (device, failures) in
-        network_devices(config, control).chain(virtio_devices(config, control)).chain(scsi)
-    {
+    let services = config.services.devices(&config.report)?;
+    let devices = network_devices(config, control).chain(virtio_devices(config, control));
+    for (device, failures) in devices.chain(scsi).chain(services) {
         let (msi, doorbells) = (Arc::clone(vm), Arc::clone(vm));
         let on_fault = Box::new(move |fault| failures.add(&fault));
         let device = VirtioPci::new(device, vm.memory().clone(), msi, doorbells, on_fault);

@@ -14,11 +14,12 @@ use bootyard_image::Disk;
 use bootyard_spec::{Binding, Class, VmNetwork};
 use bootyard_supervise::{control::take_link, lifeline, machine_exit};
 use bootyard_vmm::sandbox::{self, Role};
-use bootyard_vmm::{ErrorKind, Exit, Kvm, Machine, MachineConfig, Reboot};
+use bootyard_vmm::{ErrorKind, Exit, Kvm, Machine, MachineConfig, Reboot, Services};
 
 use self::link::Linked;
 use crate::args::MachineArgs;
 use crate::error::Failure;
+use crate::services::Served;
 use crate::{boot, hardware, network, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
@@ -31,7 +32,8 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     if args.paused {
         linked.control.pause();
     }
-    let mut config = config(args, &linked)?;
+    let (served, services) = Served::new(&args.services.services(), args.hardware.memory)?;
+    let mut config = config(args, &linked, services)?;
     if !args.hardware.no_sandbox {
         enter_sandbox(args)?;
     }
@@ -39,7 +41,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         lifeline::watch(pipe, || exit(machine_exit::ORPHANED)).map_err(other)?;
     }
     if let Some(ends) = link {
-        linked.serve(ends, args)?;
+        linked.serve(ends, args, served.balloon.clone())?;
     }
     // A guest has written what is read from here on.
     let read = sandbox::confined(Role::Disk, || drives::read(drives));
@@ -63,7 +65,11 @@ fn other(error: io::Error) -> Failure {
 }
 
 /// The machine, its drives aside.
-fn config(args: &MachineArgs, linked: &Linked) -> Result<MachineConfig, Failure> {
+fn config(
+    args: &MachineArgs,
+    linked: &Linked,
+    services: Services,
+) -> Result<MachineConfig, Failure> {
     let tell = linked.device_failures();
     Ok(MachineConfig {
         name: args.name.clone(),
@@ -76,6 +82,7 @@ fn config(args: &MachineArgs, linked: &Linked) -> Result<MachineConfig, Failure>
         disks: Vec::new(),
         cdroms: Vec::new(),
         networks: network::interfaces(&args.name, &args.networks)?,
+        services,
         serial_output: Box::new(stdout().map_err(other)?),
         serial_input: Some(Box::new(io::stdin())),
         reboot: match args.reboot.as_deref() {

@@ -101,6 +101,7 @@ fn spec(args: &RunArgs, disks: &Disks) -> Result<VmSpec, Failure> {
         sandbox: !args.hardware.no_sandbox,
         disks,
         networks: args.networks.networks(&args.disks.machine_name())?,
+        services: args.services.services(),
         boot: args.boot.spec(),
         engine: args.engine,
         run_strategy: args.run_strategy,

@@ -44,7 +44,7 @@ impl Server {
     /// replaced; anything else there is an error.
     pub fn listen(path: &Path, station: Station) -> Result<Self, Error> {
         let failed = |source| Error::ControlSocket { path: path.to_owned(), source };
-        let listener = listener(path).map_err(failed)?;
+        let listener = listen_at(path).map_err(failed)?;
         let identity = identity(path);
         let stop = Cancel::new().map_err(failed)?;
         let (ours, switch) = (station.clone(), stop.clone());
@@ -72,7 +72,9 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((found.dev(), found.ino()))
 }
 
-fn listener(path: &Path) -> io::Result<UnixListener> {
+/// A socket at `path`, for this user alone, that takes who connects without waiting. One that a killed
+/// process has left there is replaced; anything else there is an error.
+pub fn listen_at(path: &Path) -> io::Result<UnixListener> {
     match bound(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             clear(path)?;

@@ -95,6 +95,7 @@ impl Served {
             sandbox: true,
             disks: Vec::new(),
             networks: Vec::new(),
+            services: bootyard_spec::GuestServices::default(),
             boot: bootyard_spec::BootSpec::default(),
             reboot_policy: RebootPolicy::Reboot,
             start_paused: false,

@@ -6,7 +6,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bootyard_spec::{BootSpec, Class, DiskAttachment, GuestEnd, KernelBoot, RebootPolicy};
+use bootyard_spec::{
+    BootSpec, Class, DiskAttachment, GuestEnd, GuestServices, KernelBoot, RebootPolicy,
+};
 
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
@@ -73,6 +75,16 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     for network in &plan.networks {
         option("--net", network.to_string().as_ref());
     }
+    let GuestServices { balloon, console, channels, vsock } = &plan.services;
+    if let Some(socket) = console {
+        option("--virtio-console", socket.as_ref());
+    }
+    for channel in channels {
+        option("--channel", channel.to_string().as_ref());
+    }
+    if let Some(vsock) = vsock {
+        option("--vsock", vsock.to_string().as_ref());
+    }
     let BootSpec { entry, append, kernel } = &plan.boot;
     if let Some(entry) = entry {
         option("--entry", entry.as_ref());
@@ -97,6 +109,9 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     }
     if !plan.sandbox {
         arguments.push("--no-sandbox".into());
+    }
+    if !balloon {
+        arguments.push("--no-balloon".into());
     }
     arguments
 }
@@ -190,6 +205,12 @@ mod tests {
             sandbox: false,
             disks: vec![disk("/a b", false), overlay, disk("/seed", true)],
             networks: vec!["bridge=vm0".parse().unwrap()],
+            services: GuestServices {
+                balloon: false,
+                console: Some("/c".into()),
+                channels: vec!["a=/b".parse().unwrap()],
+                vsock: Some("cid=3,socket=/v".parse().unwrap()),
+            },
             boot: BootSpec { entry: None, append: Some("-quiet splash".to_owned()), kernel },
             reboot_policy: RebootPolicy::Terminate,
             start_paused: true,
@@ -200,8 +221,9 @@ mod tests {
             "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
              |--memory=536870912|--hugepages=2Mi|--uuid=07070707-0707-0707-0707-070707070707\
              |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro\
-             |--backing=1:/base,1|--attach=1:bus=scsi,serial=s-1|--net=bridge=vm0|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
-             |--reboot=terminate|--link=8,9|--lifeline=7|--paused|--no-sandbox"
+             |--backing=1:/base,1|--attach=1:bus=scsi,serial=s-1|--net=bridge=vm0|--virtio-console=/c|--channel=a=/b\
+             |--vsock=cid=3,socket=/v|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
+             |--reboot=terminate|--link=8,9|--lifeline=7|--paused|--no-sandbox|--no-balloon"
         );
     }
 }

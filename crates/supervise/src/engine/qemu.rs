@@ -14,7 +14,7 @@ use bootyard_spec::{
 use super::child::Child;
 use super::qmp::Qmp;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
-use super::{hardware, network};
+use super::{hardware, network, services};
 use crate::control::Remote;
 use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
 
@@ -105,7 +105,9 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Er
             option("-initrd", initrd.into());
         }
     }
-    for (name, value) in network::options(plan)? {
+    for (name, value) in
+        network::options(plan)?.into_iter().chain(services::options(&plan.services)?)
+    {
         option(name, value);
     }
     option("-device", "virtio-rng-pci".into());
@@ -271,6 +273,7 @@ mod tests {
             sandbox: true,
             disks: disks.iter().map(disk).collect(),
             networks: vec!["bridge=vm0,mac=52:54:00:00:00:01,pcap=/p".parse().unwrap()],
+            services: bootyard_spec::GuestServices { balloon: false, ..Default::default() },
             boot: BootSpec::default(),
             reboot_policy: RebootPolicy::Reboot,
             start_paused: false,

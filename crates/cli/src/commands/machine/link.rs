@@ -1,12 +1,15 @@
 //! What the machine's supervisor asks of it, and is told.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bootyard_supervise::control::wire::{
     Command, Disk, Drive, ErrorBody, ErrorCode, Event, Medium, Network, Processor, ResetBy,
     Statistics, UnhandledExit,
 };
 use bootyard_supervise::control::{LinkEnd, LinkEnds, serve_link};
+use bootyard_vmm::virtio::BalloonControl;
 use bootyard_vmm::{By, Control, Error, Notice, State, Stuck, scsi};
 use serde_json::{Value, json};
 
@@ -30,9 +33,16 @@ impl Linked {
     }
 
     /// Serves the supervisor, on threads of its own.
-    pub(super) fn serve(&self, ends: LinkEnds, args: &MachineArgs) -> Result<(), Failure> {
+    /// `balloon` is the machine's, if it has one.
+    pub(super) fn serve(
+        &self,
+        ends: LinkEnds,
+        args: &MachineArgs,
+        balloon: Option<BalloonControl>,
+    ) -> Result<(), Failure> {
         let machine = Reached {
             control: self.control.clone(),
+            balloon,
             cdroms: super::drives::cdroms(args)?,
             confined: !args.hardware.no_sandbox,
         };
@@ -88,6 +98,7 @@ fn unhandled_exit(stuck: &Stuck, hint: Option<String>) -> UnhandledExit {
 struct Reached {
     control: Control,
     cdroms: usize,
+    balloon: Option<BalloonControl>,
     /// No file can be opened any more.
     confined: bool,
 }
@@ -112,7 +123,7 @@ impl Reached {
                 drive.insert(medium).map_err(|error| went_wrong(&error))?;
                 Ok(json!({}))
             }
-            command => execute(&self.control, command),
+            command => execute(&self.control, self.balloon.as_ref(), command),
         }
     }
 
@@ -139,14 +150,24 @@ fn went_wrong(error: &dyn std::error::Error) -> ErrorBody {
     ErrorBody::new(ErrorCode::Failed, error.to_string())
 }
 
-fn execute(control: &Control, command: &Command) -> Result<Value, ErrorBody> {
+fn execute(
+    control: &Control,
+    balloon: Option<&BalloonControl>,
+    command: &Command,
+) -> Result<Value, ErrorBody> {
     let done = match command {
         Command::Pause => control.pause() != State::Ended,
         Command::Resume => control.resume() != State::Ended,
         Command::Reset => control.reset(),
         Command::PowerButton => control.press_power_button(),
         Command::Nmi => control.inject_nmi(),
-        Command::Statistics(_) => return Ok(json!(statistics(&control.statistics()))),
+        Command::Statistics(_) => {
+            let balloon = balloon.map(balloon_figures).unwrap_or_default();
+            return Ok(json!(Statistics { balloon, ..statistics(&control.statistics()) }));
+        }
+        Command::Balloon(wish) if let Some(balloon) = balloon => {
+            return set_balloon(balloon, wish.bytes);
+        }
         Command::Balloon(_) | Command::Eject(_) | Command::Insert(_) => {
             let what = "the machine has no such device";
             return Err(ErrorBody::new(ErrorCode::NotSupported, what));
@@ -161,6 +182,34 @@ fn execute(control: &Control, command: &Command) -> Result<Value, ErrorBody> {
             Err(ErrorBody::new(ErrorCode::NotRunning, "the guest is just being started again"))
         }
     }
+}
+
+/// Wishes that the guest makes do with `bytes` of its memory.
+fn set_balloon(balloon: &BalloonControl, bytes: u64) -> Result<Value, ErrorBody> {
+    match balloon.memory().checked_sub(bytes) {
+        Some(rest) => {
+            balloon.set_target(rest);
+            Ok(json!({}))
+        }
+        None => {
+            let what = format!("the machine has {} bytes of memory", balloon.memory());
+            Err(ErrorBody::new(ErrorCode::BadArguments, what))
+        }
+    }
+}
+
+/// How long a guest has to tell of its memory. One that is paused tells what it told last.
+const BALLOON_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What is known of the guest's memory, by name. The size of the balloon is told as KubeVirt tells it:
+/// the memory that the guest has left.
+fn balloon_figures(balloon: &BalloonControl) -> BTreeMap<String, u64> {
+    let told = balloon.figures(BALLOON_PATIENCE).unwrap_or_default();
+    let ours = [
+        ("actual_balloon_bytes", balloon.memory().saturating_sub(balloon.actual())),
+        ("released_bytes", balloon.released_bytes()),
+    ];
+    told.iter().chain(ours).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn statistics(machine: &bootyard_vmm::statistics::Statistics) -> Statistics {
@@ -239,10 +288,10 @@ mod tests {
     #[test]
     fn a_machine_that_has_not_begun_can_be_paused_and_no_more() {
         let control = Control::new();
-        assert_eq!(execute(&control, &Command::Pause), Ok(json!({})));
+        assert_eq!(execute(&control, None, &Command::Pause), Ok(json!({})));
         for command in [Command::Reset, Command::Nmi, Command::PowerButton] {
-            assert_eq!(execute(&control, &command).unwrap_err().code, ErrorCode::NotRunning);
+            assert_eq!(execute(&control, None, &command).unwrap_err().code, ErrorCode::NotRunning);
         }
-        assert!(execute(&control, &Command::Statistics(None)).is_ok());
+        assert!(execute(&control, None, &Command::Statistics(None)).is_ok());
     }
 }

@@ -104,6 +104,11 @@ impl BalloonControl {
         })))
     }
 
+    /// Bytes of the machine's memory.
+    pub fn memory(&self) -> u64 {
+        self.0.memory
+    }
+
     /// Wishes that the guest leaves `bytes` of its memory to the host, in whole pages. Gives what is
     /// wished now, which is not more than there is. The guest follows as it can: see
     /// [`BalloonControl::actual`].
