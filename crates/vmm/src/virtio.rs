@@ -16,31 +16,7 @@
 //! cannot be done fails with the device's own status; a ring or chain that breaks the rules stops
 //! the device with DEVICE_NEEDS_RESET until the driver resets it.
 //!
-//! | The specification's rule for devices                              | Section   | Where        |
-//! |-------------------------------------------------------------------|-----------|--------------|
-//! | all state back to defaults on reset, status then reads 0          | 2.1, 2.4  | `transport`  |
-//! | no buffer is used before DRIVER_OK                                | 3.1.1     | `transport`  |
-//! | FEATURES_OK stays clear for a set that cannot work                | 2.2.2     | `transport`  |
-//! | a configuration change is announced with DEVICE_NEEDS_RESET       | 2.1.2     | `interrupt`  |
-//! | nothing is written to device-readable buffers                     | 2.7.4.2   | `queue`      |
-//! | `used.len` is not more than what was written                      | 2.7.8.2   | `queue`      |
-//! | the driver's wish not to be interrupted is looked at              | 2.7.7.2   | `queue`      |
-//! | vectors that don't exist read back as NO_VECTOR                   | 4.1.5.1.2 | `transport`  |
-//! | reading the ISR status clears it                                  | 4.1.4.5.1 | `transport`  |
-//! | the PCI configuration access window works before BARs are mapped  | 4.1.4.9.1 | `transport`  |
-//! | a write is stable when it completes, unless FLUSH was negotiated  | 5.2.6.2   | `blk`        |
-//! | read-only disks refuse writes                                     | 5.2.6.2   | `blk`        |
-//! | unknown request types and flags are UNSUPP                        | 5.2.6.2   | `blk`        |
-//! | a flush covers every write that was completed before it           | 5.2.6.2   | `blk`        |
-//! | a command to a target that is not there is BAD_TARGET             | 5.6.6.1.1 | `scsi`       |
-//! | data that there is no memory for is OVERRUN                       | 5.6.6.1.1 | `scsi`       |
-//! | `residual` and `sense_len` say what was moved and written         | 5.6.6.1.1 | `scsi`       |
-//! | a task management function is answered when its tasks are         | 5.6.6.2   | `scsi`       |
-//! | events without a buffer are made up for by EVENTS_MISSED          | 5.6.6.3.1 | `scsi`       |
-//! | buffers of one packet are used together                           | 5.1.6.4.1 | `net`        |
-//! | `num_buffers` counts them, and is 1 without merged buffers        | 5.1.6.4.1 | `net`        |
-//! | no checksum or segment is left to a driver that did not offer it  | 5.1.6.4.1 | `net`        |
-//! | at least one byte of entropy for each buffer                      | 5.4.6.2   | `rng`        |
+//! `CONFORMANCE.md` has the specification's rules for devices, where each is held, and its test.
 
 mod balloon;
 mod blk;

@@ -27,6 +27,9 @@ struct State {
     bytes: Vec<u8>,
     /// Lets a driver see that what it read piecewise was changed meanwhile (§4.1.4.3).
     generation: u8,
+    /// The driver has read something in this generation. Changes that it has not begun to read need no
+    /// new one, so that many of them do not lead back to the number that it knows.
+    was_read: bool,
 }
 
 impl DeviceConfig {
@@ -41,7 +44,7 @@ impl DeviceConfig {
     }
 
     fn with(bytes: Vec<u8>, writable: Option<(Range<usize>, EventFd)>) -> Self {
-        let state = Mutex::new(State { bytes, generation: 0 });
+        let state = Mutex::new(State { bytes, generation: 0, was_read: false });
         Self(Arc::new(Shared { state, writable, interrupt: OnceLock::new() }))
     }
 
@@ -60,7 +63,9 @@ impl DeviceConfig {
         {
             let mut state = self.state();
             change(&mut state.bytes);
-            state.generation = state.generation.wrapping_add(1);
+            if std::mem::take(&mut state.was_read) {
+                state.generation = state.generation.wrapping_add(1);
+            }
         }
         if let Some(interrupt) = self.0.interrupt.get().and_then(Weak::upgrade) {
             interrupt.config_changed();
@@ -82,7 +87,9 @@ impl DeviceConfig {
 
     /// Copies what is at `offset` to the front of `data`.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
-        super::transport::copy(&self.state().bytes, offset, data);
+        let mut state = self.state();
+        state.was_read = true;
+        super::transport::copy(&state.bytes, offset, data);
     }
 
     /// Takes a driver's write, as far as it goes to what is its to write.

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod blk;
+mod conformance;
 mod console;
 mod guest;
 mod hostile;
