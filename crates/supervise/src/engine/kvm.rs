@@ -75,15 +75,8 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     for network in &plan.networks {
         option("--net", network.to_string().as_ref());
     }
-    let GuestServices { balloon, console, channels, vsock } = &plan.services;
-    if let Some(socket) = console {
-        option("--virtio-console", socket.as_ref());
-    }
-    for channel in channels {
-        option("--channel", channel.to_string().as_ref());
-    }
-    if let Some(vsock) = vsock {
-        option("--vsock", vsock.to_string().as_ref());
+    for (name, value) in service_options(&plan.services) {
+        option(name, &value);
     }
     let BootSpec { entry, append, kernel } = &plan.boot;
     if let Some(entry) = entry {
@@ -110,10 +103,19 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     if !plan.sandbox {
         arguments.push("--no-sandbox".into());
     }
-    if !balloon {
+    if !plan.services.balloon {
         arguments.push("--no-balloon".into());
     }
     arguments
+}
+
+/// What there is between guest and host, but the balloon.
+fn service_options(services: &GuestServices) -> Vec<(&'static str, OsString)> {
+    let console = services.console.iter().map(|socket| ("--virtio-console", socket.into()));
+    let channels =
+        services.channels.iter().map(|channel| ("--channel", channel.to_string().into()));
+    let vsock = services.vsock.iter().map(|vsock| ("--vsock", vsock.to_string().into()));
+    console.chain(channels).chain(vsock).collect()
 }
 
 /// A child that runs a guest.
