@@ -276,7 +276,8 @@ mod tests {
     #[test]
     fn only_drives_that_are_there_are_opened() {
         let eject = |cdroms| {
-            let reached = Reached { control: Control::new(), cdroms, confined: true };
+            let reached =
+                Reached { control: Control::new(), balloon: None, cdroms, confined: true };
             let command = Command::Eject(Drive { drive: "cd".to_owned() });
             reached.execute(&command).unwrap_err().message
         };
