@@ -357,7 +357,7 @@ impl<'m> Room<'m> {
         memory: &'m GuestMemoryMmap,
     ) -> Result<bool, Error> {
         while self.len < self.wanted && (self.merges || self.buffers.is_empty()) {
-            let Some(buffer) = queue.next(memory)? else {
+            let Some(mut buffer) = queue.next(memory)? else {
                 if queue.enable_notification(memory)? {
                     continue;
                 }
@@ -366,6 +366,11 @@ impl<'m> Room<'m> {
             if buffer.writable() == 0 {
                 return Err(Error::Malformed("a buffer without room for a packet"));
             }
+            if self.buffers.len() == usize::from(QUEUE_SIZE) {
+                return Err(Error::Malformed("more buffers for packets than the virtqueue holds"));
+            }
+            // Nothing is read of them, and nothing kept of what is not.
+            drop(std::mem::take(buffer.sent()));
             self.len += buffer.writable();
             self.buffers.push_back(buffer);
         }

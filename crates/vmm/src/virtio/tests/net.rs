@@ -571,3 +571,25 @@ fn what_passes_is_captured() {
     let found = bytes.windows(data.len()).filter(|window| *window == data).count();
     assert_eq!(found, 2, "once in each direction");
 }
+
+#[test]
+fn a_driver_cannot_make_the_device_hold_more_buffers_than_its_ring_has() {
+    let (backend, _) = user(&[]);
+    let (machine, _function, address) = machine(&backend);
+    let driver = Driver::bind(&machine, address);
+    let mut rings = Rings::start(&driver, MRG_RXBUF | EVENT_IDX, 1);
+    let queue = &mut rings.receive;
+    // Where the device says how far it has looked.
+    let looked = GuestAddress(queue.used + 4 + 8 * u64::from(queue.size));
+    for next in BUFFERS..400 {
+        while driver.status() & 0x40 == 0 && queue.memory().read_obj::<u16>(looked).unwrap() != next
+        {
+            std::thread::yield_now();
+        }
+        queue.make_available(0);
+        queue.ring();
+    }
+    driver.wait_needs_reset();
+    let fault = machine.take_fault().unwrap().to_string();
+    assert!(fault.contains("more buffers for packets"), "{fault}");
+}
