@@ -122,6 +122,7 @@ impl<'d, 'm> Worker<'d, 'm> {
         index: u16,
         memory: &'m GuestMemoryMmap,
     ) -> Result<(), Error> {
+        let mut begun = 0;
         loop {
             let Some(queue) = session.queue(index) else { return Ok(()) };
             queue.disable_notification(memory)?;
@@ -130,6 +131,11 @@ impl<'d, 'm> Worker<'d, 'm> {
                 && let Some(request) = queue.next(memory)?
             {
                 self.begin(request)?;
+                begun += 1;
+                if begun % BATCH_MAX == 0 {
+                    // Reads go on, and end, however long a driver keeps this thread busy.
+                    self.reap(false)?;
+                }
                 if self.done.len() >= BATCH_MAX {
                     self.tell(queue, memory)?;
                 }

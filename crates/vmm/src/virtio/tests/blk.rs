@@ -409,3 +409,93 @@ fn a_write_through_disk_has_no_cache_to_flush() {
     assert_eq!(send(&mut queue, OUT, 0, &[1; 512], 0).status, OK);
     assert_eq!(disk.flushes.load(Ordering::Relaxed), 1);
 }
+
+/// A disk whose blocks come from a pipe, and each write to which makes the driver ask for another one, as
+/// busy processors do, until the read has ended.
+struct Busy {
+    pipe: std::io::PipeReader,
+    memory: std::sync::OnceLock<vm_memory::GuestMemoryMmap>,
+    writes: AtomicUsize,
+}
+
+impl Busy {
+    const WRITE: u16 = 4;
+    const ENOUGH: usize = 5000;
+    const AVAIL: u64 = QUEUE + 0x1000;
+}
+
+impl Disk for Busy {
+    fn virtual_size(&self) -> u64 {
+        SECTORS * 512
+    }
+
+    fn read_at(&self, buf: &mut [u8], _: u64) -> Result<(), Error> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, Error> {
+        Ok(Extent { len: self.virtual_size() - offset, zero: false })
+    }
+
+    fn locate(&self, _: u64, len: u64) -> Option<bootyard_image::Located<'_>> {
+        let file = std::os::fd::AsFd::as_fd(&self.pipe);
+        let at = bootyard_image::Location::File { file, offset: 0, pin: None };
+        Some(bootyard_image::Located { len, at })
+    }
+
+    fn writer(&self) -> Option<&dyn WriteDisk> {
+        Some(self)
+    }
+}
+
+impl WriteDisk for Busy {
+    fn write_at(&self, _: &[u8], _: u64) -> Result<(), Error> {
+        let Some(memory) = self.memory.get() else { return Ok(()) };
+        let ended = memory.read_obj::<u8>(GuestAddress(STATUS)).unwrap() != 0xee;
+        if !ended && self.writes.fetch_add(1, Ordering::SeqCst) < Self::ENOUGH {
+            let next: u16 = memory.read_obj(GuestAddress(Self::AVAIL + 2)).unwrap();
+            let slot = Self::AVAIL + 4 + 2 * u64::from(next % 16);
+            memory.write_obj(Self::WRITE, GuestAddress(slot)).unwrap();
+            memory.write_obj(next.wrapping_add(1), GuestAddress(Self::AVAIL + 2)).unwrap();
+        }
+        Ok(())
+    }
+
+    fn zero_at(&self, _: u64, _: u64, _: bool) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_read_ends_however_many_writes_are_behind_it() {
+    use std::io::Write;
+    let (pipe, mut end) = std::io::pipe().unwrap();
+    end.write_all(&[7; 512]).unwrap();
+    let disk =
+        Arc::new(Busy { pipe, memory: std::sync::OnceLock::new(), writes: AtomicUsize::new(0) });
+    let (machine, _function, place) =
+        Machine::with(Block::new(Arc::clone(&disk) as Arc<dyn Disk>, false, "busy"));
+    let driver = Driver::bind(&machine, place);
+    let mut queue = driver.start(ALL, QUEUE);
+    disk.memory.set(machine.memory.clone()).unwrap();
+    let write_header = HEADER + 0x20;
+    machine.memory.write_slice(&[0; 16], GuestAddress(HEADER)).unwrap();
+    let header = [&OUT.to_le_bytes()[..], &[0; 12]].concat();
+    machine.memory.write_slice(&header, GuestAddress(write_header)).unwrap();
+    machine.memory.write_obj(0xee_u8, GuestAddress(STATUS)).unwrap();
+    queue.offer(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    let write = [(write_header, 16, false), (DATA + 0x1000, 512, false), (STATUS + 1, 1, true)];
+    queue.offer(Busy::WRITE, &write);
+    queue.make_available(Busy::WRITE);
+    queue.ring();
+    while machine.memory.read_obj::<u8>(GuestAddress(STATUS)).unwrap() == 0xee {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let writes = disk.writes.load(Ordering::SeqCst);
+    assert!(writes < Busy::ENOUGH, "{writes}");
+}
