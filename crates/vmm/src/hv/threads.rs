@@ -33,13 +33,15 @@ impl Crew {
         Self { gate, seats, threads: Mutex::default() }
     }
 
-    /// Kicks those processors that are in the guest; false if none is.
+    /// Kicks those processors that are in the guest; false if none is. One can be there before others
+    /// have its thread's handle: it is kicked the next time.
     pub(crate) fn kick_out(&self) -> bool {
         let mut any = false;
-        for (seat, thread) in self.seats.iter().zip(self.threads().iter()) {
+        let threads = self.threads();
+        for (index, seat) in self.seats.iter().enumerate() {
             if seat.is_in_guest() {
                 any = true;
-                kick(thread);
+                threads.get(index).inspect(|thread| kick(thread));
             }
         }
         any
@@ -187,6 +189,16 @@ mod tests {
     use super::*;
     use crate::bus::BusDevice;
     use crate::legacy::SerialPort;
+
+    #[test]
+    fn a_processor_whose_thread_has_just_started_is_seen_in_the_guest() {
+        let crew = Crew::new(2, Arc::default());
+        assert!(!crew.kick_out());
+        assert!(crew.seats[1].enter(&crew.gate));
+        assert!(crew.kick_out());
+        crew.seats[1].leave();
+        assert!(!crew.kick_out());
+    }
 
     #[test]
     fn a_console_that_nobody_reads_delays_neither_a_pause_nor_an_end() {
