@@ -319,18 +319,18 @@ impl VirtioDevice for Scsi {
         }
         let mut wakes = Vec::new();
         while session.wait(None, &mut wakes)? {
-            // Commands first: whoever manages tasks counts on it.
+            // What happened to media was before the commands that ask for it.
+            for wake in &wakes {
+                if let Wake::Ready { token, .. } = *wake {
+                    self.tell(session, token as usize)?;
+                }
+            }
+            // Commands before control: whoever manages tasks counts on it.
             if wakes.iter().any(|wake| matches!(wake, Wake::Queue(COMMANDS | CONTROL))) {
                 session.drain(COMMANDS, |_, request| self.command(request))?;
             }
-            for wake in &wakes {
-                match *wake {
-                    Wake::Queue(CONTROL) => {
-                        session.drain(CONTROL, |_, request| self.control(request))?;
-                    }
-                    Wake::Ready { token, .. } => self.tell(session, token as usize)?,
-                    Wake::Queue(_) => {}
-                }
+            if wakes.contains(&Wake::Queue(CONTROL)) {
+                session.drain(CONTROL, |_, request| self.control(request))?;
             }
         }
         Ok(())
