@@ -58,6 +58,7 @@ impl InterfaceRequest {
 pub struct Tap {
     file: File,
     mtu: Option<u16>,
+    is_up: bool,
     /// For packets that may not fit into the guest's room.
     spare: Box<[u8]>,
 }
@@ -77,7 +78,14 @@ impl Tap {
         unsafe { ioctl(&file, Setter::<SET_INTERFACE, _>::new(request)) }?;
         // SAFETY: the request takes a pointer to an int.
         unsafe { ioctl(&file, Setter::<SET_HEADER_LEN, c_int>::new(HEADER_LEN as c_int)) }?;
-        Ok(Self { file, mtu, spare: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice() })
+        let spare = vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice();
+        Ok(Self { file, mtu, is_up: true, spare })
+    }
+
+    /// The interface was deleted: its descriptor tells of that over and over.
+    fn gone(&mut self, errno: rustix::io::Errno) -> io::Error {
+        self.is_up = false;
+        io::Error::other(format!("the tap device is gone, and the network with it: {errno}"))
     }
 }
 
@@ -138,16 +146,22 @@ impl Backend for Tap {
 
     fn send(&mut self, packet: &[u8]) -> io::Result<()> {
         use rustix::io::Errno;
+        if !self.is_up {
+            return Ok(());
+        }
         match rustix::io::write(&self.file, packet) {
             // The device's queue is full, the header makes no sense, or the interface is down: what any
             // wire would drop.
             Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::INVAL | Errno::IO) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.gone(error)),
         }
     }
 
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
         use rustix::io::Errno;
+        if !self.is_up {
+            return Ok(None);
+        }
         loop {
             let is_roomy = packet.len() >= self.spare.len();
             let buf = if is_roomy { &mut *packet } else { &mut self.spare };
@@ -156,7 +170,7 @@ impl Backend for Tap {
                 Ok(_) | Err(Errno::INTR) => continue,
                 // Nothing is there, or the interface is down.
                 Err(Errno::AGAIN | Errno::IO) => return Ok(None),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.gone(error)),
             };
             if is_roomy {
                 return Ok(Some(len));
@@ -167,5 +181,9 @@ impl Backend for Tap {
                 return Ok(Some(len));
             }
         }
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_up
     }
 }
