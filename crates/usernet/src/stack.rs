@@ -213,7 +213,12 @@ impl Stack {
     /// Ends of which no flow has both yet, if there is room for one: the gateway's port is the peer's, or
     /// another one where two peers have the same.
     fn free_ends(&self, protocol: Protocol, guest: SocketAddr, port: u16) -> Option<Ends> {
-        if self.connections >= CONNECTIONS_MAX {
+        let is_full = match protocol {
+            Protocol::Tcp => self.connections >= CONNECTIONS_MAX,
+            // Of peers nobody makes room: anybody can be as many as he likes.
+            Protocol::Udp | Protocol::Ping => self.entries.len() - self.connections >= FLOWS_MAX,
+        };
+        if is_full {
             return None;
         }
         let ends = |port| (guest, SocketAddr::from((self.config.network.gateway, port)));

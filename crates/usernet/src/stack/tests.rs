@@ -194,6 +194,17 @@ fn peers_with_the_same_port_are_told_apart() {
 }
 
 #[test]
+fn peers_of_forwarded_datagrams_are_no_more_than_other_flows() {
+    let mut lab = Lab::new(Lab::config());
+    let from = |port| SocketAddr::from(([192, 0, 2, 1], port));
+    let taken = (1..=2000_u16).filter(|port| {
+        let id = SocketId(u64::from(*port) * 2);
+        lab.stack.inbound(Inbound::Udp, id, from(*port), 53, lab.now)
+    });
+    assert_eq!(taken.count(), FLOWS_MAX);
+}
+
+#[test]
 fn a_guest_that_does_not_listen_refuses_a_forwarded_connection() {
     let mut lab = Lab::new(Lab::config());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

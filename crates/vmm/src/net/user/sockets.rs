@@ -17,6 +17,8 @@ use rustix::net::{
 
 /// Datagrams of one peer that wait for the guest; what comes beyond is lost, as on any link.
 const WAITING_MAX: usize = 64;
+/// Bytes of all peers' datagrams that wait: anybody can send, and under any number of ports.
+const WAITING_BYTES_MAX: usize = 4 << 20;
 
 /// What epoll tells of a socket of a flow.
 const EDGES: EventFlags =
@@ -44,12 +46,14 @@ pub(super) struct Sockets {
     epoll: OwnedFd,
     sockets: HashMap<SocketId, Socket>,
     accepted: u64,
+    /// Bytes of datagrams that wait for the guest.
+    waiting_bytes: usize,
 }
 
 impl Sockets {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, sockets: HashMap::new(), accepted: 0 })
+        Ok(Self { epoll, sockets: HashMap::new(), accepted: 0, waiting_bytes: 0 })
     }
 
     /// The epoll instance, which is itself readable while it has something to tell.
@@ -72,15 +76,17 @@ impl Sockets {
         first: &[u8],
     ) -> SocketId {
         let (id, socket) = (self.next_id(), Arc::clone(socket));
-        let waiting = VecDeque::from([first.to_vec()]);
+        let waiting = VecDeque::new();
         self.sockets.insert(id, Socket::Peer { socket, address, waiting });
+        self.deliver(id, first);
         id
     }
 
     /// Another datagram of a known peer. False if the flow has ended.
     pub(super) fn deliver(&mut self, id: SocketId, datagram: &[u8]) -> bool {
         let Some(Socket::Peer { waiting, .. }) = self.sockets.get_mut(&id) else { return false };
-        if waiting.len() < WAITING_MAX {
+        if waiting.len() < WAITING_MAX && self.waiting_bytes + datagram.len() <= WAITING_BYTES_MAX {
+            self.waiting_bytes += datagram.len();
             waiting.push_back(datagram.to_vec());
         }
         true
@@ -125,6 +131,8 @@ impl Sockets {
     fn insert_tcp(&mut self, id: SocketId, fd: OwnedFd, is_connecting: bool) -> io::Result<()> {
         // When to send what is the guest's decision, which has an algorithm of its own for that.
         sockopt::set_tcp_nodelay(&fd, true)?;
+        // The guest's own probes end here, so that others find out whether the peer is still there.
+        sockopt::set_socket_keepalive(&fd, true)?;
         self.watch(id, &fd)?;
         self.sockets.insert(id, Socket::Tcp { fd, is_connecting });
         Ok(())
@@ -201,6 +209,7 @@ impl Host for Sockets {
             Some(Socket::Datagrams(fd)) => Ok(rustix::net::recv(fd, buf, RecvFlags::TRUNC)?.1),
             Some(Socket::Peer { waiting, .. }) => {
                 let datagram = waiting.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+                self.waiting_bytes -= datagram.len();
                 let len = datagram.len().min(buf.len());
                 buf[..len].copy_from_slice(&datagram[..len]);
                 Ok(datagram.len())
@@ -217,11 +226,38 @@ impl Host for Sockets {
     }
 
     fn close(&mut self, id: SocketId, how: Close) {
-        if let Some(Socket::Tcp { fd, .. }) = self.sockets.remove(&id)
-            && how == Close::Reset
-        {
-            // If it fails, the other end is told of an end instead of a reset.
-            let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
+        match self.sockets.remove(&id) {
+            Some(Socket::Tcp { fd, .. }) if how == Close::Reset => {
+                // If it fails, the other end is told of an end instead of a reset.
+                let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
+            }
+            Some(Socket::Peer { waiting, .. }) => {
+                self.waiting_bytes -= waiting.iter().map(Vec::len).sum::<usize>();
+            }
+            _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_of_all_peers_has_a_limit() {
+        let mut sockets = Sockets::new().unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let udp = Arc::new(socket(any.ip(), SocketType::DGRAM, None).unwrap());
+        let datagram = vec![0; 60_000];
+        let peers: Vec<SocketId> =
+            (0..200).map(|_| sockets.add_peer(&udp, any, &datagram)).collect();
+        assert!(sockets.waiting_bytes <= WAITING_BYTES_MAX);
+        let mut buf = vec![0; 65_535];
+        assert_eq!(sockets.receive(peers[0], &mut buf).unwrap(), 60_000);
+        assert!(sockets.receive(peers[199], &mut buf).is_err(), "it was lost");
+        assert!(sockets.deliver(peers[199], &datagram));
+        assert_eq!(sockets.receive(peers[199], &mut buf).unwrap(), 60_000);
+        peers.into_iter().for_each(|id| sockets.close(id, Close::Gently));
+        assert_eq!(sockets.waiting_bytes, 0);
     }
 }
