@@ -1,6 +1,6 @@
 //! How a machine that `run` starts is reached meanwhile: the flags, and what serves them.
 
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::PathBuf;
 use std::thread;
 
@@ -74,7 +74,8 @@ impl Reach {
         let port = self.port.clone();
         // A guest that reads nothing must not keep the escape from being seen.
         let terminal = RawTerminal::enter(escaped, move |keys| port.type_in(keys, &|| true));
-        if terminal.is_none() && self.served.is_some() {
+        // From a terminal that is not ours to take nobody reads: that would stop this command.
+        if terminal.is_none() && self.served.is_some() && !io::stdin().is_terminal() {
             let port = self.port.clone();
             let pump = move || pump(&port);
             let started = thread::Builder::new().name("stdin".to_owned()).spawn(pump);
@@ -84,9 +85,9 @@ impl Reach {
     }
 
     /// The serial port of the run that is about to start.
-    pub(crate) fn serial(&self, has_terminal: bool) -> io::Result<Serial> {
+    pub(crate) fn serial(&self) -> io::Result<Serial> {
         let Serial { input, output } = Serial::inherit();
-        let is_shared = has_terminal || self.served.is_some();
+        let is_shared = io::stdin().is_terminal() || self.served.is_some();
         let input = if is_shared { self.port.keys()?.into() } else { input };
         Ok(Serial { input, output: self.port.output(output) })
     }

@@ -6,7 +6,8 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 /// Ctrl-], telnet's old escape: no shell and no editor uses it.
 const ESCAPE: u8 = 0x1d;
@@ -21,14 +22,15 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 pub(crate) struct RawTerminal(());
 
 impl RawTerminal {
-    /// Takes the terminal; `None` if standard input is none. Keys go to `typed`, and at the escape
-    /// `escaped` is called.
+    /// Takes the terminal; `None` if standard input is none, or a shell has this command in the background
+    /// (`&`), where touching the terminal would stop it. Keys go to `typed`, and at the escape `escaped` is
+    /// called.
     pub(crate) fn enter(
         escaped: impl FnOnce() + Send + 'static,
         typed: impl FnMut(&[u8]) + Send + 'static,
     ) -> Option<Self> {
         let stdin = io::stdin();
-        if !stdin.is_terminal() {
+        if !stdin.is_terminal() || tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp()) {
             return None;
         }
         let before = tcgetattr(&stdin).ok()?;

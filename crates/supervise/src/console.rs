@@ -76,9 +76,10 @@ impl Console {
     }
 
     /// From now on what the guest writes goes to `client` too, beginning with the last output from before
-    /// if it wants that.
-    pub(crate) fn attach(&self, client: &Backlog, scrollback: bool) {
+    /// if it wants that; after what `answer` puts there, and with nothing lost between.
+    pub(crate) fn attach(&self, client: &Backlog, scrollback: bool, answer: impl FnOnce()) {
         let mut output = self.output_now();
+        answer();
         if scrollback {
             client.stream(output.scrollback.make_contiguous());
         }
@@ -146,7 +147,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let backlog = Backlog::default();
         backlog.start_sending(ours).unwrap();
-        console.attach(&backlog, scrollback);
+        console.attach(&backlog, scrollback, || {});
         theirs
     }
 

@@ -26,6 +26,7 @@ use bootyard_spec::{Class, GuestEnd};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat, open};
 
 pub use kvm::KvmEngine;
+pub use network::check_networks_for_qemu;
 pub use qemu::QemuEngine;
 
 use crate::control::Remote;

@@ -27,6 +27,16 @@ pub enum Error {
     /// QEMU has no such network.
     #[error("the qemu engine has no network with {0}")]
     CannotNetwork(&'static str),
+    /// What a network needs of the host is not there.
+    #[error("{what}")]
+    NoNetwork {
+        /// What is missing.
+        what: String,
+        /// What helps.
+        hint: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// QEMU has no sockets of this kind.
     #[error("the qemu engine has no `--vsock`: QEMU leaves it to the host's kernel (vhost-vsock)")]
     NoVsock,
@@ -62,6 +72,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The socket of a console or channel cannot be served.
+    #[error("cannot serve the socket `{}`", .path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Waiting for, stopping or talking to a child failed.
     #[error("{what} failed")]
     System {
@@ -84,10 +102,12 @@ impl Explain for Error {
         match self {
             Self::BootsByFirmware { .. }
             | Self::CannotNetwork(_)
+            | Self::NoNetwork { .. }
             | Self::NoVsock
             | Self::Refused(_)
             | Self::NoDisk(_)
-            | Self::ControlSocket { .. } => Class::Usage,
+            | Self::ControlSocket { .. }
+            | Self::Socket { .. } => Class::Usage,
             Self::KvmUnusable(_) | Self::NoQemu { .. } | Self::Spawn { .. } => Class::Engine,
             Self::System { .. } => Class::Other,
             Self::Disks { class, .. } => *class,
@@ -108,8 +128,10 @@ impl Explain for Error {
                 "start passt with `passt --socket PATH`, and name it: `--net passt=PATH`"
             }
             Self::CannotNetwork(_) | Self::NoVsock => "leave it out, or use `--engine kvm`",
+            Self::NoNetwork { hint, .. } => return Some(hint.clone()),
             Self::Disks { hint, .. } => return hint.clone(),
             Self::ControlSocket { .. } => "name another path with `--control`",
+            Self::Socket { .. } => "name another path",
             Self::Refused(_) | Self::NoDisk(_) | Self::Spawn { .. } | Self::System { .. } => {
                 return None;
             }

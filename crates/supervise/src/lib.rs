@@ -28,7 +28,9 @@ mod version;
 pub use cancel::Cancel;
 pub use choose::{Choice, HostFacts, KvmFact, choose_engine};
 pub use console::Console;
-pub use engine::{Ended, Engine, Failure, KvmEngine, QemuEngine, Running, Serial, Woken};
+pub use engine::{
+    Ended, Engine, Failure, KvmEngine, QemuEngine, Running, Serial, Woken, check_networks_for_qemu,
+};
 pub use error::Error;
 pub use plan::{
     DiskFormat, DiskUsage, LaunchPlan, PlanBacking, PlanDisk, parse_backing_argument,

@@ -74,16 +74,16 @@ impl SerialLog {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        for number in (1..self.limits.older).rev() {
-            match fs_err::rename(self.older(number), self.older(number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
         if self.limits.older == 0 {
             self.file.set_len(0)?;
         } else {
-            fs_err::rename(&self.path, self.older(1))?;
+            // Without it somebody took it away, or the one that follows could not be opened last time.
+            if fs_err::symlink_metadata(&self.path).is_ok() {
+                for number in (1..self.limits.older).rev() {
+                    renamed(&self.older(number), &self.older(number + 1))?;
+                }
+                renamed(&self.path, &self.older(1))?;
+            }
             self.file = open(&self.path)?;
         }
         self.len = 0;
@@ -94,6 +94,14 @@ impl SerialLog {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".{number}"));
         name.into()
+    }
+}
+
+/// Renames a file that may not be there.
+fn renamed(from: &Path, to: &Path) -> io::Result<()> {
+    match fs_err::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
@@ -148,6 +156,21 @@ mod tests {
         // One chunk may be larger than a file.
         log.write(&[b'x'; 100]);
         assert_eq!(fs_err::metadata(&path).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn a_log_that_somebody_took_away_begins_anew_and_the_older_ones_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("serial.log");
+        let (mut log, warnings) = log(&path, 10, 2);
+        ["first", "second", "third"].iter().for_each(|word| log.write(word.as_bytes()));
+        fs_err::remove_file(&path).unwrap();
+        ["gone", "fourth", "fifth"].iter().for_each(|word| log.write(word.as_bytes()));
+        let read = |end: &str| {
+            fs_err::read_to_string(folder.path().join(format!("serial.log{end}"))).unwrap()
+        };
+        assert_eq!(["", ".1", ".2"].map(read), ["fifth", "fourth", "second"]);
+        assert_eq!(warnings.try_iter().count(), 0);
     }
 
     #[test]

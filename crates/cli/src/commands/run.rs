@@ -11,7 +11,7 @@ use bootyard_spec::{
 use bootyard_supervise::strategy::{Policy, State};
 use bootyard_supervise::{
     Cancel, Choice, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome, QemuEngine,
-    Running, Serial, choose_engine,
+    Running, Serial, check_networks_for_qemu, choose_engine,
 };
 use bootyard_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use bootyard_volume::{Access, AttachedDisk, ErrorKind, Store};
@@ -174,6 +174,7 @@ fn no_volume(disk: &str, error: impl std::error::Error + Send + Sync + 'static) 
 /// Refuses what QEMU would wait for silently, or open on a guest's word. QEMU's own locks keep out
 /// other QEMUs; those that are returned keep out our own machine.
 fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
+    check_networks_for_qemu(&spec.networks)?;
     let mut locks = Vec::new();
     for (index, VmDisk { path, read_only, life, .. }) in spec.disks.iter().enumerate() {
         let path = match life {
@@ -272,8 +273,7 @@ impl Observer for Console<'_> {
     }
 
     fn serial(&mut self) -> Result<Serial, Error> {
-        let serial = self.reach.serial(self.terminal.is_some());
-        serial.map_err(|source| Error::System { what: "taking the terminal", source })
+        self.reach.serial().map_err(|source| Error::System { what: "taking the terminal", source })
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,6 +14,9 @@ use super::wire::{
     self, ANSWER_MAX, About, Command, ConsoleOptions, ErrorBody, EventLine, Greeting, PROTOCOL,
     Request, Response,
 };
+
+/// How long a server may take: more than the machine behind it may.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 /// A connection to a control socket.
 #[derive(Debug)]
@@ -32,6 +36,9 @@ pub enum ClientError {
     /// The connection broke off.
     #[error("the connection broke off")]
     Broken(#[source] io::Error),
+    /// Whoever listens there says nothing: it hangs, or somebody has stopped it.
+    #[error("it does not answer")]
+    Silent,
     /// What listens there is something else.
     #[error("this is no control socket of bootyard: {0}")]
     Stranger(String),
@@ -47,6 +54,7 @@ impl Client {
     /// Connects to the socket at `path`, and reads who is there.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(ClientError::Connect)?;
+        stream.set_read_timeout(Some(ANSWER_WAIT)).map_err(ClientError::Broken)?;
         let mut reader = BufReader::new(stream);
         let line = whole_line(&mut reader)?;
         if let Ok(Response { outcome: wire::Outcome::Error(error), .. }) =
@@ -77,7 +85,8 @@ impl Client {
 
     /// Asks for events. [`Client::event`] reads them.
     pub fn subscribe(&mut self) -> Result<(), ClientError> {
-        self.ask(Command::Events).map(drop)
+        self.ask(Command::Events)?;
+        self.wait_for_ever()
     }
 
     /// Waits for the next event; `None` once the server is gone.
@@ -88,9 +97,15 @@ impl Client {
         }
     }
 
+    /// What follows comes when it comes.
+    fn wait_for_ever(&self) -> Result<(), ClientError> {
+        self.reader.get_ref().set_read_timeout(None).map_err(ClientError::Broken)
+    }
+
     /// Turns the connection into the serial port.
     pub fn console(mut self, scrollback: bool) -> Result<RawConsole, ClientError> {
         self.ask(Command::Console(Some(ConsoleOptions { scrollback })))?;
+        self.wait_for_ever()?;
         Ok(RawConsole { reader: self.reader })
     }
 }
@@ -131,7 +146,11 @@ impl Keys {
 }
 
 fn whole_line(reader: &mut BufReader<UnixStream>) -> Result<Vec<u8>, ClientError> {
-    match read_line(reader, ANSWER_MAX).map_err(ClientError::Broken)? {
+    let line = read_line(reader, ANSWER_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Silent,
+        _ => ClientError::Broken(error),
+    })?;
+    match line {
         Line::Whole(line) => Ok(line),
         Line::TooLong => Err(ClientError::Stranger("it sends lines without end".to_owned())),
         Line::End => Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into())),

@@ -45,8 +45,11 @@ fn converse(
         match command {
             Ok(Command::Console(options)) => {
                 let with = options.unwrap_or(ConsoleOptions { scrollback: true });
-                answer(Outcome::Result(json!({})));
-                return console(reader, backlog, station, &with);
+                station.unsubscribe(backlog);
+                // In one step, as events.
+                let answered = || answer(Outcome::Result(json!({})));
+                station.console().attach(backlog, with.scrollback, answered);
+                return console(reader, backlog, station);
             }
             Ok(Command::Events) => {
                 // In one step, so that everything that happens after the answer is heard.
@@ -63,10 +66,7 @@ fn console(
     reader: &mut BufReader<UnixStream>,
     backlog: &Backlog,
     station: &Station,
-    options: &ConsoleOptions,
 ) -> io::Result<()> {
-    station.unsubscribe(backlog);
-    station.console().attach(backlog, options.scrollback);
     let mut typed = vec![0; TYPED_MAX];
     loop {
         match reader.read(&mut typed)? {

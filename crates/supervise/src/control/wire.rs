@@ -246,6 +246,9 @@ pub fn parse_request(line: &[u8]) -> (Option<u64>, Result<Command, ErrorBody>) {
         Ok(value) => value,
         Err(error) => return (None, refuse(ErrorCode::BadRequest, format!("no JSON: {error}"))),
     };
+    if !object.is_object() {
+        return (None, refuse(ErrorCode::BadRequest, "expected a JSON object".to_owned()));
+    }
     let id = object.get("id").and_then(Value::as_u64);
     let envelope: Envelope = match serde_json::from_value(object) {
         Ok(envelope) => envelope,
@@ -258,7 +261,8 @@ pub fn parse_request(line: &[u8]) -> (Option<u64>, Result<Command, ErrorBody>) {
     }
     let mut tagged =
         serde_json::Map::from_iter([("command".to_owned(), Value::from(name.clone()))]);
-    if !arguments.is_null() {
+    // No arguments and none at all are the same.
+    if arguments.as_object().map_or(!arguments.is_null(), |some| !some.is_empty()) {
         tagged.insert("arguments".to_owned(), arguments);
     }
     let command = serde_json::from_value(Value::Object(tagged)).map_err(|error| {
@@ -496,6 +500,7 @@ mod tests {
             (r#"{"command":"pause"}"#, None, Command::Pause),
             (r#"{"id":7,"command":"power-button"}"#, Some(7), Command::PowerButton),
             (r#"{"id":7,"command":"nmi","arguments":null}"#, Some(7), Command::Nmi),
+            (r#"{"id":7,"command":"nmi","arguments":{}}"#, Some(7), Command::Nmi),
             (r#"{"command":"statistics"}"#, None, Command::Statistics(None)),
             (
                 r#"{"command":"statistics","arguments":{"format":"prometheus"}}"#,
@@ -521,13 +526,14 @@ mod tests {
             ("", None, BadRequest, "no JSON: EOF"),
             ("pause", None, BadRequest, "no JSON"),
             ("\u{1}", None, BadRequest, "no JSON"),
-            ("[1]", None, BadRequest, "invalid"),
-            ("7", None, BadRequest, "invalid type"),
+            (r#"[1,"pause",null]"#, None, BadRequest, "expected a JSON object"),
+            ("7", None, BadRequest, "expected a JSON object"),
             (r#"{"id":1}"#, Some(1), BadRequest, "missing field `command`"),
             (r#"{"id":1,"command":"pause","argument":1}"#, Some(1), BadRequest, "unknown field"),
             (r#"{"id":-1,"command":"pause"}"#, None, BadRequest, "-1"),
             (r#"{"id":2,"command":"hibernate"}"#, Some(2), UnknownCommand, "there are status"),
-            (r#"{"command":"pause","arguments":{}}"#, None, BadArguments, "`pause`"),
+            (r#"{"command":"pause","arguments":{"a":1}}"#, None, BadArguments, "`pause`"),
+            (r#"{"command":"pause","arguments":[]}"#, None, BadArguments, "`pause`"),
             (r#"{"command":"eject"}"#, None, BadArguments, "`eject`: missing field"),
             (r#"{"command":"balloon","arguments":{"bytes":-1}}"#, None, BadArguments, "-1"),
             (

@@ -1,12 +1,58 @@
 //! Network interfaces in QEMU's words.
 
 use std::ffi::OsString;
+use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use bootyard_spec::{Binding, MacAddress, Masquerade, PortForward, VmNetwork};
 
 use super::qemu::escaped;
 use crate::{Error, LaunchPlan};
+
+/// Looks for what the interfaces of a machine on QEMU need of this host, before its first start. As root
+/// QEMU makes a tap device that is not there; for a socket that is not there it waits without a word.
+pub fn check_networks_for_qemu(networks: &[VmNetwork]) -> Result<(), Error> {
+    networks.iter().try_for_each(|network| match &network.binding {
+        Binding::Bridge { tap } => {
+            let flags = Path::new("/sys/class/net").join(tap).join("tun_flags");
+            fs_err::metadata(flags).map(drop).map_err(|source| {
+                let what = format!("there is no tap device `{tap}`");
+                let hint =
+                    format!("make it with `sudo ip tuntap add {tap} mode tap user $USER vnet_hdr`");
+                Error::NoNetwork { what, hint, source }
+            })
+        }
+        Binding::Passt { socket: Some(socket), .. } => {
+            fs_err::metadata(socket).map(drop).map_err(|source| {
+                let socket = socket.display();
+                let what = format!("no passt at `{socket}`");
+                Error::NoNetwork {
+                    what,
+                    hint: format!("start it with `passt --socket {socket}`"),
+                    source,
+                }
+            })
+        }
+        Binding::Passt { socket: None, .. } => Ok(()),
+        Binding::Masquerade(masquerade) => masquerade.forwards.iter().try_for_each(listens),
+    })
+}
+
+/// QEMU does not say why it cannot listen.
+fn listens(forward: &PortForward) -> Result<(), Error> {
+    let PortForward { udp, host, guest_port } = forward;
+    let bound =
+        if *udp { UdpSocket::bind(host).map(drop) } else { TcpListener::bind(host).map(drop) };
+    bound.map_err(|source| {
+        let what = format!("cannot forward {host} to port {guest_port}");
+        let hint = match source.kind() {
+            io::ErrorKind::PermissionDenied => "ports below 1024 are the administrator's",
+            _ => "take another port: `ss -ltnup` shows who has this one",
+        };
+        Error::NoNetwork { what, hint: hint.to_owned(), source }
+    })
+}
 
 /// The options of all interfaces of `plan`, and their values.
 pub(super) fn options(plan: &LaunchPlan) -> Result<Vec<(&'static str, OsString)>, Error> {
@@ -105,6 +151,17 @@ mod tests {
         ] {
             assert_eq!(line(network).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap();
+        let forward = PortForward { udp: false, host, guest_port: 22 };
+        let error = listens(&forward).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot forward {host} to port 22"));
+        drop(listener);
+        listens(&forward).unwrap();
     }
 
     #[test]

@@ -41,7 +41,8 @@ impl Engine for QemuEngine {
             return Err(Error::BootsByFirmware { flag });
         }
         let mut qmp = Qmp::new(plan).map_err(Error::system("making a socket"))?;
-        let arguments = arguments(plan, self.kvm, qmp.number())?;
+        let mut sockets = services::Sockets::listen(&plan.services)?;
+        let arguments = arguments(plan, self.kvm, qmp.number(), &sockets.numbers())?;
         let guard = self.program.with_file_name("setpriv");
         let child = if guard.is_file() {
             Child::spawn(&guard, &guarded(&self.program, arguments), serial)?
@@ -49,7 +50,8 @@ impl Engine for QemuEngine {
             Child::spawn(&self.program, &arguments, serial)?
         };
         qmp.handed_over();
-        Ok(Box::new(Machine { child, qmp, ended: None }))
+        sockets.handed_over();
+        Ok(Box::new(Machine { child, qmp, ended: None, _sockets: sockets }))
     }
 }
 
@@ -62,8 +64,13 @@ fn guarded(program: &Path, arguments: Vec<OsString>) -> Vec<OsString> {
     guarded
 }
 
-/// QEMU's command line. `qmp` is the descriptor of an inherited socket.
-fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Error> {
+/// QEMU's command line. `qmp` is the descriptor of an inherited socket, as are those of the services.
+fn arguments(
+    plan: &LaunchPlan,
+    kvm: bool,
+    qmp: i32,
+    sockets: &[i32],
+) -> Result<Vec<OsString>, Error> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
     let mut name = OsString::from("guest=");
@@ -91,7 +98,9 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Er
     let mut cdroms = 0..;
     for (index, disk) in plan.disks.iter().enumerate() {
         option("-drive", drive(index, disk));
-        let mut device = device(index, disk);
+        // QEMU boots a kernel that is given before everything else, and by the same number.
+        let is_booted = index == 0 && plan.boot.kernel.is_none();
+        let mut device = device(index, disk, is_booted);
         if disk.attachment.device == DiskDevice::Cdrom {
             // By this name its medium is changed.
             device.extend(cdroms.next().map(|number| format!(",id=cdrom{number}")));
@@ -106,7 +115,7 @@ fn arguments(plan: &LaunchPlan, kvm: bool, qmp: i32) -> Result<Vec<OsString>, Er
         }
     }
     for (name, value) in
-        network::options(plan)?.into_iter().chain(services::options(&plan.services)?)
+        network::options(plan)?.into_iter().chain(services::options(&plan.services, sockets)?)
     {
         option(name, value);
     }
@@ -168,14 +177,14 @@ fn push_path(option: &mut OsString, path: &Path) {
     option.push(escaped(path.as_os_str()));
 }
 
-/// The first disk is the only one that the BIOS tries. One that is shared gets no lock of QEMU's own.
-fn device(index: usize, disk: &PlanDisk) -> String {
+/// The disk that is booted is the only one that the BIOS tries. One that is shared gets no lock of QEMU's own.
+fn device(index: usize, disk: &PlanDisk, is_booted: bool) -> String {
     let model = match (disk.attachment.bus, disk.attachment.device) {
         (DiskBus::Virtio, _) => "virtio-blk-pci",
         (DiskBus::Scsi, DiskDevice::Disk) => "scsi-hd,bus=scsi.0",
         (DiskBus::Scsi, DiskDevice::Cdrom) => "scsi-cd,bus=scsi.0",
     };
-    let boot = if index == 0 { ",bootindex=0" } else { "" };
+    let boot = if is_booted { ",bootindex=0" } else { "" };
     let share = if disk.usage == DiskUsage::Share { ",share-rw=on" } else { "" };
     let serial = disk.attachment.serial.as_ref();
     let serial = serial.map_or(String::new(), |serial| format!(",serial={}", serial.as_str()));
@@ -200,6 +209,7 @@ struct Machine {
     child: Child,
     qmp: Qmp,
     ended: Option<Ended>,
+    _sockets: services::Sockets,
 }
 
 impl Machine {
@@ -281,7 +291,7 @@ mod tests {
     }
 
     fn line(plan: &LaunchPlan, kvm: bool) -> String {
-        arguments(plan, kvm, 5).unwrap().join(" ".as_ref()).into_string().unwrap()
+        arguments(plan, kvm, 5, &[]).unwrap().join(" ".as_ref()).into_string().unwrap()
     }
 
     #[test]
@@ -353,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_is_given_is_started_by_qemu_itself() {
-        let mut plan = plan(&[]);
+        let mut plan = plan(&[("/a", false, DiskFormat::Raw)]);
         plan.boot.kernel = Some(KernelBoot {
             kernel: "/k,1".into(),
             initrd: Some("/i".into()),
@@ -362,6 +372,8 @@ mod tests {
         plan.boot.append = Some("console=ttyS0".to_owned());
         let line = line(&plan, false);
         assert!(line.contains("-kernel /k,1 -append a=b console=ttyS0 -initrd /i"), "{line}");
+        // QEMU refuses a disk that wants to be booted in its place.
+        assert!(!line.contains("bootindex"), "{line}");
     }
 
     #[test]
