@@ -92,20 +92,8 @@ fn arguments(
     for structure in hardware::smbios(&plan.firmware) {
         option("-smbios", structure);
     }
-    if plan.disks.iter().any(|disk| disk.attachment.bus == DiskBus::Scsi) {
-        option("-device", "virtio-scsi-pci,id=scsi".into());
-    }
-    let mut cdroms = 0..;
-    for (index, disk) in plan.disks.iter().enumerate() {
-        option("-drive", drive(index, disk));
-        // QEMU boots a kernel that is given before everything else, and by the same number.
-        let is_booted = index == 0 && plan.boot.kernel.is_none();
-        let mut device = device(index, disk, is_booted);
-        if disk.attachment.device == DiskDevice::Cdrom {
-            // By this name its medium is changed.
-            device.extend(cdroms.next().map(|number| format!(",id=cdrom{number}")));
-        }
-        option("-device", device.into());
+    for (name, value) in disks(plan) {
+        option(name, value);
     }
     if let Some(KernelBoot { kernel, initrd, .. }) = &plan.boot.kernel {
         option("-kernel", kernel.into());
@@ -139,6 +127,27 @@ fn arguments(
     // Neither the user's configuration nor devices that nobody named.
     arguments.extend(["-no-user-config".into(), "-nodefaults".into()]);
     Ok(arguments)
+}
+
+/// The options of all disks, and their values.
+fn disks(plan: &LaunchPlan) -> Vec<(&'static str, OsString)> {
+    let mut options = Vec::new();
+    if plan.disks.iter().any(|disk| disk.attachment.bus == DiskBus::Scsi) {
+        options.push(("-device", "virtio-scsi-pci,id=scsi".into()));
+    }
+    let mut cdroms = 0..;
+    for (index, disk) in plan.disks.iter().enumerate() {
+        options.push(("-drive", drive(index, disk)));
+        // QEMU boots a kernel that is given before everything else, and by the same number.
+        let is_booted = index == 0 && plan.boot.kernel.is_none();
+        let mut device = device(index, disk, is_booted);
+        if disk.attachment.device == DiskDevice::Cdrom {
+            // By this name its medium is changed.
+            device.extend(cdroms.next().map(|number| format!(",id=cdrom{number}")));
+        }
+        options.push(("-device", device.into()));
+    }
+    options
 }
 
 fn drive(index: usize, disk: &PlanDisk) -> OsString {
