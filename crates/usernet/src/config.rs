@@ -66,6 +66,12 @@ pub(crate) const MTU_MIN: u16 = 576;
 /// Smallest MTU of a link with IPv6 (RFC 8200 §5).
 pub(crate) const MTU_MIN6: u16 = 1280;
 
+/// Where clouds hand out a host's credentials, beside the link-local 169.254.169.254: Alibaba's and
+/// Azure's, and Amazon's of IPv6.
+const METADATA: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
 impl Default for Network {
     fn default() -> Self {
         Self {
@@ -176,7 +182,8 @@ impl Config {
 
     /// Whether somebody beyond the guest's link may have the address. Nobody else is on that link, a
     /// guest's loopback is its own, and what is local to a link is not forwarded from it (RFC 3927 §2.7,
-    /// RFC 4291 §2.5.6), which keeps a cloud's metadata of the host from the guest.
+    /// RFC 4291 §2.5.6), where most clouds have the host's metadata; the others' are kept from the guest
+    /// by name.
     fn is_elsewhere(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => {
@@ -186,6 +193,7 @@ impl Config {
                     && !address.is_multicast()
                     && !address.is_broadcast()
                     && address.octets()[0] != 0
+                    && !METADATA.contains(&address)
             }
             IpAddr::V6(address) => {
                 self.network6.is_some_and(|network| !network.contains(address))
@@ -193,6 +201,7 @@ impl Config {
                     && !address.is_unspecified()
                     && !address.is_unicast_link_local()
                     && !address.is_multicast()
+                    && address != METADATA6
                     // The system takes these for addresses of IPv4.
                     && address.to_ipv4_mapped().is_none()
             }

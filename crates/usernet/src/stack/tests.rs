@@ -137,9 +137,17 @@ fn the_host_is_reached_only_if_that_is_wanted() {
     let port = echo_server().port();
     let gateway = SocketAddr::from((GATEWAY, port));
     assert_eq!(config.destination(gateway, 0), None);
-    for address in
-        ["127.0.0.1", "10.0.2.7", "0.0.0.0", "255.255.255.255", "224.0.0.1", "169.254.169.254"]
-    {
+    for address in [
+        "127.0.0.1",
+        "10.0.2.7",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "169.254.169.254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "fd00:ec2::254",
+    ] {
         let to = SocketAddr::new(address.parse().unwrap(), port);
         assert_eq!(Lab::config().destination(to, 0), None, "{address}");
     }

@@ -92,22 +92,23 @@ impl Balloon {
     /// Takes what the driver says of its memory, and keeps its buffer.
     fn take_figures(&mut self, session: &mut Session) -> Result<(), Error> {
         let memory = session.memory();
-        let Some(queue) = session.queue(STATISTICS) else { return Ok(()) };
-        loop {
-            queue.disable_notification(&memory)?;
-            while let Some(mut request) = queue.next(&memory)? {
-                let figures = GuestFigures::read(&mut request)?;
-                let head = request.head();
-                self.control.told(figures);
-                // A driver has one such buffer. One that has more gets the old one back.
-                if let Some(old) = self.held.replace(head) {
-                    queue.complete(&memory, old, 0)?;
+        // A driver can refill the virtqueue for ever.
+        while !session.is_stopped() {
+            let Some(queue) = session.queue(STATISTICS) else { return Ok(()) };
+            let Some(mut request) = queue.next(&memory)? else {
+                if queue.enable_notification(&memory)? {
+                    continue;
                 }
-            }
-            if !queue.enable_notification(&memory)? {
                 return Ok(());
+            };
+            let figures = GuestFigures::read(&mut request)?;
+            self.control.told(figures);
+            // A driver has one such buffer. One that has more gets the old one back.
+            if let Some(old) = self.held.replace(request.head()) {
+                queue.complete(&memory, old, 0)?;
             }
         }
+        Ok(())
     }
 
     /// Asks the driver for new figures, if it has told some before.

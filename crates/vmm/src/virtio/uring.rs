@@ -27,8 +27,6 @@ pub(super) struct Reads<'d, 'm> {
     reads: Vec<Option<FileRead<'d, 'm>>>,
     free: Vec<usize>,
     pinned: usize,
-    /// Some were not handed to the kernel yet.
-    unsubmitted: bool,
 }
 
 /// Memory to be filled from a file.
@@ -55,7 +53,7 @@ impl<'d, 'm> Reads<'d, 'm> {
         }
         let entries = ring.params().sq_entries() as usize;
         let reads = (0..entries).map(|_| None).collect();
-        Ok(Self { ring, reads, free: (0..entries).collect(), pinned: 0, unsubmitted: false })
+        Ok(Self { ring, reads, free: (0..entries).collect(), pinned: 0 })
     }
 
     /// None is under way.
@@ -95,14 +93,12 @@ impl<'d, 'm> Reads<'d, 'm> {
         // pieces stays in its slot, until the read has ended: `Drop` waits for that.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("there are not more slots than entries, and each is in the queue once");
-        self.unsubmitted = true;
     }
 
-    /// Hands what was started to the kernel.
+    /// Hands what was started to the kernel, which may take a part at a time.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        if self.unsubmitted {
+        while !self.ring.submission().is_empty() {
             retry(|| self.ring.submit())?;
-            self.unsubmitted = false;
         }
         Ok(())
     }
@@ -116,7 +112,6 @@ impl<'d, 'm> Reads<'d, 'm> {
     ) -> io::Result<()> {
         if wait && !self.is_idle() {
             retry(|| self.ring.submit_and_wait(1))?;
-            self.unsubmitted = false;
         }
         loop {
             let Some(entry) = self.ring.completion().next() else { break };
@@ -156,6 +151,15 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<()> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // EAGAIN and EBUSY (io_uring_enter(2)).
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy
+                ) =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             result => return result.map(drop),
         }
     }
@@ -184,5 +188,19 @@ impl Drop for Reads<'_, '_> {
 impl std::fmt::Debug for Reads<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reads").field("free", &self.free.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_short_of_memory_is_asked_again() {
+        let mut answers = [libc::EAGAIN, libc::EINTR, libc::EBUSY].into_iter();
+        retry(|| answers.next().map_or(Ok(1), |code| Err(io::Error::from_raw_os_error(code))))
+            .unwrap();
+        let error = retry(|| Err(io::Error::from_raw_os_error(libc::EBADF))).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Port {
     /// The client sends no more, or is gone altogether.
     input_ended: bool,
     hung_up: bool,
+    /// The client takes nothing any more, though what it has sent may not be read to its end.
+    deaf: bool,
     /// There was no room for input.
     starved: bool,
     /// Bytes of the first piece of output that are written, and whether the client takes no more.
@@ -83,6 +85,7 @@ impl Port {
             told_open: false,
             input_ended: false,
             hung_up: false,
+            deaf: false,
             starved: false,
             written: 0,
             blocked: false,
@@ -206,7 +209,8 @@ impl Port {
     fn close(&mut self) {
         self.client = None;
         self.watched = None;
-        (self.input_ended, self.hung_up, self.blocked) = (false, false, false);
+        (self.input_ended, self.hung_up) = (false, false);
+        (self.deaf, self.blocked) = (false, false);
         self.news.retain(|news| *news != News::Opened);
         if self.told_open {
             self.tell(News::Closed);
@@ -219,16 +223,17 @@ impl Port {
         events: EventSet,
         session: &mut Session,
     ) -> Result<(), Error> {
-        self.hung_up |= events.contains(EventSet::HANG_UP);
+        // Of a client that has left what it was sent unread, an error is told first.
+        self.hung_up |= events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        let was_blocked = self.blocked;
         let read_to_its_end = self.input_ended || !self.guest_open || !self.has_more();
-        if events.contains(EventSet::ERROR) || (self.hung_up && read_to_its_end) {
+        if self.hung_up && read_to_its_end {
             self.close();
         }
         if events.contains(EventSet::OUT) {
             self.blocked = false;
-            self.pump_out(session)?;
         }
-        self.pump_in(session)
+        self.pump(was_blocked, session)
     }
 
     /// Whether there may be something to read of the client, now or later.
@@ -240,7 +245,14 @@ impl Port {
     /// The driver has made room for input.
     pub(super) fn room_for_input(&mut self, session: &mut Session) -> Result<(), Error> {
         self.starved = false;
-        self.pump_in(session)
+        self.pump(self.blocked, session)
+    }
+
+    /// Moves bytes both ways. Output that waited for the client is looked after as soon as it waits no
+    /// more, and be it because the client is gone: the driver need not ring again for it.
+    fn pump(&mut self, was_blocked: bool, session: &mut Session) -> Result<(), Error> {
+        self.pump_in(session)?;
+        if was_blocked && !self.blocked { self.pump_out(session) } else { Ok(()) }
     }
 
     /// Moves bytes from the client to the guest, as far as both are ready.
@@ -310,7 +322,7 @@ impl Port {
         Ok(())
     }
 
-    /// Writes what is not yet written of a piece of output.
+    /// Writes what is not yet written of a piece of output. What a client does not take any more is lost.
     fn write_out(&mut self, request: &mut Request<'_>) -> io::Result<()> {
         let mut buffer = [0; CHUNK];
         let mut skip = self.written;
@@ -319,7 +331,8 @@ impl Port {
             let skipped = skip.min(len);
             skip -= skipped;
             let mut rest = &buffer[skipped..len];
-            while let Some(client) = self.client.as_mut().filter(|_| !rest.is_empty()) {
+            while let Some(client) = self.client.as_mut().filter(|_| !rest.is_empty() && !self.deaf)
+            {
                 match client.write(rest) {
                     Ok(len) if len > 0 => {
                         self.written += len;
@@ -330,10 +343,10 @@ impl Port {
                         self.blocked = true;
                         return Ok(());
                     }
-                    _ => self.close(),
+                    _ => self.deaf = true,
                 }
             }
-            if self.client.is_none() {
+            if self.client.is_none() || self.deaf {
                 return Ok(());
             }
         }

@@ -221,6 +221,50 @@ fn what_a_client_sent_before_it_left_arrives() {
 }
 
 #[test]
+fn what_a_client_sent_arrives_though_it_takes_no_answer() {
+    let (console, channel) = (Socket::new(), Socket::new());
+    let (machine, _function, address) = Machine::with(device(&console, &channel));
+    let driver = Driver::bind(&machine, address);
+    let mut queues = start(&driver, &[0, 1]);
+    let mut client = channel.connect();
+    assert_eq!(receive(&mut queues[2], 64), message(1, PORT_OPEN, 1));
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Read).unwrap();
+    send(&mut queues[5], b"an answer to nobody");
+    client.write_all(b" and more").unwrap();
+    drop(client);
+    send(&mut queues[5], b"another");
+    let mut received = Vec::new();
+    while received.len() < b"question and more".len() {
+        received.extend(receive(&mut queues[4], 64));
+    }
+    assert_eq!(received, b"question and more");
+    queues[4].offer(0, &[(ROOM + 0x1000, 64, true)]);
+    queues[4].ring();
+    assert_eq!(receive(&mut queues[2], 64), message(1, PORT_OPEN, 0));
+}
+
+#[test]
+fn output_that_waits_for_a_client_goes_on_when_the_client_has_gone() {
+    let (console, channel) = (Socket::new(), Socket::new());
+    let (machine, _function, address) = Machine::with(device(&console, &channel));
+    let driver = Driver::bind(&machine, address);
+    let mut queues = start(&driver, &[0, 1]);
+    let client = channel.connect();
+    assert_eq!(receive(&mut queues[2], 64), message(1, PORT_OPEN, 1));
+    // More than the socket's buffers hold: the last one is not taken.
+    queues[5].offer(0, &[(BUFFER, 1 << 20, false)]);
+    queues[5].ring();
+    let mut started = [0; 1];
+    (&client).read_exact(&mut started).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(queues[5].used_index(), 0, "the client holds it back");
+    // It stays, with all that it was sent, so that nothing but the end is told.
+    client.shutdown(Shutdown::Both).unwrap();
+    assert_eq!(queues[5].wait_used(), (0, 0));
+}
+
+#[test]
 fn a_client_outlives_the_drivers_reset() {
     let (console, channel) = (Socket::new(), Socket::new());
     let (machine, _function, address) = Machine::with(device(&console, &channel));
