@@ -18,6 +18,7 @@
 //! The guest is hostile. No frame panics, none makes the stack keep more than its limits, and none
 //! reaches a host that [`Config`] does not let it reach.
 
+mod budget;
 mod config;
 mod dhcp;
 mod dhcp6;

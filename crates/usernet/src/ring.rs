@@ -37,9 +37,18 @@ impl Ring {
         self.limit
     }
 
-    /// How many bytes it may hold from now on. What it holds it keeps.
+    /// How many bytes it may hold from now on. What it holds it keeps, and memory beyond the limit that
+    /// holds nothing is given back.
     pub(crate) fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
+        if self.len <= limit && limit < self.bytes.len() {
+            self.resize(limit);
+        }
+    }
+
+    /// Bytes of memory that it has.
+    pub(crate) const fn capacity(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Gives its memory back, if it holds nothing.
@@ -110,7 +119,10 @@ impl Ring {
     }
 
     fn grow(&mut self) {
-        let capacity = (self.bytes.len() * 2).clamp(CAPACITY_MIN.min(self.limit), self.limit);
+        self.resize((self.bytes.len() * 2).clamp(CAPACITY_MIN.min(self.limit), self.limit));
+    }
+
+    fn resize(&mut self, capacity: usize) {
         let mut bytes = vec![0; capacity];
         self.copy(0, &mut bytes[..self.len]);
         (self.bytes, self.start) = (bytes, 0);
@@ -135,6 +147,12 @@ mod tests {
         let mut out = [0; 2000];
         ring.copy(0, &mut out);
         assert_eq!((&out[..1000], &out[1000..]), (&[1; 1000][..], &[2; 1000][..]));
+        ring.set_limit(30_000);
+        assert_eq!((ring.len(), ring.capacity()), (21_000, 30_000));
+        ring.copy(0, &mut out);
+        assert_eq!((&out[..1000], &out[1000..]), (&[1; 1000][..], &[2; 1000][..]));
+        ring.set_limit(20_000);
+        assert_eq!((ring.len(), ring.room(), ring.capacity()), (21_000, 0, 30_000));
         ring.consume(usize::MAX);
         assert!(ring.is_empty() && ring.front().is_empty());
     }

@@ -9,6 +9,7 @@ use smoltcp::wire::{
     IpProtocol, UdpPacket,
 };
 
+use crate::budget::{Budget, CONNECTIONS_MAX, Held};
 use crate::config::{MTU_MAX, MTU_MIN, MTU_MIN6};
 use crate::flow::{Flow, IDLE_MAX, IDLE_MAX_SHORT, Kind};
 use crate::frame::{self, Frame, Incoming, Link, Packet};
@@ -17,13 +18,8 @@ use crate::neighbors::{self, Question};
 use crate::tcp::{self, Connection, Emitter, Segment};
 use crate::{Close, Config, Host, Inbound, Ready, SocketId, dhcp, dhcp6};
 
-/// Most connections, and most flows of datagrams, at a time. A connection beyond is refused; of flows
-/// the one that was used least lately makes room.
-const CONNECTIONS_MAX: usize = 4096;
+/// Most flows of datagrams at a time. The one that was used least lately makes room.
 const FLOWS_MAX: usize = 1024;
-
-/// Bytes that all connections together hold for the guest, and as many from it; each has its share.
-const BUFFERS_MAX: usize = 64 << 20;
 
 /// Most frames of our own that wait for the guest; it asks again for what is dropped.
 const QUEUE_MAX: usize = 256;
@@ -91,6 +87,7 @@ pub struct Stack {
     entries: HashMap<SocketId, Entry>,
     by_ends: HashMap<(Protocol, Ends), SocketId>,
     connections: usize,
+    budget: Budget,
     /// Frames of our own.
     queue: VecDeque<Vec<u8>>,
     /// Who may have a frame for the guest. Each is there once.
@@ -119,6 +116,7 @@ impl Stack {
             entries: HashMap::new(),
             by_ends: HashMap::new(),
             connections: 0,
+            budget: Budget::default(),
             queue: VecDeque::new(),
             turns: VecDeque::new(),
             has_turn: HashSet::new(),
@@ -258,8 +256,10 @@ impl Stack {
                         large_segments: self.config.large_segments,
                         large_segments6: self.config.large_segments6,
                     };
-                    connection.set_share(BUFFERS_MAX / self.connections);
+                    let held = connection.held();
+                    connection.set_limit(self.budget.limit(held, self.connections));
                     let frame = connection.emit(&emitter, buf, host, now);
+                    self.budget.count(held, connection.held());
                     if connection.is_over() {
                         self.remove(id, host);
                     }
@@ -293,7 +293,9 @@ impl Stack {
             if entry.deadline().is_some_and(|at| at <= now) {
                 let is_over = match entry {
                     Entry::Connection(connection) => {
+                        let held = connection.held();
                         connection.tick(host, now);
+                        self.budget.count(held, connection.held());
                         connection.is_over()
                     }
                     Entry::Flow(_) => true,
@@ -373,8 +375,10 @@ impl Stack {
             let Some(Entry::Connection(connection)) = self.entries.get_mut(&id) else {
                 return None;
             };
-            connection.set_share(BUFFERS_MAX / self.connections);
+            let held = connection.held();
+            connection.set_limit(self.budget.limit(held, self.connections));
             connection.segment(&segment, host, now);
+            self.budget.count(held, connection.held());
             if connection.is_over() {
                 self.remove(id, host);
             } else {
@@ -554,6 +558,7 @@ impl Stack {
             Some(Entry::Connection(mut connection)) => {
                 connection.finish(host);
                 self.connections -= 1;
+                self.budget.count(connection.held(), Held::default());
                 (Protocol::Tcp, (connection.guest, connection.remote))
             }
             Some(Entry::Flow(flow)) => {

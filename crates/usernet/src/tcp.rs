@@ -20,6 +20,7 @@ use std::time::Duration;
 
 pub(crate) use self::segment::{Emitter, Segment, refusal};
 use self::segment::{Flags, Outgoing};
+use crate::budget::Held;
 use crate::frame::Frame;
 use crate::ring::Ring;
 use crate::{Close, Host, Ready, SocketId};
@@ -163,9 +164,14 @@ impl Connection {
     }
 
     /// How many bytes each of its two directions may hold, within its own limits.
-    pub(crate) fn set_share(&mut self, share: usize) {
-        self.pending.set_limit(share.min(RECEIVE_MAX));
-        self.unacknowledged.set_limit(share.min(SEND_MAX));
+    pub(crate) fn set_limit(&mut self, limit: Held) {
+        self.pending.set_limit(limit.from_guest.min(RECEIVE_MAX));
+        self.unacknowledged.set_limit(limit.to_guest.min(SEND_MAX));
+    }
+
+    /// What it holds.
+    pub(crate) const fn held(&self) -> Held {
+        Held { to_guest: self.unacknowledged.capacity(), from_guest: self.pending.capacity() }
     }
 
     /// What a SYN says of the guest.

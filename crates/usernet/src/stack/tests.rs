@@ -14,6 +14,7 @@ use smoltcp::wire::IpAddress;
 
 use self::guest::{GATEWAY, Lab, Wire};
 use super::*;
+use crate::budget::{BUFFER_MIN, BUFFERS_MAX};
 
 /// Where the payload of an IPv4 packet begins in a frame.
 const IP_PAYLOAD_AT: usize = 34;
@@ -352,6 +353,72 @@ fn a_flood_stays_within_the_limits() {
     let mut buf = [0; 1514];
     while lab.stack.frame(&mut buf, &mut lab.host, lab.now).is_some() {}
     assert_eq!(lab.stack.turns.len(), lab.stack.has_turn.len());
+}
+
+/// A host that has bytes for ever, and takes none.
+struct Plenty;
+
+impl Host for Plenty {
+    fn open_tcp(&mut self, _: SocketId, _: SocketAddr) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn open_udp(&mut self, _: SocketId, _: SocketAddr) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn open_ping(&mut self, _: SocketId, _: IpAddr) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, _: SocketId, _: &[u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::WouldBlock.into())
+    }
+
+    fn receive(&mut self, _: SocketId, buf: &mut [u8]) -> std::io::Result<usize> {
+        Ok(buf.len())
+    }
+
+    fn shut_down(&mut self, _: SocketId) {}
+
+    fn close(&mut self, _: SocketId, _: Close) {}
+}
+
+#[test]
+fn connections_that_come_one_by_one_stay_within_the_memory_of_all() {
+    let config = Config { large_segments: true, partial_checksums: true, ..Lab::config() };
+    let (mut stack, mut host, now) = (Stack::new(config), Plenty, Duration::ZERO);
+    let mut buf = vec![0; 65_550];
+    let payload = [7; 60_000];
+    for source in 1..=CONNECTIONS_MAX as u16 {
+        stack.guest_frame(&guest::syn(&stack.link, source, 80), &mut host, now);
+        let id = SocketId(stack.opened * 2 - 1);
+        let ready = Ready { readable: true, writable: true, failed: false };
+        stack.socket_event(id, ready, &mut host);
+        stack.frame(&mut buf, &mut host, now).unwrap();
+        let sequence = u32::from_be_bytes(buf[38..42].try_into().unwrap());
+        let ends = (source, 80);
+        let ack = sequence.wrapping_add(1);
+        let segment = guest::segment(&stack.link, ends, ack, &payload);
+        stack.guest_frame(&segment, &mut host, now);
+        let mut received = 0;
+        while let Some(frame) = stack.frame(&mut buf, &mut host, now) {
+            received += frame.len - IP_PAYLOAD_AT - 20;
+        }
+        assert!(received >= BUFFER_MIN, "connection {source} got {received} bytes");
+    }
+    let mut held = Held::default();
+    for entry in stack.entries.values() {
+        let Entry::Connection(connection) = entry else { unreachable!() };
+        held.to_guest += connection.held().to_guest;
+        held.from_guest += connection.held().from_guest;
+    }
+    assert_eq!(stack.connections, CONNECTIONS_MAX);
+    assert_eq!(stack.budget.total(), held);
+    assert!(held.to_guest.max(held.from_guest) <= BUFFERS_MAX, "{held:?}");
+    let ids: Vec<_> = stack.entries.keys().copied().collect();
+    ids.into_iter().for_each(|id| stack.remove(id, &mut host));
+    assert_eq!(stack.budget.total(), Held::default());
 }
 
 #[test]

@@ -294,6 +294,19 @@ pub(super) fn syn(link: &Link, source: u16, port: u16) -> Vec<u8> {
     packet(link, IpProtocol::Tcp, &tcp)
 }
 
+/// A segment of a connection that the guest has opened with [`syn`].
+pub(super) fn segment(link: &Link, ends: (u16, u16), ack: u32, payload: &[u8]) -> Vec<u8> {
+    let mut tcp = vec![0; 20];
+    tcp[..2].copy_from_slice(&ends.0.to_be_bytes());
+    tcp[2..4].copy_from_slice(&ends.1.to_be_bytes());
+    tcp[4..8].copy_from_slice(&1_u32.to_be_bytes());
+    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+    (tcp[12], tcp[13]) = (5 << 4, 0x10);
+    tcp[14..16].fill(0xff);
+    tcp.extend(payload);
+    packet(link, IpProtocol::Tcp, &tcp)
+}
+
 pub(super) fn datagram(link: &Link, source: u16, port: u16) -> Vec<u8> {
     let mut udp = vec![0; 300];
     udp[..2].copy_from_slice(&source.to_be_bytes());
