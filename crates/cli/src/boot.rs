@@ -1,11 +1,13 @@
 //! What a machine starts: the flags that `run` and the `machine` subcommand share, and what they are
 //! in the KVM machine's words.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bootyard_image::ReadAt as _;
+use bootyard_image::raw::FileAt;
 use bootyard_spec::{BootSpec, Class, KernelBoot};
-use bootyard_vmm::Boot;
+use bootyard_vmm::{Boot, BootFile};
 use clap::Args;
 
 use crate::error::Failure;
@@ -63,26 +65,22 @@ pub(crate) fn boot(spec: &BootSpec) -> Result<Boot, Failure> {
             ..bootyard_bootload::Options::default()
         }));
     };
-    let initrd = given.initrd.as_deref().map(|path| read(path, INITRD_MAX)).transpose()?;
-    Ok(Boot::Kernel {
-        kernel: read(&given.kernel, KERNEL_MAX)?,
-        initrd: initrd.unwrap_or_default(),
-        cmdline: spec.cmdline(),
-    })
+    let initrd = given.initrd.as_deref().map(|path| open(path, INITRD_MAX)).transpose()?;
+    Ok(Boot::Kernel { kernel: open(&given.kernel, KERNEL_MAX)?, initrd, cmdline: spec.cmdline() })
 }
 
-/// Reads a whole file of at most `limit` bytes.
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+/// Opens a file of at most `limit` bytes, for every start of the machine.
+fn open(path: &Path, limit: u64) -> Result<BootFile, Failure> {
     let failed = |error| Failure::new(Class::Usage, error);
     check(path)?;
     let file = fs_err::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        let what = format!("expected at most {limit} bytes in `{}`, got more", path.display());
+    let file = FileAt::new(file.into()).map_err(failed)?;
+    let (name, size) = (path.display().to_string(), file.len());
+    if size > limit {
+        let what = format!("expected at most {limit} bytes in `{name}`, got {size}");
         return Err(Failure::new(Class::Usage, what));
     }
-    Ok(bytes)
+    Ok(BootFile { name, bytes: Arc::new(file) })
 }
 
 /// Refuses what is no file before a machine is made for it.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
-use bootyard_image::Disk;
+use bootyard_image::{Disk, ReadAt};
 
 use crate::cpu::{CpuModel, CpuTopology};
 use crate::disks::{CdromConfig, DiskOptions};
@@ -77,12 +77,21 @@ pub enum Boot {
     /// A kernel that is given.
     Kernel {
         /// An ELF file with a PVH entry, or a bzImage.
-        kernel: Vec<u8>,
-        /// The initial RAM disk; empty for none.
-        initrd: Vec<u8>,
+        kernel: BootFile,
+        /// The initial RAM disk.
+        initrd: Option<BootFile>,
         /// The kernel's command line.
         cmdline: String,
     },
+}
+
+/// A file that each start of the machine reads anew, so that nothing of it stays in memory.
+#[derive(Clone)]
+pub struct BootFile {
+    /// What messages call it: its path, for instance.
+    pub name: String,
+    /// Its bytes, all of which are read at once: as many as the guest's memory has room for.
+    pub bytes: Arc<dyn ReadAt>,
 }
 
 /// What a guest's wish to restart does.
@@ -188,6 +197,15 @@ impl fmt::Debug for MachineConfig {
     }
 }
 
+impl fmt::Debug for BootFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BootFile")
+            .field("name", &self.name)
+            .field("size", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for DiskConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DiskConfig")
@@ -214,7 +232,11 @@ pub(crate) mod tests {
             memory: 64 << 20,
             huge_pages: None,
             identity: Identity::new([7; 16]),
-            boot: Boot::Kernel { kernel: Vec::new(), initrd: Vec::new(), cmdline: String::new() },
+            boot: Boot::Kernel {
+                kernel: BootFile { name: "kernel".to_owned(), bytes: Arc::new(Vec::<u8>::new()) },
+                initrd: None,
+                cmdline: String::new(),
+            },
             disks: Vec::new(),
             cdroms: Vec::new(),
             networks: Vec::new(),

@@ -83,6 +83,14 @@ pub enum Error {
     /// The kernel cannot be loaded.
     #[error("cannot load the guest's kernel")]
     Load(#[from] LoadError),
+    /// A kernel or initial RAM disk cannot be read.
+    #[error("cannot read `{file}`")]
+    ReadBoot {
+        /// The file's [`crate::BootFile::name`].
+        file: String,
+        /// The host's answer.
+        source: io::Error,
+    },
     /// The disk has nothing to boot.
     #[error("cannot boot from disk `{disk}`")]
     FindBoot {
@@ -113,7 +121,7 @@ impl Error {
             Self::KvmMissing(_) => ErrorKind::KvmMissing,
             Self::Kvm { .. } | Self::Stuck(_) => ErrorKind::KvmBroken,
             Self::Config(_) => ErrorKind::Config,
-            Self::Load(_) | Self::FindBoot { .. } => ErrorKind::Boot,
+            Self::Load(_) | Self::ReadBoot { .. } | Self::FindBoot { .. } => ErrorKind::Boot,
             Self::Memory { .. }
             | Self::HugePages { .. }
             | Self::Sandbox { .. }

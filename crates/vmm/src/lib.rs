@@ -42,8 +42,8 @@ pub mod virtio;
 
 pub use arch::x86_64::instruction::CpuMode;
 pub use config::{
-    Boot, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig, NETWORKS_MAX,
-    NetworkConfig, Reboot, Report,
+    Boot, BootFile, CPUS_MAX, DISKS_MAX, DiskConfig, MEMORY_MAX, MEMORY_MIN, MachineConfig,
+    NETWORKS_MAX, NetworkConfig, Reboot, Report,
 };
 pub use control::{Control, Observer};
 pub use cpu::{CpuModel, CpuTopology};

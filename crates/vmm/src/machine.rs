@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::state::CpuState;
 use crate::arch::x86_64::{firmware, layout};
 use crate::bus::BusDevice;
-use crate::config::{Boot, DiskConfig, MachineConfig, Reboot, Report};
+use crate::config::{Boot, BootFile, DiskConfig, MachineConfig, Reboot, Report};
 use crate::control::{Control, Running, start_typing};
 use crate::disks::{CacheMode, DiskBus};
 use crate::error::Error;
@@ -24,7 +24,7 @@ use crate::exit::{Exit, ExitLatch};
 use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads, Vm};
 use crate::legacy::{KeyboardController, Output, PanicDevice, PowerPorts, Rtc, SerialPort};
 use crate::loader::{BootFiles, InitState, Kernel, Write};
-use crate::memory;
+use crate::memory::{self, program};
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
 use crate::sandbox::{self, Role};
@@ -85,6 +85,7 @@ impl Machine {
         let exit = Arc::clone(&board.running.exit);
         let crew = Arc::clone(&board.running.crew);
         control.attach(board.running);
+        program::release();
         let threads = VcpuThreads::start(&self.config.name, board.vcpus, &board.buses, &exit, crew);
         let ran = threads.map(|_running| exit.wait());
         board.buses.clear();
@@ -233,9 +234,13 @@ fn load(
     report: &Report,
 ) -> Result<CpuState, Error> {
     let size = memory.iter().map(GuestMemoryRegion::len).sum();
-    let plan;
+    let (plan, given);
     let files = match source {
-        Boot::Kernel { kernel, initrd, cmdline } => BootFiles { kernel, initrd, cmdline },
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            let initrd = initrd.as_ref().map(|initrd| read(initrd, size)).transpose()?;
+            given = (read(kernel, size)?, initrd.unwrap_or_default());
+            BootFiles { kernel: &given.0, initrd: &given.1, cmdline }
+        }
         Boot::FromDisk(options) => {
             let options = Options { memory: Some(size), ..options.clone() };
             plan = find_on_disk(disk.expect("the configuration was checked"), &options, report)?;
@@ -249,6 +254,14 @@ fn load(
         placed.expect("the loader checked every address against the memory");
     }
     Ok(cpu)
+}
+
+/// All of a file that fits into `memory` bytes; of a larger one so much that it is found not to fit.
+fn read(file: &BootFile, memory: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; file.bytes.len().min(memory) as usize];
+    let read = file.bytes.read_exact_at(&mut bytes, 0);
+    read.map_err(|source| Error::ReadBoot { file: file.name.clone(), source })?;
+    Ok(bytes)
 }
 
 fn find_on_disk(disk: &DiskConfig, options: &Options, report: &Report) -> Result<BootPlan, Error> {
@@ -289,6 +302,28 @@ mod tests {
         fn extent_at(&self, offset: u64) -> Result<Extent, bootyard_image::Error> {
             Ok(Extent { len: self.virtual_size() - offset, zero: false })
         }
+    }
+
+    /// A file that others made shorter.
+    struct Shorter;
+
+    impl bootyard_image::ReadAt for Shorter {
+        fn len(&self) -> u64 {
+            8
+        }
+
+        fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_be_read_is_called_by_its_name() {
+        let file = BootFile { name: "/boot/vmlinuz".to_owned(), bytes: Arc::new(Shorter) };
+        let error = read(&file, 1 << 20).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read `/boot/vmlinuz`");
+        let file = BootFile { bytes: Arc::new(vec![7_u8; 9]), ..file };
+        assert_eq!(read(&file, 1 << 20).unwrap(), [7; 9]);
     }
 
     #[test]

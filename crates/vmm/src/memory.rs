@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "advice on memory can destroy it; this advice does not")]
 
+pub(crate) mod program;
+
 use std::io;
 
 use rustix::mm::{Advice, madvise};
