@@ -1,12 +1,116 @@
-//! Debian on our own machine, in the lab: what is left of its disk when the machine is killed while it
-//! writes.
+//! Debian on our own machine, in the lab, as somebody who works with it sees it: two processors, the
+//! network in both directions, a pause, a restart in place, the power button; and what is left of its
+//! disk when the machine is killed while it writes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bootyard_testkit::{qemu_img, run, skip};
+use bootyard_testkit::{Cli, qemu_img, run, skip};
 
 use crate::{guest, need, xtask};
+
+/// The lab's side. Of everything only lines that are the same each time are said; the rest is in the
+/// logs that follow a failure.
+const LIFE: &str = r#"
+export BOOTYARD_HOME=/tmp/home
+mkdir -p /www /root /etc
+echo root:x:0:0:root:/root:/bin/sh >/etc/passwd
+echo "served by the host" >/www/page
+httpd -p 127.0.0.1:8080 -h /www
+chmod 600 /key
+guest() {
+    ssh -i /key -p 2222 -o ConnectTimeout=10 -o ServerAliveInterval=5 -o StrictHostKeyChecking=no \
+        -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR debian@127.0.0.1 "$@" 2>>/tmp/ssh
+}
+# Waits for what the first argument's command says to differ from the second.
+until_other() {
+    tries=0
+    while said=$($1) || true; [ -z "$said" ] || [ "$said" = "$2" ]; do
+        tries=$((tries + 1))
+        if [ $tries -gt 60 ]; then
+            echo "waited in vain: $1"
+            tail -n 20 /tmp/ssh /tmp/err /tmp/serial
+            exit 1
+        fi
+        sleep 5
+    done
+    echo "$said"
+}
+# The machine's own process, which is a child of the one that was started.
+engine() {
+    for process in /proc/[0-9]*; do
+        tr '\0' ' ' <$process/cmdline | grep -q 'bootyard[ ]machine' && echo ${process#/proc/}
+    done 2>/dev/null
+}
+boot_id() { guest cat /proc/sys/kernel/random/boot_id; }
+# Hundredths of a second that the machine's process has run, for itself and for the kernel.
+ticks() { cut -d' ' -f14,15 "/proc/$(engine)/stat" | tr ' ' + | xargs -I{} sh -c 'echo $(({}))'; }
+
+bootyard run --engine kvm --disk /dev/vda --seed /dev/vdb --cpus 2 --memory 1Gi --timeout 900s \
+    --net masquerade -p 127.0.0.1:2222:22 --control /tmp/control >/tmp/serial 2>/tmp/err </dev/null &
+machine=$!
+first=$(until_other boot_id "") || { echo "$first"; exit 1; }
+guest cloud-init status --wait >/dev/null
+echo "processors: $(guest nproc)"
+echo "from the host: $(guest cat /var/lib/from-the-host)"
+echo "address: $(guest ip -4 -oneline addr show scope global | grep -o 'inet [0-9./]*')"
+
+bootyard control /tmp/control pause >/dev/null && before=$(ticks)
+guest true && echo "a paused guest answered"
+used=$(($(ticks) - before))
+[ $used -lt 30 ] && echo "paused: idle" || echo "paused: ran for $used ticks"
+bootyard control /tmp/control resume >/dev/null
+echo "resumed: $(guest echo answers)"
+
+guest sudo reboot
+second=$(until_other boot_id "$first") || { echo "$second"; exit 1; }
+echo "restarted: $(grep -c 'Linux version' /tmp/serial) kernels, engine process $(engine | wc -l)"
+
+bootyard control /tmp/control power-button >/dev/null
+wait $machine
+echo "power button: exit $?"
+grep -c 'reboot: Power down' /tmp/serial
+"#;
+
+#[test]
+fn debian_lives_on_the_kvm_engine() {
+    let image = need!(guest());
+    let place = Place::new();
+    let disk = place.path("disk.raw");
+    qemu_img(["convert", "-O", "raw", &text(&image), &text(&disk)]);
+    let (key, seed, script) = (place.path("key"), place.path("seed.iso"), place.path("life.sh"));
+    let keygen = ["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"];
+    run(Command::new("ssh-keygen").args(keygen).arg(&key));
+    let user_data = place.path("user-data");
+    let fetch =
+        "#cloud-config\nruncmd:\n- curl -sS http://10.0.2.1:8080/page -o /var/lib/from-the-host\n";
+    fs_err::write(&user_data, fetch).expect("a file");
+    let build = ["seed", "build", "--hostname", "lives", "--ssh-key"];
+    let paths = [key.with_extension("pub"), user_data, seed.clone()].map(|path| text(&path));
+    let [public, user_data, iso] = &paths;
+    let output =
+        Cli::from_env().run([&build[..], &[public, "--user-data", user_data, "-o", iso]].concat());
+    assert_eq!(output.code, Some(0), "{output}");
+    fs_err::write(&script, LIFE).expect("a script");
+
+    let ssh = which("ssh");
+    let size = ["lab", "--memory", "2048", "--cpus", "2", "--timeout", "1000"];
+    let disks = ["--disk", &text(&disk), "--disk", &format!("{iso},ro")];
+    let files = ["--file", &text(&key), "--file", &text(&script), "--program", &ssh];
+    let command = ["--", "sh", "/life.sh"];
+    let printed = need!(xtask(&[&size[..], &disks, &files, &command].concat()));
+    expect_test::expect![[r#"
+        processors: 2
+        from the host: served by the host
+        address: inet 10.0.2.2/24
+        paused: idle
+        resumed: answers
+        restarted: 2 kernels, engine process 1
+        power button: exit 0
+        1
+    "#]]
+    .assert_eq(&printed.replace('\r', ""));
+}
 
 /// The lab's side: the machine is killed in the middle of the guest's writing.
 const KILLED: &str = r#"
@@ -120,4 +224,8 @@ fn tool(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     command
+}
+
+fn which(program: &str) -> String {
+    run(Command::new("which").arg(program)).trim().to_owned()
 }

@@ -76,15 +76,14 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-for word in $(cat /proc/cmdline); do case $word in job=* | gateway=* | port=*) export "$word" ;; esac; done
+for word in $(cat /proc/cmdline); do case $word in job=* | address=* | gateway=* | port=*) export "$word" ;; esac; done
 [ "$job" = idle ] && while :; do sleep 1000; done
 while read -r module; do insmod "/lib/modules/$module"; done </modules
 case $job in
 disk) until [ -b /dev/vda ]; do sleep 0.1; done; xtask inside disk /dev/vda ;;
 net)
     until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done
-    ip addr add 10.0.2.15/24 dev eth0
-    [ "$gateway" = 10.0.2.1 ] && ip addr add 10.0.2.2/24 dev eth0 && ip addr del 10.0.2.15/24 dev eth0
+    ip addr add "$address/24" dev eth0
     ip link set eth0 up
     xtask inside net "$gateway" "$port"
     ;;

@@ -28,7 +28,7 @@ const SUITE: &str = "bookworm";
 const PACKAGES: &str = "linux-image-cloud-amd64,initramfs-tools,zstd,\
     systemd-sysv,systemd-resolved,libpam-systemd,dbus,udev,\
     cloud-init,cloud-guest-utils,openssh-server,sudo,qemu-guest-agent,\
-    netbase,iproute2,iputils-ping,ca-certificates,e2fsprogs,gdisk,kmod,procps,less,\
+    netbase,iproute2,iputils-ping,curl,ca-certificates,e2fsprogs,gdisk,kmod,procps,less,\
     grub2-common,grub-pc-bin,grub-efi-amd64-bin,grub-efi-amd64-signed,shim-signed";
 
 /// Documentation is a third of the tree, and no guest of a test reads it.

@@ -35,11 +35,11 @@ impl Side {
         }
     }
 
-    /// The gateway under which a guest of this side reaches its host.
-    const fn gateway(self) -> &'static str {
+    /// The address of a guest of this side, and that under which it reaches its host.
+    const fn addresses(self) -> (&'static str, &'static str) {
         match self {
-            Self::Bootyard => "10.0.2.1",
-            Self::Microvm | Self::Q35 => "10.0.2.2",
+            Self::Bootyard => ("10.0.2.2", "10.0.2.1"),
+            Self::Microvm | Self::Q35 => ("10.0.2.15", "10.0.2.2"),
         }
     }
 
@@ -95,7 +95,8 @@ pub(super) fn main(runs: usize) -> Result<()> {
                     super::figure(&format!("{} {format}-{name}", side.name()), value);
                 }
             }
-            let net = format!("net gateway={} port={SINK_PORT}", side.gateway());
+            let (address, gateway) = side.addresses();
+            let net = format!("net address={address} gateway={gateway} port={SINK_PORT}");
             for (name, value) in job(&mut side.command(&net, None, true))? {
                 super::figure(&format!("{} tcp-{name}", side.name()), value);
             }
