@@ -165,7 +165,7 @@ impl Switch {
     /// Does what there is to do, and says how long there will be nothing more.
     fn turn(&mut self, session: &mut Session, now: Instant) -> Result<Option<Duration>, Error> {
         let mut retry = None;
-        if self.knocking && !self.accept(session)? {
+        if self.knocking && !self.accept(session, now)? {
             retry = Some(ACCEPT_RETRY);
         }
         self.greet(now);
@@ -184,12 +184,12 @@ impl Switch {
     }
 
     /// Lets clients in, as many as there is room for. False where the host has no descriptor for one.
-    fn accept(&mut self, session: &Session) -> io::Result<bool> {
+    fn accept(&mut self, session: &Session, now: Instant) -> io::Result<bool> {
         while self.connections.len() < CONNECTIONS_MAX {
             match self.end.listener().accept() {
                 Ok((stream, _)) => {
                     stream.set_nonblocking(true)?;
-                    self.add(Connection::of_client(stream), session)?;
+                    self.add(Connection::of_client(stream, now), session)?;
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => {
@@ -231,9 +231,8 @@ impl Switch {
 
     /// Ends a connection for both sides. The guest is told when it has room.
     fn end_connection(&mut self, token: u32) {
-        if let Some(connection) = self.connections.get(&token) {
-            self.refusals.push_back(connection.farewell(self.cid));
-        }
+        let connection = self.connections.get(&token);
+        self.refusals.extend(connection.and_then(|connection| connection.farewell(self.cid)));
         self.remove(token);
     }
 

@@ -243,6 +243,17 @@ fn a_client_that_says_nonsense_or_is_refused_is_let_go() {
 }
 
 #[test]
+fn a_request_that_the_guest_had_no_room_for_is_not_taken_back() {
+    let host = Host::new();
+    let (machine, _function, address) = Machine::with(host.device());
+    let driver = Driver::bind(&machine, address);
+    let mut guest = Guest::start(&driver);
+    let mut client = host.client("CONNECT 99\n");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "the guest has two seconds to answer");
+    guest.expect_nothing_before(7);
+}
+
+#[test]
 fn the_guest_reaches_services_of_the_host_and_only_those() {
     let host = Host::new();
     let service = host.service(80);

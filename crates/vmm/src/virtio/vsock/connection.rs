@@ -25,6 +25,8 @@ use super::packet::{
 pub(super) const BUFFER: usize = 64 << 10;
 /// The longest greeting of a client: `CONNECT 4294967295` with its end of line.
 const GREETING_MAX: usize = 32;
+/// How long a client has to say what it wants, by hand perhaps: each takes a place of a connection.
+const GREETING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the guest has to answer a request, and to reset what is shut down. Linux itself waits for
 /// 2 and for 8 seconds.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
@@ -122,8 +124,11 @@ impl Connection {
     }
 
     /// A client that has connected.
-    pub(super) fn of_client(stream: UnixStream) -> Self {
-        Self::new(stream, Ports { host: 0, guest: 0 }, Stage::Greeting(Vec::new()))
+    pub(super) fn of_client(stream: UnixStream, now: Instant) -> Self {
+        let mut client =
+            Self::new(stream, Ports { host: 0, guest: 0 }, Stage::Greeting(Vec::new()));
+        client.deadline = Some(now + GREETING_PATIENCE);
+        client
     }
 
     /// A connection that the guest asked for with `header`, and for which somebody listens.
@@ -191,9 +196,10 @@ impl Connection {
         self.reset
     }
 
-    /// What tells the guest that it has.
-    pub(super) fn farewell(&self, guest_cid: u64) -> Header {
-        self.header(guest_cid, (op::RST, 0, 0))
+    /// What tells the guest that it has, if the guest has heard of it.
+    pub(super) fn farewell(&self, guest_cid: u64) -> Option<Header> {
+        let is_known = self.ports().is_some() && !self.request;
+        is_known.then(|| self.header(guest_cid, (op::RST, 0, 0)))
     }
 
     /// Takes a packet of the guest with `payload` behind its header. False if the guest has reset the
@@ -376,4 +382,24 @@ impl Connection {
 /// Bytes that a packet takes.
 pub(super) const fn packet_len(header: &Header) -> usize {
     HEADER + header.len as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a client has a time to speak in")]
+    fn a_client_that_says_nothing_has_a_deadline_and_the_guest_never_hears_of_it() {
+        let now = Instant::now();
+        let (client, _end) = UnixStream::pair().unwrap();
+        let mut client = Connection::of_client(client, now);
+        assert_eq!(client.deadline(), Some(now + GREETING_PATIENCE));
+        assert!(client.farewell(3).is_none());
+        client.request(Ports { host: 1, guest: 2 }, now);
+        assert_eq!(client.deadline(), Some(now + REQUEST_PATIENCE));
+        assert!(client.farewell(3).is_none(), "its request was not sent");
+        assert_eq!(client.next_packet(3, 64, &mut [0; 64], now).unwrap().op, op::REQUEST);
+        assert_eq!(client.farewell(3).unwrap().op, op::RST);
+    }
 }
