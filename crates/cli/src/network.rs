@@ -115,12 +115,11 @@ pub(crate) fn interfaces(
     name: &str,
     networks: &[VmNetwork],
 ) -> Result<Vec<NetworkConfig>, Failure> {
-    if !networks.is_empty() {
-        allow_descriptors();
-    }
+    let ours = |network: &&VmNetwork| matches!(network.binding, Binding::Masquerade(_));
+    let sockets_max = sockets_max() / networks.iter().filter(ours).count().max(1);
     let interface = |(index, network): (usize, &VmNetwork)| {
         let mac = network.mac.unwrap_or_else(|| MacAddress::derived(name, index)).octets();
-        let backend = backend(mac, &network.binding)?;
+        let backend = backend(mac, &network.binding, sockets_max)?;
         Ok(NetworkConfig {
             name: format!("net{index}"),
             mac,
@@ -131,16 +130,30 @@ pub(crate) fn interfaces(
     networks.iter().enumerate().map(interface).collect()
 }
 
-/// Each connection of the guest takes a descriptor, and a shell's limit is most often 1024.
-fn allow_descriptors() {
+/// Lets this process have as many descriptors as it may: each connection of the guest takes one, and a
+/// shell's limit is most often 1024.
+pub(crate) fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     // Where the system refuses, the guest has fewer connections.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-fn backend(mac: [u8; 6], binding: &Binding) -> Result<Box<dyn Backend>, Failure> {
+/// How many sockets the guest's connections may take: the machine's own files, and those who ask for
+/// it, find descriptors too.
+fn sockets_max() -> usize {
+    /// What is left to others where there is much.
+    const OTHERS: u64 = 1024;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from((limit / 2).max(limit.saturating_sub(OTHERS))).unwrap_or(usize::MAX)
+}
+
+fn backend(
+    mac: [u8; 6],
+    binding: &Binding,
+    sockets_max: usize,
+) -> Result<Box<dyn Backend>, Failure> {
     Ok(match binding {
-        Binding::Masquerade(network) => Box::new(masquerade(mac, network)?),
+        Binding::Masquerade(network) => Box::new(masquerade(mac, network, sockets_max)?),
         Binding::Passt { socket: Some(socket), .. } => {
             let socket = socket.display();
             let failed = |error| {
@@ -164,7 +177,7 @@ fn backend(mac: [u8; 6], binding: &Binding) -> Result<Box<dyn Backend>, Failure>
     })
 }
 
-fn masquerade(mac: [u8; 6], network: &Masquerade) -> Result<UserNet, Failure> {
+fn masquerade(mac: [u8; 6], network: &Masquerade, sockets_max: usize) -> Result<UserNet, Failure> {
     // Without the file, the name server is this host.
     let text = fs_err::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let resolvers = Resolvers::parse(&text, interface_index);
@@ -175,6 +188,7 @@ fn masquerade(mac: [u8; 6], network: &Masquerade) -> Result<UserNet, Failure> {
     config.hostname.clone_from(&network.hostname);
     config.mtu = network.mtu;
     config.reach_host = network.reach_host;
+    config.sockets_max = sockets_max;
     let forward = |forward: &PortForward| Forward {
         protocol: if forward.udp { ForwardProtocol::Udp } else { ForwardProtocol::Tcp },
         host: forward.host,
@@ -291,7 +305,7 @@ mod tests {
         let host = listener.local_addr().unwrap();
         let forwards = vec![PortForward { udp: false, host, guest_port: 22 }];
         let network = Masquerade { forwards, ..Masquerade::default() };
-        let error = masquerade([2; 6], &network).unwrap_err().message();
+        let error = masquerade([2; 6], &network, usize::MAX).unwrap_err().message();
         assert!(error.starts_with(&format!("cannot forward {host} to port 22")), "{error}");
     }
 }

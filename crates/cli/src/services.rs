@@ -96,6 +96,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
+        // The sandbox forbids it: who started the machine removes what is left.
         for socket in &self.sockets {
             let _ = fs_err::remove_file(socket);
         }

@@ -28,6 +28,7 @@ pub mod wire;
 
 pub use client::{Client, ClientError, Keys, RawConsole};
 pub use link::{LinkEnd, LinkEnds, serve as serve_link, take as take_link};
+pub(crate) use server::clear;
 pub use server::{Server, listen_at};
 pub use station::{EventSink, Remote, Station};
 

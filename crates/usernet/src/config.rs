@@ -33,6 +33,9 @@ pub struct Config {
     pub large_segments6: bool,
     /// What the guest sends to the gateway reaches the host's own services, on its loopback address.
     pub reach_host: bool,
+    /// The most sockets of the host at a time. Fewer than there could be are shared out among
+    /// connections and flows of datagrams.
+    pub sockets_max: usize,
     /// What initial sequence numbers are made of.
     pub seed: u64,
 }
@@ -134,6 +137,7 @@ impl Config {
             large_segments: false,
             large_segments6: false,
             reach_host: true,
+            sockets_max: usize::MAX,
             seed: 0,
         }
     }

@@ -87,6 +87,8 @@ pub struct Stack {
     entries: HashMap<SocketId, Entry>,
     by_ends: HashMap<(Protocol, Ends), SocketId>,
     connections: usize,
+    connections_max: usize,
+    flows_max: usize,
     budget: Budget,
     /// Frames of our own.
     queue: VecDeque<Vec<u8>>,
@@ -111,11 +113,12 @@ impl Stack {
         config.network6 = config.network6.filter(|_| config.mtu >= MTU_MIN6);
         let link = Link { gateway: config.gateway_mac, guest: config.guest_mac };
         Self {
-            config,
             link,
             entries: HashMap::new(),
             by_ends: HashMap::new(),
             connections: 0,
+            connections_max: CONNECTIONS_MAX.min(config.sockets_max - config.sockets_max / 4),
+            flows_max: FLOWS_MAX.min(config.sockets_max / 4),
             budget: Budget::default(),
             queue: VecDeque::new(),
             turns: VecDeque::new(),
@@ -126,6 +129,7 @@ impl Stack {
             alarm_of: HashMap::new(),
             advertise_at: None,
             statistics: Statistics::default(),
+            config,
         }
     }
 
@@ -212,9 +216,11 @@ impl Stack {
     /// another one where two peers have the same.
     fn free_ends(&self, protocol: Protocol, guest: SocketAddr, port: u16) -> Option<Ends> {
         let is_full = match protocol {
-            Protocol::Tcp => self.connections >= CONNECTIONS_MAX,
+            Protocol::Tcp => self.connections >= self.connections_max,
             // Of peers nobody makes room: anybody can be as many as he likes.
-            Protocol::Udp | Protocol::Ping => self.entries.len() - self.connections >= FLOWS_MAX,
+            Protocol::Udp | Protocol::Ping => {
+                self.entries.len() - self.connections >= self.flows_max
+            }
         };
         if is_full {
             return None;
@@ -389,7 +395,7 @@ impl Stack {
         }
         let is_new = segment.syn && segment.ack.is_none();
         let to = self.config.destination(remote, self.resolver_failures);
-        if let Some(to) = to.filter(|_| is_new && self.connections < CONNECTIONS_MAX) {
+        if let Some(to) = to.filter(|_| is_new && self.connections < self.connections_max) {
             let id = self.next_id();
             if host.open_tcp(id, to).is_ok() {
                 let sequence = self.sequence(id);
@@ -530,7 +536,7 @@ impl Stack {
         host: &mut dyn Host,
         now: Duration,
     ) {
-        if self.entries.len() - self.connections >= FLOWS_MAX {
+        if self.entries.len() - self.connections >= self.flows_max {
             let flows = self.entries.values().filter_map(|entry| match entry {
                 Entry::Flow(flow) => Some((flow.used_at, flow.id)),
                 Entry::Connection(_) => None,

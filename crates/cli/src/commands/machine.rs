@@ -23,6 +23,7 @@ use crate::services::Served;
 use crate::{boot, hardware, network, output};
 
 pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
+    network::allow_descriptors();
     // Everything that the machine needs is opened before it gives up the right to.
     let kvm = Kvm::open().map_err(failure)?;
     let drives = drives::open(args)?;

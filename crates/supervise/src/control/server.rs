@@ -98,7 +98,7 @@ fn bound(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Removes a socket that nobody listens to.
-fn clear(path: &Path) -> io::Result<()> {
+pub(crate) fn clear(path: &Path) -> io::Result<()> {
     if !fs_err::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::other("there is something else at this path"));
     }

@@ -12,7 +12,7 @@ use bootyard_spec::{
 
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
-use crate::control::{Link, Remote};
+use crate::control::{Link, Remote, clear};
 use crate::lifeline::Lifeline;
 use crate::plan::{backing_argument, disk_argument};
 use crate::{Cancel, Error, LaunchPlan, machine_exit};
@@ -34,9 +34,10 @@ impl Engine for KvmEngine {
         let mut link = Link::new().map_err(Error::system("making a pipe"))?;
         let arguments = arguments(plan, lifeline.number(), &link.numbers());
         let child = Child::spawn(&self.program, &arguments, serial)?;
+        let sockets = Sockets::of(&plan.services);
         lifeline.handed_over();
         link.handed_over();
-        Ok(Box::new(Machine { child, link, _lifeline: lifeline }))
+        Ok(Box::new(Machine { child, sockets, link, _lifeline: lifeline }))
     }
 }
 
@@ -118,16 +119,44 @@ fn service_options(services: &GuestServices) -> Vec<(&'static str, OsString)> {
     console.chain(channels).chain(vsock).collect()
 }
 
+/// The sockets that a child makes, and cannot remove from inside its sandbox. They go away behind it.
+#[derive(Debug)]
+struct Sockets(Vec<PathBuf>);
+
+impl Sockets {
+    fn of(services: &GuestServices) -> Self {
+        let channels = services.channels.iter().map(|channel| &channel.socket);
+        let vsock = services.vsock.iter().map(|vsock| &vsock.socket);
+        Self(services.console.iter().chain(channels).chain(vsock).cloned().collect())
+    }
+
+    /// Removes those that the child has left, now that it has ended.
+    fn remove(&mut self) {
+        for path in self.0.drain(..) {
+            // Another machine may serve it by now, or nobody ever has.
+            let _ = clear(&path);
+        }
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
 /// A child that runs a guest.
 #[derive(Debug)]
 struct Machine {
     child: Child,
+    sockets: Sockets,
     link: Link,
     _lifeline: Lifeline,
 }
 
 impl Machine {
     fn ended(&mut self, status: ExitStatus) -> Ended {
+        self.sockets.remove();
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         match code.map_or(Err(Class::Engine), machine_exit::end_of) {
             Ok(end) => {
@@ -176,6 +205,25 @@ mod tests {
 
     use super::*;
     use crate::{DiskFormat, DiskUsage, PlanBacking, PlanDisk};
+
+    #[test]
+    fn sockets_that_a_child_has_left_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let listen = |name: &str| std::os::unix::net::UnixListener::bind(path(name)).unwrap();
+        drop((listen("console"), listen("vsock")));
+        let _other_machine = listen("channel");
+        fs_err::write(path("file"), "").unwrap();
+        let channel = |name: &str| format!("{name}={}", path(name).display()).parse().unwrap();
+        drop(Sockets::of(&GuestServices {
+            balloon: true,
+            console: Some(path("console")),
+            channels: ["channel", "file", "missing"].map(channel).to_vec(),
+            vsock: Some(format!("cid=3,socket={}", path("vsock").display()).parse().unwrap()),
+        }));
+        let left = ["channel", "console", "file", "vsock"].map(|name| path(name).exists());
+        assert_eq!(left, [true, false, true, false]);
+    }
 
     #[test]
     fn the_child_is_told_everything_on_its_command_line() {

@@ -336,7 +336,12 @@ fn large_segments_are_marked_for_the_guests_device() {
 
 #[test]
 fn a_flood_stays_within_the_limits() {
-    let mut lab = Lab::new(Lab::config());
+    flood(Lab::config(), CONNECTIONS_MAX, FLOWS_MAX);
+    flood(Config { sockets_max: 400, ..Lab::config() }, 300, 100);
+}
+
+fn flood(config: Config, connections_max: usize, flows_max: usize) {
+    let mut lab = Lab::new(config);
     let port = echo_server().port();
     lab.host.refuses = true;
     for number in 0..20_000_u32 {
@@ -347,8 +352,8 @@ fn a_flood_stays_within_the_limits() {
         };
         lab.stack.guest_frame(&frame, &mut lab.host, lab.now);
     }
-    assert!(lab.stack.connections <= CONNECTIONS_MAX);
-    assert!(lab.stack.entries.len() <= CONNECTIONS_MAX + FLOWS_MAX);
+    assert_eq!(lab.stack.connections, connections_max);
+    assert_eq!(lab.stack.entries.len(), connections_max + flows_max);
     assert!(lab.stack.queue.len() <= QUEUE_MAX);
     let mut buf = [0; 1514];
     while lab.stack.frame(&mut buf, &mut lab.host, lab.now).is_some() {}
