@@ -59,8 +59,9 @@ impl Services {
             devices.push((Box::new(console), Failures::new(report, "console device")));
         }
         if let Some((cid, end)) = &self.vsock {
-            let vsock = Vsock::new(*cid, end.clone());
-            devices.push((Box::new(vsock), Failures::new(report, "socket device")));
+            let failures = Failures::new(report, "socket device");
+            let vsock = Vsock::new(*cid, end.clone()).telling(failures.clone());
+            devices.push((Box::new(vsock), failures));
         }
         Ok(devices)
     }

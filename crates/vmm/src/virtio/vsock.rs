@@ -25,6 +25,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::epoll::EventSet;
 
 use super::{DeviceConfig, Error, Session, VirtioDevice, Wake};
+use crate::report::Failures;
 use connection::{BUFFER, Connection, Greeting, Ports, packet_len};
 use packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
 
@@ -62,12 +63,18 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 pub struct Vsock {
     cid: u32,
     end: VsockEnd,
+    failures: Option<Failures>,
 }
 
 impl Vsock {
     /// A device in whose guest programs are reached under `cid`, one of [`CIDS`].
     pub fn new(cid: u32, end: VsockEnd) -> Self {
-        Self { cid, end }
+        Self { cid, end, failures: None }
+    }
+
+    /// Tells of services of the host that are there, and cannot be connected to.
+    pub(crate) fn telling(self, failures: Failures) -> Self {
+        Self { failures: Some(failures), ..self }
     }
 }
 
@@ -89,7 +96,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn run(&mut self, session: &mut Session) -> Result<(), Error> {
-        let mut switch = Switch::new(u64::from(self.cid), self.end.clone());
+        let mut switch = Switch::new(self);
         let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
         session.watch(self.end.listener(), LISTENER, edges)?;
         let mut wakes = Vec::new();
@@ -110,6 +117,7 @@ impl VirtioDevice for Vsock {
 struct Switch {
     cid: u64,
     end: VsockEnd,
+    failures: Option<Failures>,
     connections: BTreeMap<u32, Connection>,
     tokens: BTreeMap<Ports, u32>,
     next_token: u32,
@@ -125,10 +133,11 @@ struct Switch {
 }
 
 impl Switch {
-    fn new(cid: u64, end: VsockEnd) -> Self {
+    fn new(device: &Vsock) -> Self {
         Self {
-            cid,
-            end,
+            cid: device.cid.into(),
+            end: device.end.clone(),
+            failures: device.failures.clone(),
             connections: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: FIRST_TOKEN,
@@ -329,7 +338,16 @@ impl Switch {
             Ok(stream) if !full => {
                 self.add(Connection::of_guest(stream, ports, header), session)?;
             }
-            _ => self.refusals.push_back(header.refusal()),
+            result => {
+                if let Err(error) = result
+                    && !is_nobody(&error)
+                    && let Some(failures) = &self.failures
+                {
+                    let what = format!("the host's service at port {}: {error}", ports.host);
+                    failures.add(&io::Error::new(error.kind(), what));
+                }
+                self.refusals.push_back(header.refusal());
+            }
         }
         Ok(())
     }
@@ -377,6 +395,12 @@ impl Switch {
         }
         None
     }
+}
+
+/// Nobody listens, or he is busy: what the guest is told by the refusal.
+fn is_nobody(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+    matches!(error.kind(), NotFound | ConnectionRefused | WouldBlock)
 }
 
 /// A port of the host that has no connection to `guest` yet.

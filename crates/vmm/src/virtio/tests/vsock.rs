@@ -2,8 +2,9 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -11,6 +12,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::QUEUE;
 use super::guest::{DEVICE, Driver, GuestQueue, Machine};
+use crate::config::Report;
+use crate::report::Failures;
 use crate::virtio::{Error, Vsock, VsockEnd};
 
 const CID: u32 = 42;
@@ -115,6 +118,12 @@ impl Host {
 
     fn device(&self) -> Vsock {
         Vsock::new(CID, self.end.clone())
+    }
+
+    /// A device whose failures `tell` hears of.
+    fn telling(&self, tell: impl Fn(&str) + Send + Sync + 'static) -> Vsock {
+        let report: Report = Arc::new(tell);
+        self.device().telling(Failures::new(&report, "socket device"))
     }
 
     fn service(&self, port: u32) -> UnixListener {
@@ -277,6 +286,26 @@ fn the_guest_reaches_services_of_the_host_and_only_those() {
     assert_eq!((shutdown.op, shutdown.flags), (SHUTDOWN, RECEIVE | SEND));
     guest.send(&Packet::new(RST, 5000, 80));
     guest.connect(5000, 80);
+}
+
+#[test]
+fn a_service_that_cannot_be_connected_to_is_told_of() {
+    let host = Host::new();
+    let (told, heard) = mpsc::channel();
+    let device = host.telling(move |line| told.send(line.to_owned()).unwrap());
+    let (machine, _function, address) = Machine::with(device);
+    let driver = Driver::bind(&machine, address);
+    let mut guest = Guest::start(&driver);
+    // Nobody at all, a service that has ended, and one of another kind.
+    drop(host.service(82));
+    let _other = UnixDatagram::bind(host.folder.path().join("vm.sock_83")).unwrap();
+    for port in [81, 82, 83] {
+        guest.send(&Packet::new(REQUEST, 5000, port));
+        assert_eq!(guest.receive(64).op, RST);
+    }
+    let line = heard.try_recv().unwrap();
+    assert!(line.starts_with("socket device: the host's service at port 83: "), "{line}");
+    assert!(heard.try_recv().is_err());
 }
 
 #[test]
