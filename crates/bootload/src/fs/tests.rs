@@ -40,9 +40,11 @@ impl Made {
         fs::create_dir(&point).unwrap();
         run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image));
         let options = format!("loop,{options}");
-        let mounted = Command::new("mount").args(["-o", &options]).args([&image, &point]).output();
-        if !mounted.unwrap().status.success() {
-            announce(format_args!("cannot mount what {} made from a loop device", mkfs[0]));
+        let mount = Command::new("mount").args(["-o", &options]).args([&image, &point]).output();
+        let mount = mount.unwrap();
+        if !mount.status.success() {
+            let why = String::from_utf8_lossy(&mount.stderr);
+            announce(format_args!("cannot mount what {} made from a loop device: {why}", mkfs[0]));
             return None;
         }
         let filled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fill(&point)));
@@ -172,6 +174,35 @@ fn links_lead_on(fs: &dyn FileSystem) {
     assert_eq!(fs.read("/circle", 1).unwrap_err().kind(), crate::ErrorKind::TooLarge);
 }
 
+/// Today's kernels no longer mount these, so that `mkfs.xfs` itself fills it.
+#[test]
+fn xfs_without_checksums_is_read_as_its_tool_filled_it() {
+    if !require_tool("mkfs.xfs") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let large: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(path("large"), &large).unwrap();
+    let many: String = (0..300).map(|n| format!(" file-{n:03} ---644 0 0 /dev/null\n")).collect();
+    let tree = format!(
+        "/\n0 0\nd--755 0 0\nlarge ---644 0 0 {}\nto l--777 0 0 dir/copy\n\
+         dir d--755 0 0\n copy ---644 0 0 {0}\n{many} $\n$\n",
+        path("large").display()
+    );
+    fs::write(path("tree"), tree).unwrap();
+    let image = path("image");
+    fs::File::create(&image).and_then(|file| file.set_len(300 << 20)).unwrap();
+    let options = ["-q", "-m", "crc=0", "-n", "ftype=0", "-p"];
+    run(Command::new("mkfs.xfs").args(options).arg(path("tree")).arg(&image));
+    let fs = Made { folder, image }.open();
+    for name in ["/large", "/dir/copy", "/to"] {
+        assert!(fs.read(name, 1 << 20).unwrap().as_deref() == Some(&large), "{name}");
+    }
+    assert_eq!(fs.read("/dir/file-299", 1).unwrap(), Some(Vec::new()));
+    assert_eq!(fs.read("/dir/file-300", 1).unwrap(), None);
+}
+
 #[test]
 fn xfs_is_read_as_linux_wrote_it() {
     let plain = format!("uuid={UUID}");
@@ -179,7 +210,6 @@ fn xfs_is_read_as_linux_wrote_it() {
         &["-m", &plain][..],
         &["-m", &plain, "-b", "size=1024", "-n", "size=8192"],
         &["-m", &plain, "-i", "size=2048", "-n", "ftype=1"],
-        &["-m", &format!("crc=0,{plain}"), "-n", "ftype=0"],
     ] {
         let mut mkfs = vec!["mkfs.xfs", "-q", "-L", "root"];
         mkfs.extend(options);
