@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use self::tree::{Key, Node};
+use super::NAMES_MAX;
 use super::field::{bytes, damaged, le16, le32, le64, slice, text, unsupported, uuid};
-use super::walk::{Inodes, Kind};
-use super::{FileSystem, NAMES_MAX};
+use super::walk::{Inodes, Kind, Rooted};
 use crate::Error;
 use crate::partition::Region;
 
@@ -224,19 +224,6 @@ impl Btrfs {
         }
         Ok(None)
     }
-
-    /// Tries the places where paths begin, one after the other.
-    fn under_tops<T>(
-        &self,
-        look: impl Fn(Id) -> Result<Option<T>, Error>,
-    ) -> Result<Option<T>, Error> {
-        for top in &self.tops {
-            if let Some(found) = look(*top)? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
 }
 
 impl Chunk {
@@ -294,33 +281,19 @@ impl Inodes for Btrfs {
     }
 }
 
-impl FileSystem for Btrfs {
-    fn kind(&self) -> &'static str {
-        "btrfs"
+impl Rooted for Btrfs {
+    const KIND: &'static str = "btrfs";
+
+    fn roots(&self) -> &[Self::Id] {
+        &self.tops
     }
 
     fn uuid(&self) -> String {
         self.uuid.clone()
     }
 
-    fn label(&self) -> String {
-        self.label.clone()
-    }
-
-    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
-        self.under_tops(|top| self.size_at(top, path))
-    }
-
-    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.under_tops(|top| self.read_at(top, path, limit))
-    }
-
-    fn head(&self, path: &str, len: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.under_tops(|top| self.head_at(top, path, len))
-    }
-
-    fn names(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
-        self.under_tops(|top| self.names_at(top, path))
+    fn label(&self) -> &str {
+        &self.label
     }
 
     fn note(&self) -> Option<&'static str> {

@@ -3,9 +3,9 @@
 
 use std::cell::RefCell;
 
+use super::NAMES_MAX;
 use super::field::{be16, damaged, le16, le32, slice};
-use super::walk::{Inodes, Kind};
-use super::{FileSystem, NAMES_MAX};
+use super::walk::{Inodes, Kind, Rooted};
 use crate::partition::Region;
 use crate::{Error, ErrorKind};
 
@@ -280,9 +280,11 @@ impl Inodes for Fat {
     }
 }
 
-impl FileSystem for Fat {
-    fn kind(&self) -> &'static str {
-        "FAT"
+impl Rooted for Fat {
+    const KIND: &'static str = "FAT";
+
+    fn roots(&self) -> &[Self::Id] {
+        std::slice::from_ref(&self.root)
     }
 
     /// As `blkid` and GRUB print the serial number.
@@ -290,23 +292,7 @@ impl FileSystem for Fat {
         format!("{:04x}-{:04x}", self.serial >> 16, self.serial & 0xffff)
     }
 
-    fn label(&self) -> String {
-        self.label.clone()
-    }
-
-    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
-        self.size_at(self.root, path)
-    }
-
-    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.read_at(self.root, path, limit)
-    }
-
-    fn head(&self, path: &str, len: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.head_at(self.root, path, len)
-    }
-
-    fn names(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
-        self.names_at(self.root, path)
+    fn label(&self) -> &str {
+        &self.label
     }
 }

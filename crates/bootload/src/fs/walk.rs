@@ -1,6 +1,7 @@
 //! Paths on a file system that knows single inodes: directories, `..` and symbolic links, the same
 //! for every kind.
 
+use super::FileSystem;
 use crate::{Error, ErrorKind};
 
 /// Symbolic links on the way to one file, as Linux has it.
@@ -123,6 +124,73 @@ pub(super) trait Inodes {
         names.retain(|name| name != "." && name != "..");
         names.sort_unstable();
         Ok(Some(names))
+    }
+}
+
+/// A file system of inodes that knows where its paths begin, which makes it a [`FileSystem`].
+pub(super) trait Rooted: Inodes {
+    /// As [`FileSystem::kind`].
+    const KIND: &'static str;
+
+    /// Where paths begin: what is not found under one is looked for under the next.
+    fn roots(&self) -> &[Self::Id];
+
+    /// As [`FileSystem::uuid`].
+    fn uuid(&self) -> String;
+
+    /// As [`FileSystem::label`].
+    fn label(&self) -> &str;
+
+    /// As [`FileSystem::note`].
+    fn note(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What `look` finds under the first root under which it finds anything.
+    fn under_roots<T>(
+        &self,
+        look: impl Fn(Self::Id) -> Result<Option<T>, Error>,
+    ) -> Result<Option<T>, Error> {
+        for root in self.roots() {
+            if let Some(found) = look(*root)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<R: Rooted> FileSystem for R {
+    fn kind(&self) -> &'static str {
+        R::KIND
+    }
+
+    fn uuid(&self) -> String {
+        Rooted::uuid(self)
+    }
+
+    fn label(&self) -> String {
+        Rooted::label(self).to_owned()
+    }
+
+    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
+        self.under_roots(|root| self.size_at(root, path))
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+        self.under_roots(|root| self.read_at(root, path, limit))
+    }
+
+    fn head(&self, path: &str, len: u64) -> Result<Option<Vec<u8>>, Error> {
+        self.under_roots(|root| self.head_at(root, path, len))
+    }
+
+    fn names(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
+        self.under_roots(|root| self.names_at(root, path))
+    }
+
+    fn note(&self) -> Option<&'static str> {
+        Rooted::note(self)
     }
 }
 

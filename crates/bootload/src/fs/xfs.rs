@@ -4,8 +4,8 @@
 //! The journal is not replayed, as in GRUB: what was not yet written in its place is not seen.
 
 use super::field::{be16, be32, be64, bytes, damaged, slice, text, unsupported, uuid};
-use super::walk::{Inodes, Kind};
-use super::{DIRECTORY_MAX, FileSystem, NAMES_MAX};
+use super::walk::{Inodes, Kind, Rooted};
+use super::{DIRECTORY_MAX, NAMES_MAX};
 use crate::partition::Region;
 use crate::{Error, ErrorKind};
 
@@ -445,33 +445,19 @@ impl Inodes for Xfs {
     }
 }
 
-impl FileSystem for Xfs {
-    fn kind(&self) -> &'static str {
-        "XFS"
+impl Rooted for Xfs {
+    const KIND: &'static str = "XFS";
+
+    fn roots(&self) -> &[Self::Id] {
+        std::slice::from_ref(&self.root)
     }
 
     fn uuid(&self) -> String {
         self.uuid.clone()
     }
 
-    fn label(&self) -> String {
-        self.label.clone()
-    }
-
-    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
-        self.size_at(self.root, path)
-    }
-
-    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.read_at(self.root, path, limit)
-    }
-
-    fn head(&self, path: &str, len: u64) -> Result<Option<Vec<u8>>, Error> {
-        self.head_at(self.root, path, len)
-    }
-
-    fn names(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
-        self.names_at(self.root, path)
+    fn label(&self) -> &str {
+        &self.label
     }
 
     fn note(&self) -> Option<&'static str> {
