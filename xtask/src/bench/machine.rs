@@ -31,6 +31,31 @@ pub(crate) struct Args {
     /// This build of `bootyard` instead of one made for the lab.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Only these figures.
+    #[arg(long, value_enum)]
+    only: Option<Job>,
+}
+
+/// What the guests of a run do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Job {
+    /// Nothing: how long they start counts, and what that takes.
+    Init,
+    /// Read and write a disk.
+    Disk,
+    /// Send and receive over the network.
+    Tcp,
+}
+
+impl Job {
+    /// The name of it on a command line.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Disk => "disk",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// The parts that run elsewhere than on this machine: in the lab, and in its guests.
@@ -40,6 +65,8 @@ pub(crate) enum Inside {
     Host {
         /// How often each side runs.
         runs: usize,
+        /// Only these figures.
+        only: Option<Job>,
     },
     /// In a guest: put the disk to work.
     Disk {
@@ -94,7 +121,7 @@ poweroff -f
 /// What the lab does.
 const SCRIPT: &str = "mkdir /tools && mount -t ext4 /dev/vda /tools && \
     cp -r /tools/lib/. /lib/ && cp /tools/qemu-system-x86_64 /bin/ && \
-    xtask inside host \"$1\"\n";
+    xtask inside host \"$@\"\n";
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     ensure!(args.runs > 0, "expected at least one run");
@@ -107,26 +134,26 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let mut files = lab::with_libraries(&binary, "bin/bootyard")?;
     files.extend(lab::with_libraries(&std::env::current_exe()?, "bin/xtask")?);
     files.push((script, "bench.sh".to_owned()));
-    let runs = args.runs.to_string();
+    let words = ["sh".to_owned(), "/bench.sh".to_owned(), args.runs.to_string()];
     let lab = Lab {
         memory: LAB_MEMORY,
         cpus: LAB_CPUS,
         timeout: 300 + 240 * u32::try_from(args.runs)?,
         disks: vec![Disk::new(tools(&dir)?, false)],
         files,
-        command: ["sh", "/bench.sh", &runs].map(str::to_owned).into(),
+        command: words.into_iter().chain(args.only.map(|job| job.name().to_owned())).collect(),
         logs: dir.clone(),
     };
     let code = lab.run()?;
     let output = fs_err::read(lab.logs.join("output.log"))?;
     ensure!(code == 0, "the lab's command ended with exit code {code}");
-    report(&Figures::read(&String::from_utf8_lossy(&output)));
+    report(&Figures::read(&String::from_utf8_lossy(&output)), args.only);
     Ok(())
 }
 
 pub(crate) fn inside(what: &Inside) -> Result<()> {
     match what {
-        Inside::Host { runs } => host::main(*runs),
+        Inside::Host { runs, only } => host::main(*runs, *only),
         Inside::Disk { path } => guest::disk(path),
         Inside::Net { gateway, port } => guest::net(SocketAddr::new(*gateway, *port)),
     }
@@ -256,7 +283,7 @@ enum Target {
     Value(f64),
 }
 
-fn report(figures: &Figures) {
+fn report(figures: &Figures, only: Option<Job>) {
     println!(
         "{:<16} {:>10} {:>10} {:>10} {:>7}  target",
         "", "bootyard", "microvm", "q35", "ratio"
@@ -265,7 +292,9 @@ fn report(figures: &Figures) {
         let best = |side| figures.best(side, name, better);
         let shown = |side| best(side).map_or("-".to_owned(), |value| format!("{value:.1}"));
         let (Some(ours), Some(theirs)) = (best("bootyard"), best(rival)) else {
-            println!("{name:<16} no figures");
+            if only.is_none() {
+                println!("{name:<16} no figures");
+            }
             continue;
         };
         let ratio = ours / theirs;

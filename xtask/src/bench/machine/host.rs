@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::guest::NET_BYTES;
-use super::{FIGURE, READY};
+use super::{FIGURE, Job, READY};
 use crate::sh;
 
 /// Where the tools' disk is mounted.
@@ -79,28 +79,42 @@ impl Side {
     }
 }
 
-/// All jobs, `runs` times, the sides in turn. The figures go to standard output as they come.
-pub(super) fn main(runs: usize) -> Result<()> {
+/// The jobs, or `only` one, `runs` times, the sides in turn. The figures go to standard output as they come.
+pub(super) fn main(runs: usize, only: Option<Job>) -> Result<()> {
+    let does = |job| only.is_none_or(|only| only == job);
     serve_net()?;
     for _ in 0..runs {
-        for side in [Side::Bootyard, Side::Microvm, Side::Q35] {
-            boot(side)?;
+        if does(Job::Init) {
+            [Side::Bootyard, Side::Microvm, Side::Q35].into_iter().try_for_each(boot)?;
         }
         for side in [Side::Bootyard, Side::Q35] {
-            for disk in ["raw.img", "disk.qcow2"] {
-                let figures =
-                    job(&mut side.command("disk", Some(&format!("{TOOLS}/{disk}")), false))?;
-                let format = disk.rsplit('.').next().unwrap_or(disk).replace("img", "raw");
-                for (name, value) in figures {
-                    super::figure(&format!("{} {format}-{name}", side.name()), value);
-                }
+            if does(Job::Disk) {
+                disks(side)?;
             }
-            let (address, gateway) = side.addresses();
-            let net = format!("net address={address} gateway={gateway} port={SINK_PORT}");
-            for (name, value) in job(&mut side.command(&net, None, true))? {
-                super::figure(&format!("{} tcp-{name}", side.name()), value);
+            if does(Job::Tcp) {
+                tcp(side)?;
             }
         }
+    }
+    Ok(())
+}
+
+fn disks(side: Side) -> Result<()> {
+    for disk in ["raw.img", "disk.qcow2"] {
+        let figures = job(&mut side.command("disk", Some(&format!("{TOOLS}/{disk}")), false))?;
+        let format = disk.rsplit('.').next().unwrap_or(disk).replace("img", "raw");
+        for (name, value) in figures {
+            super::figure(&format!("{} {format}-{name}", side.name()), value);
+        }
+    }
+    Ok(())
+}
+
+fn tcp(side: Side) -> Result<()> {
+    let (address, gateway) = side.addresses();
+    let net = format!("net address={address} gateway={gateway} port={SINK_PORT}");
+    for (name, value) in job(&mut side.command(&net, None, true))? {
+        super::figure(&format!("{} tcp-{name}", side.name()), value);
     }
     Ok(())
 }
