@@ -40,8 +40,8 @@ pub struct Options {
 
 /// Restricts this process for good. Whatever it needs and [`Options`] does not name is open by now.
 ///
-/// Returns what could not be had, in lines for people: an older kernel knows less of Landlock, and in
-/// a container there may be no other user. That system calls cannot be filtered is an error.
+/// Returns what could not be had, in lines for people: a kernel may be without Landlock, and a container
+/// without another user. That system calls cannot be filtered is an error.
 ///
 /// # Errors
 ///
