@@ -24,6 +24,21 @@ const ECHO: &[u8] = &[
     0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, // power off
 ];
 
+/// Real-mode code: writes `A` to the serial port, and then for whatever it reads there the first byte of the
+/// CD-ROM, or `-` if the BIOS cannot read it (INT 13h, function 42h).
+const READ: &[u8] = &[
+    0xfa, // the BIOS shall not read the port meanwhile
+    0xb0, b'A', 0xba, 0xf8, 0x03, 0xee, // write `A`
+    0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf8, // wait for a byte
+    0xba, 0xf8, 0x03, 0xec, // read it
+    0xc7, 0x06, 0x2e, 0x7c, 0x01,
+    0x00, // one sector, where the BIOS tells how many it has read
+    0xbe, 0x2c, 0x7c, 0xb8, 0x00, 0x42, 0xb2, 0xe0, 0xcd, 0x13, // read the CD-ROM
+    0xb0, b'-', 0x72, 0xdc, // write `-` if that went wrong
+    0xa0, 0x00, 0x80, 0xeb, 0xd7, // write what was read
+    0x10, 0, 1, 0, 0x00, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // the first sector, to 0x8000
+];
+
 /// A machine that runs in the background.
 struct Machine {
     cli: Cli,
@@ -33,14 +48,22 @@ struct Machine {
 impl Machine {
     /// `None` where there is no QEMU.
     fn start(flags: &[&str]) -> Option<Self> {
+        Self::start_with(ECHO, &[], flags)
+    }
+
+    /// One whose boot sector is `code`, beside images of one byte each.
+    fn start_with(code: &[u8], images: &[(&str, u8)], flags: &[&str]) -> Option<Self> {
         if !require_tool("qemu-system-x86_64") {
             return None;
         }
         let cli = Cli::from_env();
         let mut sector = vec![0; 1 << 20];
-        sector[..ECHO.len()].copy_from_slice(ECHO);
+        sector[..code.len()].copy_from_slice(code);
         sector[510..512].copy_from_slice(&[0x55, 0xaa]);
         fs_err::write(cli.work().join("web.raw"), sector).unwrap();
+        for (name, byte) in images {
+            fs_err::write(cli.work().join(name), vec![*byte; 64 << 10]).unwrap();
+        }
         let run = ["run", "--disk", "./web.raw", "--engine", "qemu", "--control", "web.sock"];
         let run =
             [&run[..], &["--serial-log", "web.log", "--net", "none", "--timeout", "90s"], flags]
@@ -201,6 +224,32 @@ fn a_guest_may_not_restart_but_the_reset_button_works() {
     let (code, said) = machine.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("the guest reset itself"), "{said}");
+}
+
+#[test]
+fn a_cd_rom_is_taken_out_and_another_one_put_in() {
+    let images = [("a.iso", b'a'), ("b.iso", b'b')];
+    let flags = ["--cdrom", "./a.iso"];
+    let Some(machine) = Machine::start_with(READ, &images, &flags) else { return };
+    machine.wait_for("guest", || machine.starts() == 1);
+    let (mut console, _shown) = machine.console();
+    let mut reads = |expected: u8| {
+        // After a change the drive tells of that first.
+        machine.wait_for("medium", || {
+            console.stdin.as_mut().unwrap().write_all(b"r").unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            machine.read("out").as_bytes().last() == Some(&expected)
+        });
+    };
+    reads(b'a');
+    machine.control(&["eject", "cdrom0"]);
+    reads(b'-');
+    machine.control(&["insert", "cdrom0", "b.iso"]);
+    reads(b'b');
+    let output = machine.cli.run(["control", "web.sock", "insert", "cdrom0", "none.iso"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    machine.control(&["stop"]);
+    assert_eq!(machine.end().0, Some(130));
 }
 
 /// What a shell on a terminal of its own prints; it is fed `keys`, one each second.

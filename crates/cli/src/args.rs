@@ -577,9 +577,9 @@ pub(crate) struct MachineArgs {
     /// The processors wait until they are resumed.
     #[arg(long)]
     pub(crate) paused: bool,
-    /// READ,WRITE: descriptors of the line to the supervisor.
+    /// Descriptor of the socket to the supervisor.
     #[arg(long)]
-    pub(crate) link: Option<String>,
+    pub(crate) link: Option<i32>,
     /// Descriptor whose end of file means that the parent is gone.
     #[arg(long)]
     pub(crate) lifeline: Option<i32>,

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use bootyard_spec::{ByteSize, Class, Explain, exit_code};
+use bootyard_supervise::control::wire::{ErrorBody, ErrorCode};
 
 use crate::output::plain;
 
@@ -94,6 +95,13 @@ impl Failure {
     /// The message alone.
     pub(crate) fn message(&self) -> String {
         self.error.to_string()
+    }
+
+    /// The same for whoever asked over a control socket, in one line.
+    pub(crate) fn into_body(self) -> ErrorBody {
+        let said: Vec<String> = std::iter::once(self.message()).chain(self.causes()).collect();
+        let hint = self.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+        ErrorBody::new(ErrorCode::Failed, format!("{}{hint}", said.join(": ")))
     }
 
     /// The remedy, if there is one.

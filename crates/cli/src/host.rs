@@ -1,15 +1,18 @@
 //! What the commands ask of this host: which disks are in which format, which engines work.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use bootyard_image::raw::{FileAt, RawDisk};
-use bootyard_image::{Disk, Format, HEAD_LEN, sniff};
+use bootyard_image::{Disk, Format, HEAD_LEN, ReadAt, sniff};
 use bootyard_spec::Class;
+use bootyard_supervise::control::wire::ErrorBody;
 use bootyard_supervise::{DiskFormat, DiskUsage, HostFacts, KvmFact};
 use bootyard_vmm::doctor::{KvmVerdict, probe_kvm};
-use bootyard_volume::Access;
+use bootyard_volume::{Access, AttachedDisk};
 
 use crate::error::Failure;
 use crate::settings;
@@ -82,7 +85,10 @@ pub(crate) fn unusable(path: &Path, error: &bootyard_image::Error) -> Failure {
 /// Refuses a raw file of the user's that begins like a qcow2: most likely it is one under a
 /// misleading name. What a volume holds is the guest's affair.
 pub(crate) fn check_name(path: &Path) -> Result<(), Failure> {
-    let disk = look_at(path)?;
+    check_content(path, look_at(path)?.as_ref())
+}
+
+fn check_content(path: &Path, disk: &dyn Disk) -> Result<(), Failure> {
     let mut head = vec![0; HEAD_LEN.min(disk.virtual_size() as usize)];
     disk.read_at(&mut head, 0).map_err(|error| Failure::new(Class::Usage, error))?;
     if format_by_name(path) == DiskFormat::Qcow2 || sniff(&head) != Format::Qcow2 {
@@ -93,6 +99,21 @@ pub(crate) fn check_name(path: &Path) -> Result<(), Failure> {
         "if you made it, import it, or give it a name that ends in `.qcow2`; if a guest wrote it, \
          do not",
     ))
+}
+
+/// Opens and checks what is put into a CD-ROM drive as `--cdrom` does. It stays locked for readers as long
+/// as somebody has it open.
+pub(crate) fn open_medium(path: &Path) -> Result<OwnedFd, ErrorBody> {
+    let failed = |error| Failure::new(Class::Other, error);
+    let open = || {
+        let medium = AttachedDisk::open_for(path, access(DiskUsage::Read))?;
+        let file = medium.file().ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?;
+        let file = file.try_clone_to_owned().map_err(failed)?;
+        let looked_at = File::from(file.try_clone().map_err(failed)?);
+        check_content(path, read(path, FileAt::new(looked_at).map_err(failed)?)?.as_ref())?;
+        Ok(file)
+    };
+    open().map_err(Failure::into_body)
 }
 
 /// Refuses a disk that a PC's firmware would not start: without the mark of a boot sector it waits

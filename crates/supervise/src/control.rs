@@ -8,7 +8,7 @@
 //!
 //! The supervisor serves it, not the machine: so it is the same on every engine, stays while a machine is
 //! started again, and the machine's own process, which runs what a guest wrote, listens to nobody. With
-//! our own machine the supervisor speaks the same [`wire`] protocol over inherited pipes.
+//! our own machine the supervisor speaks the same [`wire`] protocol over an inherited socket.
 //!
 //! A client that sends nonsense gets an error and may go on; one that reads slowly loses events or output
 //! of the console, is told how much, and holds up nobody.
@@ -19,6 +19,7 @@ mod client;
 mod connection;
 mod lines;
 mod link;
+mod passing;
 mod prometheus;
 mod server;
 mod station;
@@ -27,7 +28,7 @@ mod tests;
 pub mod wire;
 
 pub use client::{Client, ClientError, Keys, RawConsole};
-pub use link::{LinkEnd, LinkEnds, serve as serve_link, take as take_link};
+pub use link::{LinkEnd, OpenMedium, Threads, serve as serve_link};
 pub(crate) use server::clear;
 pub use server::{Server, listen_at};
 pub use station::{EventSink, Remote, Station};

@@ -55,7 +55,8 @@ pub trait Running {
     /// ended, it answers so each time.
     fn wait(&mut self, cancel: &Cancel, timeout: Option<Duration>) -> Result<Woken, Error>;
 
-    /// Kills the machine's process, as pulling the plug would. Its end is then waited for with
+    /// Ends the machine, as pulling the guest's plug would: its process is asked to, stores what it was
+    /// given for the disks, and is killed if that takes long. Its end is then waited for with
     /// [`Running::join`].
     fn kill(&mut self) -> Result<(), Error>;
 

@@ -269,7 +269,8 @@ fn machine(guest: &Guest, script: &str) -> KvmEngine {
     // Not written by this process, whose other children might hold it open while they start: a
     // program that is open for writing cannot be executed.
     bootyard_testkit::run(Command::new("install").args(["-m", "755"]).arg(text).arg(&program));
-    KvmEngine { program }
+    let open_medium = |_: &Path| panic!("nobody inserts anything");
+    KvmEngine { program, open_medium }
 }
 
 #[test]
@@ -289,6 +290,27 @@ fn a_machines_exit_code_tells_the_end() {
             assert_eq!(ended.failure.unwrap().stderr, "error: no kernel");
         }
         assert_eq!(ended.note.as_deref(), (end == GuestEnd::Crash).then_some("triple fault"));
+    }
+}
+
+#[test]
+fn a_machine_is_asked_to_end_before_it_is_killed() {
+    let link = "for word; do case $word in --link=*) link=${word#*=};; esac; done; echo up";
+    // Not every shell takes descriptors of two digits.
+    let asked = format!("{link}; bash -c \"head -n 1 <&$link\"; echo stored");
+    let deaf = "echo up; exec sleep 60";
+    for (script, written) in
+        [(&*asked, "up\n{\"id\":1,\"command\":\"stop\"}\nstored\n"), (deaf, "up\n")]
+    {
+        let guest = Guest::new(&[HANG]);
+        let engine = machine(&guest, script);
+        let mut machine = engine.spawn(&guest.plan, guest.serial()).unwrap();
+        while guest.log_text().is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        machine.kill().unwrap();
+        machine.join().unwrap();
+        assert_eq!(guest.log_text(), written);
     }
 }
 

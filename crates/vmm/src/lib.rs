@@ -25,6 +25,7 @@ mod exit;
 mod gate;
 mod hv;
 mod identity;
+mod inherited;
 pub mod interrupt;
 mod legacy;
 mod loader;
@@ -52,6 +53,7 @@ pub use error::{Error, ErrorKind, LoadError, Place, Stuck};
 pub use exit::Exit;
 pub use hv::Kvm;
 pub use identity::{Chassis, Identity};
+pub use inherited::inherited;
 #[doc(hidden)]
 pub use legacy::legacy_ports;
 pub use machine::Machine;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bootyard_image::Disk;
 use bootyard_spec::{Binding, Class, VmNetwork};
-use bootyard_supervise::{control::take_link, lifeline, machine_exit};
+use bootyard_supervise::{lifeline, machine_exit};
 use bootyard_vmm::sandbox::{self, Role};
 use bootyard_vmm::{ErrorKind, Exit, Kvm, Machine, MachineConfig, Reboot, Services};
 
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     let kvm = Kvm::open().map_err(failure)?;
     let drives = drives::open(args)?;
     let lifeline = args.lifeline.map(lifeline::take).transpose().map_err(other)?;
-    let link = args.link.as_deref().map(take_link).transpose().map_err(other)?;
+    let link = args.link.map(bootyard_vmm::inherited).transpose().map_err(other)?;
     let linked = Linked::new();
     if args.paused {
         linked.control.pause();
@@ -41,8 +41,8 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
     if let Some(pipe) = lifeline {
         lifeline::watch(pipe, || exit(machine_exit::ORPHANED)).map_err(other)?;
     }
-    if let Some(ends) = link {
-        linked.serve(ends, args, served.balloon.clone())?;
+    if let Some(socket) = link {
+        linked.serve(socket.into(), args, served.balloon.clone())?;
     }
     // A guest has written what is read from here on.
     let read = sandbox::confined(Role::Disk, || drives::read(drives));

@@ -200,7 +200,10 @@ fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
 
 fn engine(choice: Choice) -> Result<Box<dyn Engine>, Failure> {
     Ok(match choice {
-        Choice::Kvm => Box::new(KvmEngine { program: settings::own_executable()? }),
+        Choice::Kvm => Box::new(KvmEngine {
+            program: settings::own_executable()?,
+            open_medium: host::open_medium,
+        }),
         Choice::Qemu { program, kvm } => Box::new(QemuEngine { program, kvm }),
     })
 }

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::passing::send_line;
 
 /// How long an answer may take. A machine answers in milliseconds; on a host that swaps it may not.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -13,7 +16,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// The questions that wait for an answer `T`.
 pub(crate) struct Calls<T> {
     /// Where questions go, and the last one's id.
-    questions: Mutex<(Box<dyn Write + Send>, u64)>,
+    questions: Mutex<(UnixStream, u64)>,
     /// `None` once there are no more answers.
     waiting: Mutex<Option<HashMap<u64, SyncSender<T>>>>,
 }
@@ -28,20 +31,29 @@ pub(crate) enum CallFailed {
 }
 
 impl<T> Calls<T> {
-    pub(crate) fn new(questions: impl Write + Send + 'static) -> Self {
+    pub(crate) fn new(questions: UnixStream) -> Self {
         let waiting = Mutex::new(Some(HashMap::new()));
-        Self { questions: Mutex::new((Box::new(questions), 0)), waiting }
+        Self { questions: Mutex::new((questions, 0)), waiting }
     }
 
     /// Sends the line that `question` makes of a new id, and waits for its answer.
     pub(crate) fn call(&self, question: impl FnOnce(u64) -> Vec<u8>) -> Result<T, CallFailed> {
+        self.call_passing(None, question)
+    }
+
+    /// [`Calls::call`], and the other side gets the open file `passed` with the line.
+    pub(crate) fn call_passing(
+        &self,
+        passed: Option<BorrowedFd<'_>>,
+        question: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<T, CallFailed> {
         let (answer, answered) = mpsc::sync_channel(1);
         let id = {
             let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
             let (stream, id) = &mut *questions;
             *id += 1;
             self.waiting().as_mut().ok_or(CallFailed::Gone)?.insert(*id, answer);
-            if stream.write_all(&question(*id)).is_err() {
+            if send_line(stream, &question(*id), passed).is_err() {
                 self.close();
             }
             *id

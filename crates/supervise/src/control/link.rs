@@ -1,20 +1,22 @@
-//! The line between a supervisor and our own machine: two pipes that the machine inherits, one for
-//! requests, and one for answers and events.
+//! The line between a supervisor and our own machine: a socket that the machine inherits, for requests in
+//! one direction, and answers and events in the other. With a request to insert a medium goes the open
+//! image: the machine cannot open any.
 
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use fs_err::File;
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::lines::{Line, read_line};
+use super::passing::Inbox;
 use super::station::{EventSink, Remote};
 use super::wire::{
     self, ANSWER_MAX, Command, ErrorBody, ErrorCode, Event, EventLine, LINE_MAX, Request, Response,
@@ -29,13 +31,17 @@ const LINES_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Link {
     shared: Arc<Shared>,
-    child: Option<(OwnedFd, OwnedFd)>,
+    child: Option<UnixStream>,
 }
+
+/// Opens an image that is to be inserted, as a machine opens those that it starts with.
+pub type OpenMedium = fn(&Path) -> Result<OwnedFd, ErrorBody>;
 
 #[derive(Debug)]
 struct Shared {
     calls: Calls<Response>,
     events: EventSink,
+    open_medium: OpenMedium,
 }
 
 /// What a machine sends.
@@ -48,26 +54,22 @@ enum Message {
 
 impl Link {
     /// A line whose other end a child inherits.
-    pub(crate) fn new() -> io::Result<Self> {
-        let (requests, questions) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (answers, replies) = pipe_with(PipeFlags::CLOEXEC)?;
-        // Another child that is started at this moment inherits these ends too. It may keep the answers
+    pub(crate) fn new(open_medium: OpenMedium) -> io::Result<Self> {
+        let (answers, child) = UnixStream::pair()?;
+        // Another child that is started at this moment inherits this end too. It may keep the answers
         // open when the machine is gone; nobody waits for their end.
-        fcntl_setfd(&requests, FdFlags::empty())?;
-        fcntl_setfd(&replies, FdFlags::empty())?;
-        let calls = Calls::new(std::fs::File::from(questions));
-        let shared = Arc::new(Shared { calls, events: EventSink::default() });
+        fcntl_setfd(&child, FdFlags::empty())?;
+        let calls = Calls::new(answers.try_clone()?);
+        let shared = Arc::new(Shared { calls, events: EventSink::default(), open_medium });
         let listener = Arc::clone(&shared);
-        let listen = move || listener.listen(std::fs::File::from(answers));
+        let listen = move || listener.listen(answers);
         thread::Builder::new().name("link".to_owned()).spawn(listen)?;
-        Ok(Self { shared, child: Some((requests, replies)) })
+        Ok(Self { shared, child: Some(child) })
     }
 
-    /// The numbers of the descriptors that the child inherits, as [`serve`] takes them.
-    pub(crate) fn numbers(&self) -> String {
-        let number = |end: &OwnedFd| end.as_raw_fd().to_string();
-        let child = self.child.as_ref();
-        child.map(|(read, write)| [number(read), number(write)].join(",")).unwrap_or_default()
+    /// The number of the descriptor that the child inherits.
+    pub(crate) fn number(&self) -> i32 {
+        self.child.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
     /// Closes this process's copy of the child's end, once the child has its own.
@@ -101,7 +103,12 @@ impl Shared {
 impl Remote for Shared {
     fn execute(&self, command: &Command) -> Result<Value, ErrorBody> {
         let question = |id| wire::line(&Request { id: Some(id), command: command.clone() });
-        let answer = self.calls.call(question).map_err(unanswered)?;
+        let medium = match command {
+            Command::Insert(medium) => Some((self.open_medium)(&medium.path)?),
+            _ => None,
+        };
+        let passed = medium.as_ref().map(AsFd::as_fd);
+        let answer = self.calls.call_passing(passed, question).map_err(unanswered)?;
         answer.outcome.into_result()
     }
 
@@ -135,43 +142,36 @@ impl fmt::Debug for LinkEnd {
     }
 }
 
-/// The machine's descriptors, before it has threads: to read from, and to write to.
-#[derive(Debug)]
-pub struct LinkEnds {
-    requests: File,
-    replies: File,
-}
+/// Starts a thread of this name.
+pub type Threads<'a> = &'a dyn Fn(&'static str, Box<dyn FnOnce() + Send>) -> io::Result<()>;
 
-/// Opens the descriptors whose numbers the command line names.
-pub fn take(numbers: &str) -> io::Result<LinkEnds> {
-    let (requests, replies) = numbers.split_once(',').unwrap_or_default();
-    let requests = File::open(format!("/proc/self/fd/{requests}"))?;
-    let replies = File::options().write(true).open(format!("/proc/self/fd/{replies}"))?;
-    Ok(LinkEnds { requests, replies })
-}
-
-/// The machine's half: answers its supervisor with `execute`, one request after the other, on threads of
-/// its own.
+/// The machine's half, over the socket that it has inherited: answers its supervisor with `execute`, one
+/// request after the other, on threads of its own. The medium that is to be inserted is open.
 pub fn serve(
-    ends: LinkEnds,
-    execute: impl Fn(Command) -> Result<Value, ErrorBody> + Send + 'static,
+    stream: UnixStream,
+    threads: Threads<'_>,
+    execute: impl Fn(Command, Option<OwnedFd>) -> Result<Value, ErrorBody> + Send + 'static,
 ) -> io::Result<LinkEnd> {
-    let LinkEnds { requests, replies: mut stream } = ends;
+    let mut replies = stream.try_clone()?;
     let (lines, queue) = sync_channel::<Vec<u8>>(LINES_MAX);
-    let send = move || for_each_while(&queue, |line| stream.write_all(&line).is_ok());
-    thread::Builder::new().name("link-send".to_owned()).spawn(send)?;
+    let send = move || for_each_while(&queue, |line| replies.write_all(&line).is_ok());
+    threads("link-send", Box::new(send))?;
     let answers = lines.clone();
     let answer = move || {
-        let mut reader = BufReader::new(requests);
+        let mut reader = BufReader::new(Inbox::new(stream));
         while let Ok(Line::Whole(line)) = read_line(&mut reader, LINE_MAX) {
             let (id, command) = parse_request(&line);
-            let outcome = command.and_then(&execute).into();
-            if answers.send(wire::line(&Response { id, outcome })).is_err() {
+            let outcome = command.and_then(|command| {
+                let is_insert = matches!(command, Command::Insert(_));
+                let medium = is_insert.then(|| reader.get_mut().take_passed()).flatten();
+                execute(command, medium)
+            });
+            if answers.send(wire::line(&Response { id, outcome: outcome.into() })).is_err() {
                 return;
             }
         }
     };
-    thread::Builder::new().name("link".to_owned()).spawn(answer)?;
+    threads("link", Box::new(answer))?;
     Ok(LinkEnd(lines))
 }
 
@@ -183,18 +183,40 @@ fn for_each_while<T>(queue: &Receiver<T>, act: impl FnMut(T) -> bool) {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use serde_json::json;
+
+    use super::super::wire::Medium;
     use super::*;
+
+    fn open(path: &Path) -> Result<OwnedFd, ErrorBody> {
+        let opened = fs_err::File::open(path);
+        opened
+            .map(|file| file.into_file().into())
+            .map_err(|error| ErrorBody::new(ErrorCode::Failed, error.to_string()))
+    }
+
+    /// A link whose machine does what it is told with `execute`.
+    fn linked(
+        execute: impl Fn(Command, Option<OwnedFd>) -> Result<Value, ErrorBody> + Send + 'static,
+    ) -> (Link, LinkEnd) {
+        let mut link = Link::new(open).unwrap();
+        let child = link.child.as_ref().unwrap().try_clone().unwrap();
+        assert!(link.number() > 2);
+        link.handed_over();
+        let threads = |name: &'static str, body| {
+            thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+        };
+        let end = serve(child, &threads, execute).unwrap();
+        (link, end)
+    }
 
     #[test]
     fn a_machine_answers_and_tells() {
-        let mut link = Link::new().unwrap();
         let (heard, events) = channel();
-        let end = serve(take(&link.numbers()).unwrap(), |command| match command {
+        let (link, end) = linked(|command, _| match command {
             Command::Pause => Ok("done".into()),
             _ => Err(ErrorBody::new(ErrorCode::Failed, "not today")),
         });
-        let end = end.unwrap();
-        link.handed_over();
         let remote = link.remote();
         end.tell(Event::Paused);
         assert_eq!(remote.execute(&Command::Pause), Ok("done".into()));
@@ -207,12 +229,36 @@ mod tests {
     }
 
     #[test]
+    fn a_medium_arrives_open_and_one_that_cannot_be_opened_is_not_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let insert = |name: &str| {
+            Command::Insert(Medium { drive: "cdrom0".to_owned(), path: folder.path().join(name) })
+        };
+        let (link, _end) = linked(|command, medium| match (command, medium) {
+            (Command::Insert(asked), Some(medium)) => {
+                // Whatever becomes of the name: what was opened is there.
+                fs_err::remove_file(asked.path).unwrap();
+                let mut text = String::new();
+                std::fs::File::from(medium).read_to_string(&mut text).unwrap();
+                Ok(json!(text))
+            }
+            (_, medium) => Ok(json!(medium.is_some())),
+        });
+        let remote = link.remote();
+        for name in ["one", "two"] {
+            fs_err::write(folder.path().join(name), name).unwrap();
+            assert_eq!(remote.execute(&insert(name)), Ok(json!(name)));
+            assert_eq!(remote.execute(&Command::Pause), Ok(json!(false)));
+        }
+        let error = remote.execute(&insert("three")).unwrap_err();
+        assert!(error.message.contains("three"), "{error}");
+    }
+
+    #[test]
     fn a_machine_that_is_gone_is_said_to_be() {
-        let mut link = Link::new().unwrap();
+        let mut link = Link::new(open).unwrap();
         link.handed_over();
         let error = link.remote().execute(&Command::Pause).unwrap_err();
         assert_eq!(error.code, ErrorCode::NotRunning);
-        assert!(take("99999,99998").is_err());
-        assert!(take("").is_err());
     }
 }

@@ -8,13 +8,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Serial, Woken};
+use crate::control::{Remote, wire};
 use crate::{Cancel, Error};
 
 /// Lines of standard error that are kept: errors come last.
@@ -24,6 +26,9 @@ const STDERR_LINE_MAX: u64 = 4096;
 /// How long to wait for the end of a pipe after the child's own end. Only a grandchild that holds
 /// the pipe open makes a difference.
 pub(super) const PIPE_GRACE: Duration = Duration::from_secs(2);
+/// How long a machine may take to end that was told to. What the guest wanted stored is stored by then;
+/// this is for what it has only written.
+const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// Bytes of standard output that are passed on at once: few enough for a slow terminal to take them
 /// within [`PIPE_GRACE`].
@@ -105,7 +110,23 @@ impl Child {
         Ok(status)
     }
 
-    pub(super) fn kill(&mut self) -> Result<(), Error> {
+    /// Tells the machine to end, and kills it if it does not.
+    pub(super) fn stop(&mut self, remote: Arc<dyn Remote>) -> Result<(), Error> {
+        // On a thread: one that does not even read must not hold up its end.
+        start("stop", move || drop(remote.execute(&wire::Command::Stop)))?;
+        let never = Cancel::new().map_err(Error::system("making a pipe"))?;
+        let deadline = Instant::now() + STOP_GRACE;
+        loop {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            match self.wait(&never, Some(rest))? {
+                Ok(_) => return Ok(()),
+                Err(_) if rest.is_zero() => return self.kill(),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn kill(&mut self) -> Result<(), Error> {
         // The child is not reaped before `join`, so that the id is still its own.
         self.process.kill().map_err(Error::system("killing the machine"))
     }

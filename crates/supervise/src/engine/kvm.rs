@@ -12,7 +12,7 @@ use bootyard_spec::{
 
 use super::child::Child;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
-use crate::control::{Link, Remote, clear};
+use crate::control::{Link, OpenMedium, Remote, clear};
 use crate::lifeline::Lifeline;
 use crate::plan::{backing_argument, disk_argument};
 use crate::{Cancel, Error, LaunchPlan, machine_exit};
@@ -22,6 +22,8 @@ use crate::{Cancel, Error, LaunchPlan, machine_exit};
 pub struct KvmEngine {
     /// This program's executable file.
     pub program: PathBuf,
+    /// Opens what is put into a drive of a machine that runs.
+    pub open_medium: OpenMedium,
 }
 
 impl Engine for KvmEngine {
@@ -31,8 +33,8 @@ impl Engine for KvmEngine {
 
     fn spawn(&self, plan: &LaunchPlan, serial: Serial) -> Result<Box<dyn Running>, Error> {
         let mut lifeline = Lifeline::new().map_err(Error::system("making a pipe"))?;
-        let mut link = Link::new().map_err(Error::system("making a pipe"))?;
-        let arguments = arguments(plan, lifeline.number(), &link.numbers());
+        let mut link = Link::new(self.open_medium).map_err(Error::system("making a socket"))?;
+        let arguments = arguments(plan, lifeline.number(), link.number());
         let child = Child::spawn(&self.program, &arguments, serial)?;
         let sockets = Sockets::of(&plan.services);
         lifeline.handed_over();
@@ -42,7 +44,7 @@ impl Engine for KvmEngine {
 }
 
 /// The command line of the `machine` subcommand.
-fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
+fn arguments(plan: &LaunchPlan, lifeline: i32, link: i32) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["machine".into()];
     // In one word, because a value may begin with a dash.
     let mut option = |name: &str, value: &OsStr| {
@@ -96,7 +98,7 @@ fn arguments(plan: &LaunchPlan, lifeline: i32, link: &str) -> Vec<OsString> {
     if plan.reboot_policy == RebootPolicy::Terminate {
         option("--reboot", "terminate".as_ref());
     }
-    option("--link", link.as_ref());
+    option("--link", link.to_string().as_ref());
     option("--lifeline", lifeline.to_string().as_ref());
     if plan.start_paused {
         arguments.push("--paused".into());
@@ -190,7 +192,7 @@ impl Running for Machine {
     }
 
     fn kill(&mut self) -> Result<(), Error> {
-        self.child.kill()
+        self.child.stop(self.link.remote())
     }
 
     fn join(&mut self) -> Result<Ended, Error> {
@@ -265,7 +267,7 @@ mod tests {
             reboot_policy: RebootPolicy::Terminate,
             start_paused: true,
         };
-        let line = arguments(&plan, 7, "8,9").join("|".as_ref());
+        let line = arguments(&plan, 7, 8).join("|".as_ref());
         assert_eq!(
             line,
             "machine|--name=vm-1|--cpus=sockets=1,cores=2,threads=2|--cpu-model=host\
@@ -273,7 +275,7 @@ mod tests {
              |--smbios=serial=ds=nocloud|--disk=/a b|--disk=/o.qcow2|--disk=/seed:ro\
              |--backing=1:/base,1|--attach=1:bus=scsi,serial=s-1|--net=bridge=vm0|--virtio-console=/c|--channel=a=/b\
              |--vsock=cid=3,socket=/v|--append=-quiet splash|--kernel=/k|--cmdline=root=/dev/vda ro|--initrd=/i\
-             |--reboot=terminate|--link=8,9|--lifeline=7|--paused|--no-sandbox|--no-balloon"
+             |--reboot=terminate|--link=8|--lifeline=7|--paused|--no-sandbox|--no-balloon"
         );
     }
 }

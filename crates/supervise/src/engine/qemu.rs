@@ -256,7 +256,7 @@ impl Running for Machine {
     }
 
     fn kill(&mut self) -> Result<(), Error> {
-        self.child.kill()
+        self.child.stop(self.qmp.remote())
     }
 
     fn join(&mut self) -> Result<Ended, Error> {

@@ -152,7 +152,8 @@ impl Remote for QemuRemote {
             }
             Command::Balloon(balloon) => self.tell("balloon", &json!({ "value": balloon.bytes })),
             Command::Statistics(_) => self.statistics().map(|statistics| json!(statistics)),
-            Command::Status | Command::Stop | Command::Console(_) | Command::Events => {
+            Command::Stop => self.tell("quit", &Value::Null),
+            Command::Status | Command::Console(_) | Command::Events => {
                 Err(ErrorBody::new(ErrorCode::NotSupported, "the supervisor does that"))
             }
         }

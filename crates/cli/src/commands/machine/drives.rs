@@ -1,13 +1,15 @@
 //! The machine's disks and CD-ROM drives: opened first, and read when the machine is confined.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bootyard_image::raw::{FileAt, RawDisk};
 use bootyard_image::{Disk, qcow2};
 use bootyard_spec::{Class, DiskAttachment, DiskCache, DiskDevice};
 use bootyard_supervise::{DiskFormat, DiskUsage, parse_backing_argument, parse_disk_argument};
+use bootyard_vmm::sandbox::{self, Role};
 use bootyard_vmm::{CacheMode, CdromConfig, DiskBus, DiskConfig, DiskOptions};
 use bootyard_volume::AttachedDisk;
 
@@ -42,16 +44,17 @@ pub(super) fn cdroms(args: &MachineArgs) -> Result<usize, Failure> {
     Ok(attachments.values().filter(|one| one.device == DiskDevice::Cdrom).count())
 }
 
-/// Opens and reads what is put into a CD-ROM drive.
-pub(super) fn open_medium(path: &Path) -> Result<Arc<dyn Disk>, Failure> {
-    let storage = AttachedDisk::open_for(path, host::access(DiskUsage::Read))?;
-    Ok(match host::format_by_name(path) {
-        DiskFormat::Raw => Arc::new(RawDisk::read_only(storage)),
-        DiskFormat::Qcow2 => {
-            let opened = bootyard_image::open(storage);
-            Arc::from(opened.map_err(|error| host::unusable(path, &error))?)
-        }
-    })
+/// Reads what is put into a CD-ROM drive. The supervisor has opened and locked it.
+pub(super) fn read_medium(path: PathBuf, medium: OwnedFd) -> Result<Arc<dyn Disk>, Failure> {
+    let read = move || {
+        let storage = FileAt::new(medium.into());
+        let storage = storage.map_err(|error| Failure::new(Class::Other, error))?;
+        host::read(&path, storage).map(Arc::from)
+    };
+    let reader = sandbox::spawn(Role::Reader, "medium".to_owned(), read);
+    let reader = reader.map_err(|error| Failure::new(Class::Other, error))?;
+    let panicked = |_| Failure::new(Class::Image, "reading it ended in a panic");
+    reader.join().unwrap_or_else(|panic| Err(panicked(panic)))
 }
 
 fn open_one(

@@ -1,6 +1,8 @@
 //! What the machine's supervisor asks of it, and is told.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,7 +10,8 @@ use bootyard_supervise::control::wire::{
     Command, Disk, Drive, ErrorBody, ErrorCode, Event, Medium, Network, Processor, ResetBy,
     Statistics, UnhandledExit,
 };
-use bootyard_supervise::control::{LinkEnd, LinkEnds, serve_link};
+use bootyard_supervise::control::{LinkEnd, serve_link};
+use bootyard_vmm::sandbox::{self, Role};
 use bootyard_vmm::virtio::BalloonControl;
 use bootyard_vmm::{By, Control, Error, Notice, State, Stuck, scsi};
 use serde_json::{Value, json};
@@ -32,11 +35,11 @@ impl Linked {
         Self { control, link }
     }
 
-    /// Serves the supervisor, on threads of its own.
+    /// Serves the supervisor at the other end of `socket`, on threads of its own.
     /// `balloon` is the machine's, if it has one.
     pub(super) fn serve(
         &self,
-        ends: LinkEnds,
+        socket: UnixStream,
         args: &MachineArgs,
         balloon: Option<BalloonControl>,
     ) -> Result<(), Failure> {
@@ -44,9 +47,11 @@ impl Linked {
             control: self.control.clone(),
             balloon,
             cdroms: super::drives::cdroms(args)?,
-            confined: !args.hardware.no_sandbox,
         };
-        let served = serve_link(ends, move |command| machine.execute(&command));
+        let threads =
+            |name: &str, body| sandbox::spawn(Role::Control, name.to_owned(), body).map(drop);
+        let execute = move |command, medium| machine.execute(&command, medium);
+        let served = serve_link(socket, &threads, execute);
         let _ = self.link.set(served.map_err(|error| Failure::new(Class::Other, error))?);
         Ok(())
     }
@@ -99,27 +104,23 @@ struct Reached {
     control: Control,
     cdroms: usize,
     balloon: Option<BalloonControl>,
-    /// No file can be opened any more.
-    confined: bool,
 }
 
 impl Reached {
-    fn execute(&self, command: &Command) -> Result<Value, ErrorBody> {
+    /// Does what `command` says; `image` is what is to be inserted.
+    fn execute(&self, command: &Command, image: Option<OwnedFd>) -> Result<Value, ErrorBody> {
         match command {
             Command::Eject(Drive { drive }) => {
                 self.cdrom(drive)?.eject(false).map_err(|error| went_wrong(&error))?;
                 Ok(json!({}))
             }
-            Command::Insert(_) if self.confined => {
-                let what = "the machine's sandbox lets it open no other image: it was started \
-                            without `--no-sandbox`";
-                Err(ErrorBody::new(ErrorCode::NotSupported, what))
-            }
             Command::Insert(Medium { drive, path }) => {
                 let drive = self.cdrom(drive)?;
-                let medium = super::drives::open_medium(path).map_err(|failure| {
-                    ErrorBody::new(ErrorCode::Failed, failure.render().trim_end())
-                })?;
+                let missing =
+                    || ErrorBody::new(ErrorCode::Failed, "no image came with the request");
+                let image = image.ok_or_else(missing)?;
+                let medium = super::drives::read_medium(path.clone(), image);
+                let medium = medium.map_err(Failure::into_body)?;
                 drive.insert(medium).map_err(|error| went_wrong(&error))?;
                 Ok(json!({}))
             }
@@ -168,11 +169,15 @@ fn execute(
         Command::Balloon(wish) if let Some(balloon) = balloon => {
             return set_balloon(balloon, wish.bytes);
         }
+        Command::Stop => {
+            control.stop();
+            true
+        }
         Command::Balloon(_) | Command::Eject(_) | Command::Insert(_) => {
             let what = "the machine has no such device";
             return Err(ErrorBody::new(ErrorCode::NotSupported, what));
         }
-        Command::Status | Command::Stop | Command::Console(_) | Command::Events => {
+        Command::Status | Command::Console(_) | Command::Events => {
             return Err(ErrorBody::new(ErrorCode::NotSupported, "the supervisor does that"));
         }
     };
@@ -276,10 +281,9 @@ mod tests {
     #[test]
     fn only_drives_that_are_there_are_opened() {
         let eject = |cdroms| {
-            let reached =
-                Reached { control: Control::new(), balloon: None, cdroms, confined: true };
+            let reached = Reached { control: Control::new(), balloon: None, cdroms };
             let command = Command::Eject(Drive { drive: "cd".to_owned() });
-            reached.execute(&command).unwrap_err().message
+            reached.execute(&command, None).unwrap_err().message
         };
         assert_eq!(eject(0), "there is no drive `cd`; the machine has no CD-ROM drives");
         assert_eq!(eject(1), "there is no drive `cd`; the machine has `cdrom0`");
