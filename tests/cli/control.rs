@@ -94,9 +94,9 @@ impl Machine {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// How often the guest has begun; the BIOS writes no `A` at the end of a line.
+    /// How often the guest has begun: behind as much of the BIOS's line of dots as was written by then.
     fn starts(&self) -> usize {
-        self.read("out").matches("..A").count() + self.read("out").matches("...\r\nA").count()
+        self.read("out").replace(['\r', '\n'], "").matches(".A").count()
     }
 
     #[track_caller]
@@ -217,10 +217,14 @@ fn a_guest_may_not_restart_but_the_reset_button_works() {
     machine.wait_for("guest", || machine.starts() == 1);
     machine.control(&["reset"]);
     machine.wait_for("second start", || machine.starts() == 2);
+    machine.control(&["pause"]);
+    machine.control(&["reset"]);
+    machine.control(&["resume"]);
+    machine.wait_for("third start", || machine.starts() == 3);
     let (mut console, _shown) = machine.console();
     console.stdin.as_mut().unwrap().write_all(b"!").unwrap();
     console.wait().unwrap();
-    assert_eq!(machine.starts(), 2);
+    assert_eq!(machine.starts(), 3);
     let (code, said) = machine.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("the guest reset itself"), "{said}");

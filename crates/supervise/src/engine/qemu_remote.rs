@@ -1,8 +1,9 @@
 //! Our commands as QEMU's (docs/interop/qemu-qmp-ref).
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bootyard_spec::RebootPolicy;
@@ -26,6 +27,9 @@ pub(super) struct Refusal {
 /// How long a BIOS may take to reset once more. It does so within a tenth of a second, or in software
 /// within one.
 const BIOS_RESET_MAX: Duration = Duration::from_secs(3);
+/// How long after a reset none follows if the BIOS was content with it. SeaBIOS asks for its own in two
+/// ways at once, and the second may count again when the first is done.
+const BIOS_SETTLED: Duration = Duration::from_secs(1);
 
 /// A running QEMU.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct QemuRemote {
     events: EventSink,
     reboot_policy: RebootPolicy,
     guest_resets: (Mutex<u64>, Condvar),
+    /// Whether the guest was reset while it was paused, so that the BIOS has yet to run. Held while it runs.
+    reset_while_paused: Mutex<bool>,
     /// Bytes that the guest may keep at most.
     memory: u64,
 }
@@ -50,6 +56,7 @@ impl QemuRemote {
             events,
             reboot_policy: plan.reboot_policy,
             guest_resets: (Mutex::default(), Condvar::new()),
+            reset_while_paused: Mutex::default(),
             memory: plan.memory.bytes(),
         }
     }
@@ -93,17 +100,58 @@ impl QemuRemote {
     /// The reset button works however the guest may restart, for which QEMU has one setting. A BIOS that
     /// finds itself run before resets once more by itself, which is no restart of the guest.
     fn reset(&self) -> Result<Value, ErrorBody> {
-        let action = |reboot: &str| self.ask("set-action", &json!({ "reboot": reboot }));
         if self.reboot_policy == RebootPolicy::Reboot {
             return self.tell("system_reset", &Value::Null);
         }
-        let before = *self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner);
-        action("reset")?;
+        let mut while_paused = self.reset_while_paused();
+        let before = self.guest_resets();
+        self.let_guest_reset("reset")?;
         let reset = self.tell("system_reset", &Value::Null);
-        let resets = self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.guest_resets.1.wait_timeout_while(resets, BIOS_RESET_MAX, |now| *now == before));
-        action("shutdown")?;
+        if self.ask("query-status", &Value::Null)?["running"] == json!(false) {
+            *while_paused = true;
+            return reset;
+        }
+        self.settle(before)?;
         reset
+    }
+
+    fn resume(&self) -> Result<Value, ErrorBody> {
+        let mut reset_while_paused = self.reset_while_paused();
+        let before = self.guest_resets();
+        let resumed = self.tell("cont", &Value::Null)?;
+        if mem::take(&mut *reset_while_paused) {
+            self.settle(before)?;
+        }
+        Ok(resumed)
+    }
+
+    /// Waits until the BIOS has reset as often as it likes since there were `before` resets. From then on the
+    /// guest may not restart.
+    fn settle(&self, before: u64) -> Result<(), ErrorBody> {
+        let (mut last, mut patience) = (before, BIOS_RESET_MAX);
+        loop {
+            let resets = self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let none = |now: &mut u64| *now == last;
+            let waited = self.guest_resets.1.wait_timeout_while(resets, patience, none);
+            let (resets, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            if waited.timed_out() {
+                break;
+            }
+            (last, patience) = (*resets, BIOS_SETTLED);
+        }
+        self.let_guest_reset("shutdown")
+    }
+
+    fn let_guest_reset(&self, action: &str) -> Result<(), ErrorBody> {
+        self.ask("set-action", &json!({ "reboot": action })).map(drop)
+    }
+
+    fn reset_while_paused(&self) -> MutexGuard<'_, bool> {
+        self.reset_while_paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guest_resets(&self) -> u64 {
+        *self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn statistics(&self) -> Result<Statistics, ErrorBody> {
@@ -129,7 +177,7 @@ impl Remote for QemuRemote {
     fn execute(&self, command: &Command) -> Result<Value, ErrorBody> {
         match command {
             Command::Pause => self.tell("stop", &Value::Null),
-            Command::Resume => self.tell("cont", &Value::Null),
+            Command::Resume => self.resume(),
             Command::Reset => self.reset(),
             Command::PowerButton => self.tell("system_powerdown", &Value::Null),
             Command::Nmi => self.tell("inject-nmi", &Value::Null),
