@@ -94,7 +94,7 @@ fn debian_lives_on_the_kvm_engine() {
     fs_err::write(&script, LIFE).expect("a script");
 
     let ssh = which("ssh");
-    let size = ["lab", "--memory", "2048", "--cpus", "2", "--timeout", "1000"];
+    let size = ["lab", "--memory", "2048", "--cpus", "1", "--timeout", "1000"];
     let disks = ["--disk", &text(&disk), "--disk", &format!("{iso},ro")];
     let files = ["--file", &text(&key), "--file", &text(&script), "--program", &ssh];
     let command = ["--", "sh", "/life.sh"];

@@ -175,7 +175,7 @@ impl Job {
             cpus: 2,
             timeout: LAB_SECS,
             disks: vec![Disk::new(volume, false), Disk::new(self.seed_path(), true)],
-            files: lab::with_libraries(&self.bootyard, "bin/bootyard")?,
+            files: lab::with_libraries(&self.bootyard, "bin/bootyard", &self.dir)?,
             command,
             logs: self.dir.clone(),
         };

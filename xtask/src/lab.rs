@@ -12,6 +12,7 @@ mod modules;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::fs::TryLockError;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -68,7 +69,7 @@ pub(crate) struct Lab {
     pub(crate) files: Vec<(PathBuf, String)>,
     /// The command; empty for a shell on our terminal.
     pub(crate) command: Vec<String>,
-    /// Where the logs go: `kernel.log` and `output.log`.
+    /// Where its logs go: `kernel.log` and `output.log`. No other lab has the same.
     pub(crate) logs: PathBuf,
 }
 
@@ -172,27 +173,48 @@ poweroff -f
 "#;
 
 pub(crate) fn main(args: &Args) -> ExitCode {
-    match lab(args).and_then(|lab| lab.run()) {
+    let run = || {
+        let (folder, _lock) = claim_folder()?;
+        lab(args, folder)?.run()
+    };
+    match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => crate::fail(&error),
     }
 }
 
-fn lab(args: &Args) -> Result<Lab> {
+/// A folder that no other lab uses as long as the file is open.
+fn claim_folder() -> Result<(PathBuf, fs_err::File)> {
+    let folders = (0..).map(|number| dirs::target().join(format!("lab/{number}")));
+    for folder in folders {
+        fs_err::create_dir_all(&folder)?;
+        let lock = fs_err::File::create(folder.join("lock"))?;
+        match lock.file().try_lock() {
+            Ok(()) => return Ok((folder, lock)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock `{}`", folder.display()));
+            }
+        }
+    }
+    unreachable!("there is always another number");
+}
+
+fn lab(args: &Args, folder: PathBuf) -> Result<Lab> {
     let has_terminal = std::io::stdin().is_terminal();
     ensure!(has_terminal || !args.command.is_empty(), "a shell in the lab needs a terminal");
     setup::ensure_installed(&[Need::Boot])?;
     let mut files = Vec::new();
     match &args.binary {
-        Some(binary) => files.extend(with_libraries(binary, "bin/bootyard")?),
+        Some(binary) => files.extend(with_libraries(binary, "bin/bootyard", &folder)?),
         None if args.bare => {}
-        None => files.extend(with_libraries(&build()?, "bin/bootyard")?),
+        None => files.extend(with_libraries(&build()?, "bin/bootyard", &folder)?),
     }
     for path in &args.files {
         files.push((path.clone(), name(path)?.to_owned()));
     }
     for path in &args.programs {
-        files.extend(with_libraries(path, &format!("bin/{}", name(path)?))?);
+        files.extend(with_libraries(path, &format!("bin/{}", name(path)?), &folder)?);
     }
     Ok(Lab {
         memory: args.memory,
@@ -201,7 +223,7 @@ fn lab(args: &Args) -> Result<Lab> {
         disks: args.disks.clone(),
         files,
         command: args.command.clone(),
-        logs: dirs::target().join("lab/logs"),
+        logs: folder,
     })
 }
 
@@ -220,12 +242,16 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(dirs::target().join("release/bootyard"))
 }
 
-/// The program `binary`, whose place in the lab is `place`, and its shared libraries with theirs.
-pub(crate) fn with_libraries(binary: &Path, place: &str) -> Result<Vec<(PathBuf, String)>> {
+/// The program `binary`, whose place in the lab is `place`, and its shared libraries with theirs. What
+/// is made of the program stays in `folder`.
+pub(crate) fn with_libraries(
+    binary: &Path,
+    place: &str,
+    folder: &Path,
+) -> Result<Vec<(PathBuf, String)>> {
     let name = Path::new(place).file_name().context("a program without a name")?;
     // Line tables alone are half of a debug build.
-    let folder = dirs::target().join("lab/stripped");
-    fs_err::create_dir_all(&folder)?;
+    fs_err::create_dir_all(folder)?;
     let stripped = folder.join(name);
     sh::run(sh::cmd("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(binary))?;
     let needed = sh::output(sh::cmd("ldd").arg(binary))?;

@@ -133,8 +133,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let script = dir.join("bench.sh");
     fs_err::write(&script, SCRIPT)?;
     let binary = args.binary.clone().map_or_else(lab::build, Ok)?;
-    let mut files = lab::with_libraries(&binary, "bin/bootyard")?;
-    files.extend(lab::with_libraries(&std::env::current_exe()?, "bin/xtask")?);
+    let mut files = lab::with_libraries(&binary, "bin/bootyard", &dir)?;
+    files.extend(lab::with_libraries(&std::env::current_exe()?, "bin/xtask", &dir)?);
     files.push((script, "bench.sh".to_owned()));
     let words = ["sh".to_owned(), "/bench.sh".to_owned(), args.runs.to_string()];
     let lab = Lab {
@@ -169,7 +169,7 @@ fn tools(dir: &Path) -> Result<PathBuf> {
     }
     fs_err::create_dir_all(tree.join("lib/x86_64-linux-gnu"))?;
     let qemu = sh::output(sh::cmd("which").arg("qemu-system-x86_64"))?;
-    for (from, to) in lab::with_libraries(Path::new(qemu.trim()), "qemu-system-x86_64")? {
+    for (from, to) in lab::with_libraries(Path::new(qemu.trim()), "qemu-system-x86_64", dir)? {
         // The lab has its loader from our own programs.
         if !to.starts_with("lib64") {
             let to = tree.join(to.trim_start_matches("usr/"));
@@ -190,7 +190,7 @@ fn tools(dir: &Path) -> Result<PathBuf> {
             tree.join("share").join(name),
         )?;
     }
-    let program = lab::with_libraries(&std::env::current_exe()?, "bin/xtask")?;
+    let program = lab::with_libraries(&std::env::current_exe()?, "bin/xtask", dir)?;
     let (kernel, initrd) =
         lab::small_guest(INIT, &["virtio_pci", "virtio_blk", "virtio_net"], &program)?;
     fs_err::copy(kernel, tree.join("vmlinuz"))?;
