@@ -8,6 +8,9 @@
 //! | `raw-read`, …   | MiB/s of 1 MiB requests past the guest's page cache           | q35      |
 //! | `raw-iops`      | random reads of 4 KiB each second, eight under way            | q35      |
 //! | `tcp-sent`, …   | MB/s through user-mode network, to and from a loopback server | q35      |
+//!
+//! The host has a disk in its page cache before each job on it: who comes first would otherwise wait for
+//! the lab's storage, and the others not.
 
 mod guest;
 mod host;
