@@ -39,8 +39,8 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// them (§5.10.4).
 pub const CIDS: std::ops::RangeInclusive<u32> = 3..=0xffff_fffe;
 
-/// The most connections, with clients that have not said what they want. All of them together hold 32
-/// MiB of what the guest sends and nobody takes.
+/// The most connections, with clients that have not said what they want: these give way to others. All of
+/// them together hold 32 MiB of what the guest sends and nobody takes.
 const CONNECTIONS_MAX: usize = 512;
 /// Refusals that wait for room in the guest, before its packets wait. Each connection may add one.
 const REFUSALS_MAX: usize = 64;
@@ -64,17 +64,24 @@ pub struct Vsock {
     cid: u32,
     end: VsockEnd,
     failures: Option<Failures>,
+    connections_max: usize,
 }
 
 impl Vsock {
     /// A device in whose guest programs are reached under `cid`, one of [`CIDS`].
     pub fn new(cid: u32, end: VsockEnd) -> Self {
-        Self { cid, end, failures: None }
+        Self { cid, end, failures: None, connections_max: CONNECTIONS_MAX }
     }
 
     /// Tells of services of the host that are there, and cannot be connected to.
     pub(crate) fn telling(self, failures: Failures) -> Self {
         Self { failures: Some(failures), ..self }
+    }
+
+    /// With room for fewer connections.
+    #[cfg(test)]
+    pub(crate) fn with_at_most(self, connections_max: usize) -> Self {
+        Self { connections_max, ..self }
     }
 }
 
@@ -118,6 +125,7 @@ struct Switch {
     cid: u64,
     end: VsockEnd,
     failures: Option<Failures>,
+    connections_max: usize,
     connections: BTreeMap<u32, Connection>,
     tokens: BTreeMap<Ports, u32>,
     next_token: u32,
@@ -138,6 +146,7 @@ impl Switch {
             cid: device.cid.into(),
             end: device.end.clone(),
             failures: device.failures.clone(),
+            connections_max: device.connections_max,
             connections: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: FIRST_TOKEN,
@@ -183,7 +192,7 @@ impl Switch {
         let expired: Vec<u32> = expired.map(|(token, _)| *token).collect();
         expired.into_iter().for_each(|token| self.end_connection(token));
         let more = self.take_packets(session)? | self.give_packets(session, now)?;
-        let room = self.knocking && self.connections.len() < CONNECTIONS_MAX;
+        let room = self.knocking && self.has_room();
         if more || (room && retry.is_none()) {
             return Ok(Some(Duration::ZERO));
         }
@@ -192,11 +201,35 @@ impl Switch {
         Ok([retry, wait].into_iter().flatten().min())
     }
 
-    /// Lets clients in, as many as there is room for. False where the host has no descriptor for one.
+    /// Whether there is room for one more connection, or somebody to give way to it.
+    fn has_room(&self) -> bool {
+        self.connections.len() < self.connections_max || self.most_silent().is_some()
+    }
+
+    fn make_room(&mut self) {
+        if self.connections.len() >= self.connections_max
+            && let Some(token) = self.most_silent()
+        {
+            self.remove(token);
+        }
+    }
+
+    /// The client that has been there for longest without saying what it wants.
+    fn most_silent(&self) -> Option<u32> {
+        let silent = self.connections.iter().filter(|(_, client)| client.ports().is_none());
+        silent.min_by_key(|(_, client)| client.deadline()).map(|(token, _)| *token)
+    }
+
+    /// Lets clients in, as many as there is room for: one that is silent gives way. False where the host
+    /// has no descriptor for one.
     fn accept(&mut self, session: &Session, now: Instant) -> io::Result<bool> {
-        while self.connections.len() < CONNECTIONS_MAX {
+        for _ in 0..TURN {
+            if !self.has_room() {
+                break;
+            }
             match self.end.listener().accept() {
                 Ok((stream, _)) => {
+                    self.make_room();
                     stream.set_nonblocking(true)?;
                     self.add(Connection::of_client(stream, now), session)?;
                 }
@@ -333,9 +366,9 @@ impl Switch {
 
     /// Connects the guest to a service of the host.
     fn connect(&mut self, header: &Header, ports: Ports, session: &Session) -> io::Result<()> {
-        let full = self.connections.len() >= CONNECTIONS_MAX;
         match self.end.connect(ports.host) {
-            Ok(stream) if !full => {
+            Ok(stream) if self.has_room() => {
+                self.make_room();
                 self.add(Connection::of_guest(stream, ports, header), session)?;
             }
             result => {

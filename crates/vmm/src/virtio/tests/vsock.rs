@@ -252,6 +252,27 @@ fn a_client_that_says_nonsense_or_is_refused_is_let_go() {
 }
 
 #[test]
+fn clients_that_say_nothing_give_way_to_others() {
+    let host = Host::new();
+    let service = host.service(80);
+    let (machine, _function, address) = Machine::with(host.device().with_at_most(4));
+    let driver = Driver::bind(&machine, address);
+    let mut guest = Guest::start(&driver);
+    let mut silent: Vec<UnixStream> = (0..4).map(|_| host.client("C")).collect();
+    let mut is_gone = |at: usize| silent[at].read(&mut [0]).unwrap_or(0) == 0;
+    let _client = host.client("CONNECT 99\n");
+    let request = guest.receive(64);
+    assert_eq!((request.op, request.ports[1]), (REQUEST, 99));
+    assert!(is_gone(0));
+    // One that the guest asks for, too.
+    guest.connect(5000, 80);
+    service.accept().unwrap();
+    assert!(is_gone(1));
+    silent[2].set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(silent[2].read(&mut [0]).is_err(), "the others are still there");
+}
+
+#[test]
 fn a_request_that_the_guest_had_no_room_for_is_not_taken_back() {
     let host = Host::new();
     let (machine, _function, address) = Machine::with(host.device());
