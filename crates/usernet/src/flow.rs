@@ -35,6 +35,8 @@ pub(crate) struct Flow {
     pub(crate) remote: SocketAddr,
     pub(crate) is_readable: bool,
     pub(crate) used_at: Duration,
+    /// `used_at` when it was last sorted in among the others.
+    pub(crate) sorted_at: Duration,
     pub(crate) idle_max: Duration,
 }
 

@@ -101,6 +101,8 @@ pub struct Stack {
     /// moves away is met where it was, and looked up again.
     alarms: BTreeSet<(Duration, SocketId)>,
     alarm_of: HashMap<SocketId, Duration>,
+    /// All flows by `sorted_at`. One that was used since is sorted in again when it seems to be the oldest.
+    flows: BTreeSet<(Duration, SocketId)>,
     /// When the guest is told of its gateway again.
     advertise_at: Option<Duration>,
     statistics: Statistics,
@@ -127,6 +129,7 @@ impl Stack {
             resolver_failures: 0,
             alarms: BTreeSet::new(),
             alarm_of: HashMap::new(),
+            flows: BTreeSet::new(),
             advertise_at: None,
             statistics: Statistics::default(),
             config,
@@ -205,6 +208,7 @@ impl Stack {
                 remote,
                 is_readable: true,
                 used_at: now,
+                sorted_at: now,
                 idle_max: IDLE_MAX,
             }),
         };
@@ -218,9 +222,7 @@ impl Stack {
         let is_full = match protocol {
             Protocol::Tcp => self.connections >= self.connections_max,
             // Of peers nobody makes room: anybody can be as many as he likes.
-            Protocol::Udp | Protocol::Ping => {
-                self.entries.len() - self.connections >= self.flows_max
-            }
+            Protocol::Udp | Protocol::Ping => self.flows.len() >= self.flows_max,
         };
         if is_full {
             return None;
@@ -536,22 +538,34 @@ impl Stack {
         host: &mut dyn Host,
         now: Duration,
     ) {
-        if self.entries.len() - self.connections >= self.flows_max {
-            let flows = self.entries.values().filter_map(|entry| match entry {
-                Entry::Flow(flow) => Some((flow.used_at, flow.id)),
-                Entry::Connection(_) => None,
-            });
-            if let Some((_, oldest)) = flows.min() {
-                self.remove(oldest, host);
-            }
+        if self.flows.len() >= self.flows_max
+            && let Some(oldest) = self.oldest_flow()
+        {
+            self.remove(oldest, host);
         }
-        let is_readable = false;
-        let flow = Flow { id, kind, guest, remote, is_readable, used_at: now, idle_max };
+        let (is_readable, used_at, sorted_at) = (false, now, now);
+        let flow = Flow { id, kind, guest, remote, is_readable, used_at, sorted_at, idle_max };
         self.insert(id, kind.into(), (guest, remote), Entry::Flow(flow));
     }
 
+    /// The flow that was not used for longest.
+    fn oldest_flow(&mut self) -> Option<SocketId> {
+        loop {
+            let (sorted_at, id) = self.flows.pop_first()?;
+            let Some(Entry::Flow(flow)) = self.entries.get_mut(&id) else { continue };
+            flow.sorted_at = flow.used_at;
+            self.flows.insert((flow.used_at, id));
+            if flow.used_at == sorted_at {
+                return Some(id);
+            }
+        }
+    }
+
     fn insert(&mut self, id: SocketId, protocol: Protocol, ends: Ends, entry: Entry) {
-        self.connections += usize::from(protocol == Protocol::Tcp);
+        match &entry {
+            Entry::Connection(_) => self.connections += 1,
+            Entry::Flow(flow) => drop(self.flows.insert((flow.sorted_at, id))),
+        }
         self.statistics.opened += 1;
         self.by_ends.insert((protocol, ends), id);
         self.entries.insert(id, entry);
@@ -568,6 +582,7 @@ impl Stack {
                 (Protocol::Tcp, (connection.guest, connection.remote))
             }
             Some(Entry::Flow(flow)) => {
+                self.flows.remove(&(flow.sorted_at, id));
                 host.close(id, Close::Gently);
                 (flow.kind.into(), (flow.guest, flow.remote))
             }

@@ -360,6 +360,34 @@ fn flood(config: Config, connections_max: usize, flows_max: usize) {
     assert_eq!(lab.stack.turns.len(), lab.stack.has_turn.len());
 }
 
+#[test]
+fn the_flow_that_was_not_used_for_longest_gives_way() {
+    let mut lab = Lab::new(Config { sockets_max: 400, ..Lab::config() });
+    lab.host.refuses = true;
+    let mut send = |source: u16, seconds| {
+        let frame = guest::datagram(&lab.stack.link, source, 4000);
+        lab.stack.guest_frame(&frame, &mut lab.host, Duration::from_secs(seconds));
+        let guests = lab.stack.entries.values().map(|entry| match entry {
+            Entry::Flow(flow) => flow.guest.port(),
+            Entry::Connection(_) => unreachable!(),
+        });
+        let guests: HashSet<u16> = guests.collect();
+        assert_eq!((guests.len(), lab.stack.flows.len()), (lab.stack.entries.len(), guests.len()));
+        guests
+    };
+    for source in 1001..=1100 {
+        send(source, 1);
+    }
+    for source in [1001, 1003] {
+        send(source, 2);
+    }
+    for (new, gone) in [(2001, 1002), (2002, 1004)] {
+        let there = send(new, 3);
+        assert!(there.len() == 100 && !there.contains(&gone) && there.contains(&new), "{new}");
+        assert!(there.contains(&1001) && there.contains(&1003));
+    }
+}
+
 /// A host that has bytes for ever, and takes none.
 struct Plenty;
 
