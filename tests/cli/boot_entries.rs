@@ -76,7 +76,8 @@ fn flags_that_nothing_would_come_of_are_refused() {
         ----- stdout -----
 
         ----- stderr -----
-        error: failed to query resolved metadata `/nowhere/vmlinuz`: No such file or directory (os error 2)"#]].assert_eq(&missing.to_string());
+        error: kernel `/nowhere/vmlinuz` does not exist"#]]
+    .assert_eq(&missing.to_string());
     let both = cli.run(["run", "--kernel", &disk, "--entry", "a", "--disk", &disk]);
     assert_eq!(both.code, Some(2), "{both}");
 }

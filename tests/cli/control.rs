@@ -200,6 +200,12 @@ fn consoles_share_the_serial_port_with_the_log_and_standard_output() {
         shown.read_line(&mut line).unwrap();
         assert_eq!(line, "typed\n");
     }
+    // What is no terminal is typed to its end, and answered.
+    let (mut third, mut answer) = machine.console();
+    third.stdin.take().unwrap().write_all(b"all of it\n").unwrap();
+    let mut answered = String::new();
+    answer.read_to_string(&mut answered).unwrap();
+    assert!(answered.ends_with("typed\nall of it\n") && third.wait().unwrap().success());
     first.stdin.as_mut().unwrap().write_all(b"!").unwrap();
     machine.wait_for("second start", || machine.starts() == 2);
     first.stdin.as_mut().unwrap().write_all(b".").unwrap();
@@ -232,7 +238,7 @@ fn a_guest_may_not_restart_but_the_reset_button_works() {
 
 #[test]
 fn a_cd_rom_is_taken_out_and_another_one_put_in() {
-    let images = [("a.iso", b'a'), ("b.iso", b'b')];
+    let images = [("a.iso", b'a'), ("b.iso", b'b'), ("c.iso", b'c')];
     let flags = ["--cdrom", "./a.iso"];
     let Some(machine) = Machine::start_with(READ, &images, &flags) else { return };
     machine.wait_for("guest", || machine.starts() == 1);
@@ -250,8 +256,18 @@ fn a_cd_rom_is_taken_out_and_another_one_put_in() {
     reads(b'-');
     machine.control(&["insert", "cdrom0", "b.iso"]);
     reads(b'b');
-    let output = machine.cli.run(["control", "web.sock", "insert", "cdrom0", "none.iso"]);
-    assert_eq!(output.code, Some(1), "{output}");
+    let image = |name| fs_err::File::open(machine.cli.work().join(name)).unwrap().into_file();
+    assert!(image("b.iso").try_lock().is_err(), "another machine could write to it");
+    let theirs = image("c.iso");
+    theirs.lock().unwrap();
+    for (name, expected) in [("none.iso", "No such file"), ("c.iso", "another machine")] {
+        let output = machine.cli.run(["control", "web.sock", "insert", "cdrom0", name]);
+        assert_eq!(output.code, Some(1), "{output}");
+        assert!(output.stderr.contains(expected), "{output}");
+    }
+    reads(b'b');
+    machine.control(&["eject", "cdrom0"]);
+    image("b.iso").try_lock().unwrap();
     machine.control(&["stop"]);
     assert_eq!(machine.end().0, Some(130));
 }

@@ -18,7 +18,7 @@ fn a_disk_is_a_volume_unless_it_has_a_slash() {
 
             ----- stderr -----
             error: there is no volume `disk`
-            hint: a file is named with a slash: `--disk ./disk`"#]],
+            hint: a file is named with a slash: `./disk`"#]],
     );
     check(
         &cli,
@@ -30,6 +30,49 @@ fn a_disk_is_a_volume_unless_it_has_a_slash() {
             ----- stderr -----
             error: disk `./missing.raw` does not exist"#]],
     );
+}
+
+#[test]
+fn what_a_machine_is_given_is_looked_at_first() {
+    if !require_tool("qemu-system-x86_64") {
+        return;
+    }
+    let cli = Cli::from_env();
+    fs_err::write(cli.work().join("disk"), idle_sector()).expect("a disk");
+    let qemu = ["run", "--engine", "qemu", "--timeout", "1s"];
+    for (flags, code, expected) in [
+        (
+            &["--disk", "./disk", "--memory", "128Gi", "--hugepages", "2Mi"][..],
+            8,
+            "error: cannot take 65536 huge pages of 2097152 bytes for the guest's memory: ",
+        ),
+        (
+            &["--disk", "./disk", "--memory", "128Gi", "--hugepages", "1Gi"],
+            8,
+            "error: cannot take 128 huge pages of 1073741824 bytes",
+        ),
+        (
+            &["--disk", "./disk", "--memory", "1536Mi", "--hugepages", "1Gi"],
+            2,
+            "error: expected memory in whole huge pages of 1073741824 bytes, got 1610612736 bytes",
+        ),
+        (&["--kernel", "none"], 2, "error: kernel `none` does not exist"),
+        (
+            &["--kernel", "./disk", "--initrd", "none"],
+            2,
+            "error: initial RAM disk `none` does not exist",
+        ),
+        (
+            &["--disk", "./disk,serial=a", "--cdrom", "./disk,serial=a"],
+            2,
+            "error: `./disk` and `./disk` have the same serial number `a`",
+        ),
+    ] {
+        let output = cli.run([&qemu[..], flags].concat());
+        assert_eq!(output.code, Some(code), "{output}");
+        assert!(output.stderr.starts_with(expected), "{output}");
+        assert!(code == 2 || output.stderr.contains("\nhint: "), "{output}");
+    }
 }
 
 /// A boot sector that does `cli; hlt` for ever.

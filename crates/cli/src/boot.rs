@@ -1,6 +1,7 @@
 //! What a machine starts: the flags that `run` and the `machine` subcommand share, and what they are
 //! in the KVM machine's words.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +66,7 @@ pub(crate) fn boot(spec: &BootSpec) -> Result<Boot, Failure> {
             ..bootyard_bootload::Options::default()
         }));
     };
+    check(given)?;
     let initrd = given.initrd.as_deref().map(|path| open(path, INITRD_MAX)).transpose()?;
     Ok(Boot::Kernel { kernel: open(&given.kernel, KERNEL_MAX)?, initrd, cmdline: spec.cmdline() })
 }
@@ -72,7 +74,6 @@ pub(crate) fn boot(spec: &BootSpec) -> Result<Boot, Failure> {
 /// Opens a file of at most `limit` bytes, for every start of the machine.
 fn open(path: &Path, limit: u64) -> Result<BootFile, Failure> {
     let failed = |error| Failure::new(Class::Usage, error);
-    check(path)?;
     let file = fs_err::File::open(path).map_err(failed)?;
     let file = FileAt::new(file.into()).map_err(failed)?;
     let (name, size) = (path.display().to_string(), file.len());
@@ -84,10 +85,17 @@ fn open(path: &Path, limit: u64) -> Result<BootFile, Failure> {
 }
 
 /// Refuses what is no file before a machine is made for it.
-pub(crate) fn check(path: &Path) -> Result<(), Failure> {
-    let found = fs_err::metadata(path).map_err(|error| Failure::new(Class::Usage, error))?;
-    if found.is_file() {
-        return Ok(());
-    }
-    Err(Failure::new(Class::Usage, format!("`{}` is not a file", path.display())))
+pub(crate) fn check(given: &KernelBoot) -> Result<(), Failure> {
+    check_file("kernel", &given.kernel)?;
+    given.initrd.as_deref().map_or(Ok(()), |initrd| check_file("initial RAM disk", initrd))
+}
+
+fn check_file(what: &str, path: &Path) -> Result<(), Failure> {
+    let wrong = match fs_err::metadata(path) {
+        Ok(found) if found.is_file() => return Ok(()),
+        Ok(_) => "is not a file",
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "does not exist",
+        Err(error) => return Err(Failure::new(Class::Usage, error)),
+    };
+    Err(Failure::new(Class::Usage, format!("{what} `{}` {wrong}", path.display())))
 }

@@ -1,12 +1,13 @@
 //! The disks of a machine that `run` boots: from the flags to files, and what lives no longer than the
 //! machine does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bootyard_image::qcow2::BackingFormat;
 use bootyard_import::Cancel;
-use bootyard_spec::{ByteSize, Class, DiskAttachment, DiskLife, Source, VmDisk};
+use bootyard_spec::{ByteSize, Class, DiskAttachment, DiskLife, DiskSerial, Source, VmDisk};
 use bootyard_supervise::DiskFormat;
 use bootyard_volume::{Access, AttachedDisk, RunFolder, Store};
 use clap::{ArgGroup, Args};
@@ -296,8 +297,12 @@ fn reading(store: &Store, disk: &str) -> Result<Access, Failure> {
     }
 }
 
-/// Refuses flags that are for container images where there is none.
+/// Refuses flags that are for container images where there is none, and disks that a guest could not tell
+/// from each other.
 fn check(args: &RunArgs) -> Result<(), Failure> {
+    let disks = args.disks.disks.iter().map(|disk| (&disk.name, &disk.attachment));
+    let cdroms = args.disks.cdroms.iter().map(|cdrom| (&cdrom.name, &cdrom.attachment));
+    check_serials(disks.chain(cdroms))?;
     let images: Vec<Source> =
         args.disks.container_disks.iter().map(|disk| disk.image.clone()).collect();
     let named = args.disks.disks.iter().map(|disk| Source::File(disk.name.clone().into()));
@@ -309,9 +314,41 @@ fn check(args: &RunArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses two disks with one serial number: Linux names them by it.
+fn check_serials<'a>(
+    disks: impl Iterator<Item = (&'a String, &'a DiskAttachment)>,
+) -> Result<(), Failure> {
+    let mut names = BTreeMap::new();
+    for (name, attachment) in disks {
+        let Some(serial) = attachment.serial.as_ref().map(DiskSerial::as_str) else { continue };
+        if let Some(other) = names.insert(serial, name) {
+            let what = format!("`{other}` and `{name}` have the same serial number `{serial}`");
+            return Err(Failure::new(Class::Usage, what)
+                .with_hint("give each disk its own `serial=`: guests find disks by it"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_disks_with_one_serial_number_are_refused() {
+        let disks = |serials: [&str; 3]| {
+            let named = ["web", "data", "./cd.iso"].map(str::to_owned).into_iter();
+            let attachments = serials.map(|options| options.parse::<DiskAttachment>().unwrap());
+            named.zip(attachments).collect::<Vec<_>>()
+        };
+        let check = |serials| {
+            check_serials(disks(serials).iter().map(|(name, attachment)| (name, attachment)))
+        };
+        assert!(check(["serial=a", "serial=b", "bus=scsi"]).is_ok());
+        let refused = check(["serial=a", "bus=scsi", "bus=scsi,serial=a"]).unwrap_err();
+        let said = "`web` and `./cd.iso` have the same serial number `a`";
+        assert!(refused.render().contains(said), "{}", refused.render());
+    }
 
     #[test]
     fn options_stand_behind_the_name() {

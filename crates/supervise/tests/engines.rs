@@ -8,6 +8,7 @@
 
 use std::io::{self, Write};
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use bootyard_spec::{
     BootSpec, ByteSize, Class, CpuModel, CpuTopology, Explain, Firmware, GuestEnd, RebootPolicy,
     RunStrategy, Uuid,
 };
+use bootyard_supervise::control::wire::ErrorBody;
 use bootyard_supervise::strategy::{BackOff, Policy, State};
 use bootyard_supervise::{
     Cancel, DiskFormat, DiskUsage, Ended, Engine, Error, KvmEngine, LaunchPlan, Observer, Outcome,
@@ -131,9 +133,13 @@ impl Observer for Watcher<'_> {
     }
 }
 
+fn open_medium(_: &Path) -> Result<OwnedFd, ErrorBody> {
+    panic!("nobody inserts anything")
+}
+
 fn qemu() -> Option<QemuEngine> {
     let program = PathBuf::from("/usr/bin/qemu-system-x86_64");
-    require_tool("qemu-system-x86_64").then_some(QemuEngine { program, kvm: false })
+    require_tool("qemu-system-x86_64").then_some(QemuEngine { program, kvm: false, open_medium })
 }
 
 fn supervise(
@@ -253,7 +259,7 @@ fn what_qemu_complains_about_is_reported() {
 #[test]
 fn what_cannot_start_is_an_error_with_a_remedy() {
     let mut guest = Guest::new(&[HANG]);
-    let engine = QemuEngine { program: "/nonexistent/qemu".into(), kvm: false };
+    let engine = QemuEngine { program: "/nonexistent/qemu".into(), kvm: false, open_medium };
     let error = engine.spawn(&guest.plan, guest.serial()).err().unwrap();
     assert_eq!(error.to_string(), "starting `/nonexistent/qemu` failed");
     assert_eq!(error.class(), Class::Engine);
@@ -269,7 +275,6 @@ fn machine(guest: &Guest, script: &str) -> KvmEngine {
     // Not written by this process, whose other children might hold it open while they start: a
     // program that is open for writing cannot be executed.
     bootyard_testkit::run(Command::new("install").args(["-m", "755"]).arg(text).arg(&program));
-    let open_medium = |_: &Path| panic!("nobody inserts anything");
     KvmEngine { program, open_medium }
 }
 

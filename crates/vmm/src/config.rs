@@ -150,13 +150,7 @@ impl MachineConfig {
                 self.memory
             ));
         }
-        let page = self.huge_pages.map_or(1, HugePages::size);
-        if !self.memory.is_multiple_of(page) {
-            return refuse(format!(
-                "expected memory in whole huge pages of {page} bytes, got {} bytes",
-                self.memory
-            ));
-        }
+        self.huge_pages.map(|pages| pages.divide(self.memory)).transpose()?;
         self.identity.check()?;
         if self.name.contains('\0') {
             return refuse(format!("the name {:?} has a zero byte", self.name));

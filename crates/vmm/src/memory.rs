@@ -40,16 +40,38 @@ impl HugePages {
         let count = fs_err::read_to_string(format!("{}/free_hugepages", self.pool())).ok()?;
         count.trim().parse().ok()
     }
+
+    /// Refuses memory of `bytes` that is no whole number of pages.
+    pub(crate) fn divide(self, bytes: u64) -> Result<u64, Error> {
+        let page = self.size();
+        let what =
+            || format!("expected memory in whole huge pages of {page} bytes, got {bytes} bytes");
+        bytes.is_multiple_of(page).then(|| bytes / page).ok_or_else(|| Error::Config(what()))
+    }
+
+    /// Looks whether a guest's memory of `bytes` can be had from the pool, for who takes it elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// The pages are too few, or do not make up the memory: as a machine tells it.
+    pub fn check(self, bytes: u64) -> Result<(), Error> {
+        let wanted = self.divide(bytes)?;
+        if self.free().is_some_and(|free| free >= wanted) {
+            return Ok(());
+        }
+        Err(self.too_few(wanted, io::Error::from_raw_os_error(libc::ENOMEM)))
+    }
+
+    fn too_few(self, wanted: u64, source: io::Error) -> Error {
+        Error::HugePages { page: self.size(), wanted, free: self.free(), pool: self.pool(), source }
+    }
 }
 
 /// Takes `size` bytes of memory for a guest. Huge pages are taken at once; other memory when the
 /// guest first uses it, in large pages where the kernel finds them.
 pub(crate) fn allocate(size: u64, huge: Option<HugePages>) -> Result<GuestMemoryMmap, Error> {
     let failed = |source| match huge {
-        Some(pages) => {
-            let (page, wanted) = (pages.size(), size / pages.size());
-            Error::HugePages { page, wanted, free: pages.free(), pool: pages.pool(), source }
-        }
+        Some(pages) => pages.too_few(size / pages.size(), source),
         None => Error::Memory { bytes: size, source },
     };
     let _gap = if huge.is_none() { align_next_mapping() } else { None };
@@ -157,5 +179,9 @@ mod tests {
             assert!(text.contains(&format!("{free} are free")), "{text}");
         }
         assert!(error.hint().unwrap().contains("nr_hugepages"), "{:?}", error.hint());
+        let looked = HugePages::Size2Mi.check(512 << 30).unwrap_err();
+        assert_eq!((looked.to_string(), looked.hint()), (text, error.hint()));
+        assert!(HugePages::Size2Mi.check(3 << 20).unwrap_err().to_string().contains("whole huge"));
+        assert!(free.is_none() || HugePages::Size2Mi.check(0).is_ok());
     }
 }

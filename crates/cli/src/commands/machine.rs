@@ -117,7 +117,7 @@ fn enter_sandbox(args: &MachineArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn failure(error: bootyard_vmm::Error) -> Failure {
+pub(super) fn failure(error: bootyard_vmm::Error) -> Failure {
     let class = match error.kind() {
         ErrorKind::KvmMissing | ErrorKind::KvmBroken | ErrorKind::Device => Class::Engine,
         ErrorKind::Config => Class::Usage,

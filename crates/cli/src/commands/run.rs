@@ -22,7 +22,7 @@ use crate::control::Reach;
 use crate::disks::{self, Disks, Scratch};
 use crate::error::Failure;
 use crate::terminal::RawTerminal;
-use crate::{boot, host, output, settings, signals};
+use crate::{boot, hardware, host, output, settings, signals};
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let cancel = Cancel::new().map_err(|error| Failure::new(Class::Other, error))?;
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     })?;
     let seed = seed(args)?;
     if let Some(given) = args.boot.spec().kernel {
-        given.initrd.iter().chain([&given.kernel]).try_for_each(|path| boot::check(path))?;
+        boot::check(&given)?;
     }
     let mut disks = disks::resolve(args, &fetching)?;
     if let Some(image) = seed {
@@ -167,14 +167,17 @@ pub(crate) fn resolve_to_read(store: &Store, disk: &str) -> Result<(PathBuf, Acc
 
 /// The user most likely means the file of that name.
 fn no_volume(disk: &str, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
-    Failure::new(Class::Usage, error)
-        .with_hint(format!("a file is named with a slash: `--disk ./{disk}`"))
+    Failure::new(Class::Usage, error).with_hint(format!("a file is named with a slash: `./{disk}`"))
 }
 
 /// Refuses what QEMU would wait for silently, or open on a guest's word. QEMU's own locks keep out
 /// other QEMUs; those that are returned keep out our own machine.
 fn prepare_for_qemu(spec: &VmSpec) -> Result<Vec<AttachedDisk>, Failure> {
     check_networks_for_qemu(&spec.networks)?;
+    if let Some(size) = spec.huge_pages {
+        let checked = hardware::huge_pages(size).check(spec.memory.bytes());
+        checked.map_err(super::machine::failure)?;
+    }
     let mut locks = Vec::new();
     for (index, VmDisk { path, read_only, life, .. }) in spec.disks.iter().enumerate() {
         let path = match life {
@@ -204,7 +207,9 @@ fn engine(choice: Choice) -> Result<Box<dyn Engine>, Failure> {
             program: settings::own_executable()?,
             open_medium: host::open_medium,
         }),
-        Choice::Qemu { program, kvm } => Box::new(QemuEngine { program, kvm }),
+        Choice::Qemu { program, kvm } => {
+            Box::new(QemuEngine { program, kvm, open_medium: host::open_medium })
+        }
     })
 }
 

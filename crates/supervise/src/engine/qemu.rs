@@ -15,7 +15,7 @@ use super::child::Child;
 use super::qmp::Qmp;
 use super::{Ended, Engine, Failure, Running, Serial, Woken};
 use super::{hardware, network, services};
-use crate::control::Remote;
+use crate::control::{OpenMedium, Remote};
 use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
 
 /// Runs guests on QEMU.
@@ -26,6 +26,8 @@ pub struct QemuEngine {
     pub program: PathBuf,
     /// With KVM; else in software (TCG).
     pub kvm: bool,
+    /// Checks and locks what is put into a drive of a machine that runs.
+    pub open_medium: OpenMedium,
 }
 
 impl Engine for QemuEngine {
@@ -40,7 +42,7 @@ impl Engine for QemuEngine {
         if let (Some(flag), None) = (flag, &plan.boot.kernel) {
             return Err(Error::BootsByFirmware { flag });
         }
-        let mut qmp = Qmp::new(plan).map_err(Error::system("making a socket"))?;
+        let mut qmp = Qmp::new(plan, self.open_medium).map_err(Error::system("making a socket"))?;
         let mut sockets = services::Sockets::listen(&plan.services)?;
         let arguments = arguments(plan, self.kvm, qmp.number(), &sockets.numbers())?;
         let guard = self.program.with_file_name("setpriv");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,8 +12,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::LaunchPlan;
-use crate::control::wire::{Command, Disk, ErrorBody, ErrorCode, Event, Processor, Statistics};
-use crate::control::{Calls, EventSink, Remote, unanswered};
+use crate::control::wire::{
+    Command, Disk, Drive, ErrorBody, ErrorCode, Event, Medium, Processor, Statistics,
+};
+use crate::control::{Calls, EventSink, OpenMedium, Remote, unanswered};
 
 /// What QEMU answers.
 pub(super) type Answer = Result<Value, Refusal>;
@@ -42,10 +45,13 @@ pub(super) struct QemuRemote {
     reset_while_paused: Mutex<bool>,
     /// Bytes that the guest may keep at most.
     memory: u64,
+    open_medium: OpenMedium,
+    /// What was put into drives, by their names. Open, because open it stays locked.
+    media: Mutex<BTreeMap<String, OwnedFd>>,
 }
 
 impl QemuRemote {
-    pub(super) fn new(stream: UnixStream, plan: &LaunchPlan) -> Self {
+    pub(super) fn new(stream: UnixStream, plan: &LaunchPlan, open_medium: OpenMedium) -> Self {
         let events = EventSink::default();
         if plan.start_paused {
             // QEMU says so of every pause but the first.
@@ -58,6 +64,8 @@ impl QemuRemote {
             guest_resets: (Mutex::default(), Condvar::new()),
             reset_while_paused: Mutex::default(),
             memory: plan.memory.bytes(),
+            open_medium,
+            media: Mutex::default(),
         }
     }
 
@@ -154,6 +162,30 @@ impl QemuRemote {
         *self.guest_resets.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn eject(&self, Drive { drive }: &Drive) -> Result<Value, ErrorBody> {
+        let mut media = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        let ejected = self.tell("eject", &json!({ "id": drive }))?;
+        media.remove(drive);
+        Ok(ejected)
+    }
+
+    /// QEMU opens it once more, with locks of its own kind, which keep out other QEMUs only.
+    fn insert(&self, Medium { drive, path }: &Medium) -> Result<Value, ErrorBody> {
+        let mut media = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        let medium = (self.open_medium)(path)?;
+        // By its name, as every disk's.
+        let is_qcow2 = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("qcow2"));
+        let arguments = json!({
+            "id": drive,
+            "filename": path,
+            "format": if is_qcow2 { "qcow2" } else { "raw" },
+            "read-only-mode": "read-only",
+        });
+        let inserted = self.tell("blockdev-change-medium", &arguments)?;
+        media.insert(drive.clone(), medium);
+        Ok(inserted)
+    }
+
     fn statistics(&self) -> Result<Statistics, ErrorBody> {
         let disks = self.ask("query-blockstats", &Value::Null)?;
         let processors = self.ask("query-cpus-fast", &Value::Null)?;
@@ -181,19 +213,8 @@ impl Remote for QemuRemote {
             Command::Reset => self.reset(),
             Command::PowerButton => self.tell("system_powerdown", &Value::Null),
             Command::Nmi => self.tell("inject-nmi", &Value::Null),
-            Command::Eject(drive) => self.tell("eject", &json!({ "id": drive.drive })),
-            Command::Insert(medium) => {
-                // By its name, as every disk's.
-                let end = medium.path.extension();
-                let is_qcow2 = end.is_some_and(|end| end.eq_ignore_ascii_case("qcow2"));
-                let arguments = json!({
-                    "id": medium.drive,
-                    "filename": medium.path,
-                    "format": if is_qcow2 { "qcow2" } else { "raw" },
-                    "read-only-mode": "read-only",
-                });
-                self.tell("blockdev-change-medium", &arguments)
-            }
+            Command::Eject(drive) => self.eject(drive),
+            Command::Insert(medium) => self.insert(medium),
             Command::Balloon(balloon) if balloon.bytes > self.memory => {
                 let message = format!("the machine has {} bytes of memory", self.memory);
                 Err(ErrorBody::new(ErrorCode::BadArguments, message))

@@ -17,8 +17,8 @@ use serde_json::Value;
 use super::child::PIPE_GRACE;
 use super::qemu_remote::{Answer, QemuRemote, Refusal};
 use crate::LaunchPlan;
-use crate::control::Remote;
 use crate::control::wire::{Event, ResetBy};
+use crate::control::{OpenMedium, Remote};
 
 /// What QEMU sends; fields that are not listed are skipped.
 #[derive(Debug, Deserialize)]
@@ -75,7 +75,7 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// A connection whose other end QEMU inherits.
-    pub(super) fn new(plan: &LaunchPlan) -> io::Result<Self> {
+    pub(super) fn new(plan: &LaunchPlan, open_medium: OpenMedium) -> io::Result<Self> {
         let (ours, qemu) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         // Another child that is started at this moment inherits this end too and may hold it open
@@ -84,7 +84,7 @@ impl Qmp {
         let mut stream = UnixStream::from(ours);
         // QEMU sends no events before this; it may well wait in the socket until QEMU is up.
         stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
-        let remote = Arc::new(QemuRemote::new(stream.try_clone()?, plan));
+        let remote = Arc::new(QemuRemote::new(stream.try_clone()?, plan, open_medium));
         let heard = Arc::new(Mutex::new(Heard::default()));
         let (listening, over) = mpsc::channel();
         let (shared, answered) = (Arc::clone(&heard), Arc::clone(&remote));

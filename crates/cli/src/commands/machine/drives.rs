@@ -38,6 +38,11 @@ pub(super) fn open(args: &MachineArgs) -> Result<Vec<Opened>, Failure> {
     disks.collect()
 }
 
+/// What the machine calls its disks and CD-ROM drives.
+pub(super) fn names(args: &MachineArgs) -> Vec<String> {
+    args.disks.iter().map(|disk| parse_disk_argument(disk).0.display().to_string()).collect()
+}
+
 /// How many of the drives are for CD-ROMs.
 pub(super) fn cdroms(args: &MachineArgs) -> Result<usize, Failure> {
     let attachments = attachments(&args.attachments)?;

@@ -47,6 +47,7 @@ impl Linked {
             control: self.control.clone(),
             balloon,
             cdroms: super::drives::cdroms(args)?,
+            drives: super::drives::names(args),
         };
         let threads =
             |name: &str, body| sandbox::spawn(Role::Control, name.to_owned(), body).map(drop);
@@ -103,6 +104,8 @@ fn unhandled_exit(stuck: &Stuck, hint: Option<String>) -> UnhandledExit {
 struct Reached {
     control: Control,
     cdroms: usize,
+    /// What the machine calls its disks and CD-ROM drives, in the order of the command line.
+    drives: Vec<String>,
     balloon: Option<BalloonControl>,
 }
 
@@ -124,6 +127,7 @@ impl Reached {
                 drive.insert(medium).map_err(|error| went_wrong(&error))?;
                 Ok(json!({}))
             }
+            Command::Statistics(_) => Ok(json!(self.statistics())),
             command => execute(&self.control, self.balloon.as_ref(), command),
         }
     }
@@ -147,6 +151,20 @@ impl Reached {
     }
 }
 
+impl Reached {
+    /// What the machine has done. Its drives have the names that they have on every engine.
+    fn statistics(&self) -> Statistics {
+        let balloon = self.balloon.as_ref().map(balloon_figures).unwrap_or_default();
+        let mut told = statistics(&self.control.statistics());
+        for disk in &mut told.disks {
+            if let Some(index) = self.drives.iter().position(|name| *name == disk.name) {
+                disk.name = format!("disk{index}");
+            }
+        }
+        Statistics { balloon, ..told }
+    }
+}
+
 fn went_wrong(error: &dyn std::error::Error) -> ErrorBody {
     ErrorBody::new(ErrorCode::Failed, error.to_string())
 }
@@ -162,10 +180,6 @@ fn execute(
         Command::Reset => control.reset(),
         Command::PowerButton => control.press_power_button(),
         Command::Nmi => control.inject_nmi(),
-        Command::Statistics(_) => {
-            let balloon = balloon.map(balloon_figures).unwrap_or_default();
-            return Ok(json!(Statistics { balloon, ..statistics(&control.statistics()) }));
-        }
         Command::Balloon(wish) if let Some(balloon) = balloon => {
             return set_balloon(balloon, wish.bytes);
         }
@@ -177,7 +191,7 @@ fn execute(
             let what = "the machine has no such device";
             return Err(ErrorBody::new(ErrorCode::NotSupported, what));
         }
-        Command::Status | Command::Console(_) | Command::Events => {
+        Command::Status | Command::Statistics(_) | Command::Console(_) | Command::Events => {
             return Err(ErrorBody::new(ErrorCode::NotSupported, "the supervisor does that"));
         }
     };
@@ -281,7 +295,8 @@ mod tests {
     #[test]
     fn only_drives_that_are_there_are_opened() {
         let eject = |cdroms| {
-            let reached = Reached { control: Control::new(), balloon: None, cdroms };
+            let (control, drives) = (Control::new(), Vec::new());
+            let reached = Reached { control, balloon: None, cdroms, drives };
             let command = Command::Eject(Drive { drive: "cd".to_owned() });
             reached.execute(&command, None).unwrap_err().message
         };
@@ -297,6 +312,11 @@ mod tests {
         for command in [Command::Reset, Command::Nmi, Command::PowerButton] {
             assert_eq!(execute(&control, None, &command).unwrap_err().code, ErrorCode::NotRunning);
         }
-        assert!(execute(&control, None, &Command::Statistics(None)).is_ok());
+        let drives = vec!["/a".to_owned(), "/b".to_owned()];
+        control.counters().disk("/b").read_bytes.add(512);
+        let reached = Reached { control, balloon: None, cdroms: 0, drives };
+        let told = reached.execute(&Command::Statistics(None), None).unwrap();
+        assert_eq!(told["disks"][0]["name"], "disk1");
+        assert_eq!(told["disks"][0]["read_bytes"], 512);
     }
 }
