@@ -2,6 +2,8 @@
 //! program, which knows how to build the guest and how to start the lab.
 #![expect(clippy::disallowed_methods, reason = "guests are run by another program")]
 
+mod alpine;
+mod devices;
 mod ends;
 mod fixtures;
 mod machine;

