@@ -1,6 +1,8 @@
 //! From a kernel file to what memory and the boot processor hold when the guest begins.
 //!
-//! A loader returns plain data, an [`InitState`]; the hypervisor layer writes it. Two protocols:
+//! A loader returns plain data, an [`InitState`]; the hypervisor layer writes it. The kernel itself is put
+//! in its place piece by piece while it is unpacked: it is by far the largest part, and to hold it would
+//! cost as much time as to unpack it. Two protocols:
 //! a kernel with a PVH entry starts there, in 32-bit mode; any other `bzImage` starts at Linux's
 //! own 64-bit entry. A compressed kernel is unpacked here where its codec is known: that is faster
 //! than the guest's own decompressor, and gets at the PVH entry that the compressed form hides.
@@ -15,10 +17,9 @@ use std::ops::Range;
 
 use crate::arch::x86_64::{layout, state};
 
-/// What boots: the three things that a boot loader hands over.
+/// What a boot loader hands over to a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BootFiles<'a> {
-    pub(crate) kernel: &'a [u8],
     pub(crate) initrd: &'a [u8],
     pub(crate) cmdline: &'a str,
 }
@@ -32,7 +33,10 @@ pub(crate) struct Write<'a> {
     pub(crate) bytes: Cow<'a, [u8]>,
 }
 
-/// Everything that a guest begins with. Memory that no write covers is zero.
+/// Puts bytes to an address that was checked to be in the guest's memory.
+pub(crate) type Put<'p> = dyn FnMut(u64, &[u8]) + 'p;
+
+/// Everything that a guest begins with besides its kernel. Memory that no write covers is zero.
 #[derive(Debug)]
 pub(crate) struct InitState<'a> {
     pub(crate) writes: Vec<Write<'a>>,
@@ -89,66 +93,72 @@ pub enum LoadError {
     },
 }
 
-/// A kernel file that was understood, unpacked if it was packed.
+/// A kernel in its place.
 #[derive(Debug)]
 pub(crate) enum Kernel<'a> {
     /// Starts at its PVH entry.
-    Pvh { image: Cow<'a, [u8]>, elf: elf::Elf },
+    Pvh(elf::Placed),
     /// Starts at the 64-bit entry of a bzImage, which unpacks itself.
     Linux64(bzimage::BzImage<'a>),
 }
 
+/// Where a kernel may be in a machine of `memory` bytes.
+fn ram(memory: u64) -> Range<u64> {
+    layout::HIGH_RAM..memory.min(layout::DEVICE_HOLE.start)
+}
+
 impl<'a> Kernel<'a> {
-    /// Finds out what `file` is. What it unpacks to must fit `memory` bytes.
-    pub(crate) fn parse(file: &'a [u8], memory: u64) -> Result<Self, LoadError> {
+    /// Finds out what `file` is and puts it to its place, unpacked if we can, in a machine of `memory`
+    /// bytes. Memory that is left over of a kernel that turned out to be none is not zero any more.
+    pub(crate) fn place(file: &'a [u8], memory: u64, put: &mut Put<'_>) -> Result<Self, LoadError> {
+        let ram = ram(memory);
         if elf::is_elf(file) {
-            return Ok(Self::Pvh { elf: elf::parse(file)?, image: Cow::Borrowed(file) });
+            let mut placer = elf::Placer::new(ram, put);
+            placer.take(file)?;
+            return placer.finish().map(Self::Pvh);
         }
         let bzimage = bzimage::parse(file)?;
-        match Self::unpacked(&bzimage, memory) {
-            Ok(kernel) => Ok(kernel),
-            // What we cannot unpack, or has no PVH entry, may still start itself.
-            Err(_) if bzimage.has_entry_64 => Ok(Self::Linux64(bzimage)),
+        let limit = usize::try_from(memory).unwrap_or(usize::MAX).min(payload::UNPACKED_MAX);
+        let mut placer = elf::Placer::new(ram.clone(), put);
+        let unpacked = payload::unpack(bzimage.payload, limit, &mut |bytes| placer.take(bytes));
+        match unpacked.and_then(|()| placer.finish()) {
+            Ok(placed) => Ok(Self::Pvh(placed)),
+            // What we cannot unpack, or has no PVH entry, may still start itself: it relies on nothing
+            // that is in memory.
+            Err(_) if bzimage.has_entry_64 => {
+                bzimage.place(&ram, put)?;
+                Ok(Self::Linux64(bzimage))
+            }
             Err(error) => Err(error),
         }
     }
 
-    fn unpacked(bzimage: &bzimage::BzImage<'a>, memory: u64) -> Result<Self, LoadError> {
-        let limit = usize::try_from(memory).unwrap_or(usize::MAX).min(payload::UNPACKED_MAX);
-        let image = payload::unpack(bzimage.payload, limit)?;
-        Ok(Self::Pvh { elf: elf::parse(&image)?, image: Cow::Owned(image) })
-    }
-
-    /// Lays out this kernel with its companions in a machine of `memory` bytes, beside what
-    /// `firmware` leaves there.
+    /// Lays out the companions of this kernel in a machine of `memory` bytes, beside what `firmware` leaves
+    /// there.
     pub(crate) fn load<'b>(
         &'b self,
         files: &BootFiles<'b>,
         memory: u64,
         firmware: impl IntoIterator<Item = Write<'b>>,
     ) -> Result<InitState<'b>, LoadError> {
-        let ram = layout::HIGH_RAM..memory.min(layout::DEVICE_HOLE.start);
-        let mut writes = match self {
-            Self::Pvh { image, elf } => elf.writes(image, &ram)?,
-            Self::Linux64(bzimage) => bzimage.writes(&ram)?,
-        };
+        let ram = ram(memory);
         let (kernel_end, limit) = match self {
-            Self::Pvh { elf, .. } => (elf.end(), ram.end),
+            Self::Pvh(placed) => (placed.end, ram.end),
             Self::Linux64(bzimage) => (bzimage.end(), ram.end.min(bzimage.initrd_limit)),
         };
         let initrd = place_initrd(files.initrd.len() as u64, kernel_end, limit)?;
         let start = protocol::Start { memory, initrd: initrd.clone() };
         let (info, cpu) = match self {
-            Self::Pvh { elf, .. } => (start.pvh(), protocol::pvh_cpu(elf.pvh_entry)),
+            Self::Pvh(placed) => (start.pvh(), protocol::pvh_cpu(placed.pvh_entry)),
             Self::Linux64(image) => (start.linux(image), protocol::linux_cpu(image.entry())),
         };
         let gdt = state::gdt(cpu.code).into_iter().flat_map(u64::to_le_bytes).collect();
-        writes.extend([
+        let mut writes = vec![
             Write { address: layout::GDT, bytes: Cow::Owned(gdt) },
             Write { address: layout::BOOT_INFO, bytes: Cow::Owned(info) },
             Write { address: layout::COMMAND_LINE, bytes: command_line(files.cmdline)?.into() },
             Write { address: initrd.start, bytes: Cow::Borrowed(files.initrd) },
-        ]);
+        ];
         writes.extend(firmware);
         if cpu.code == state::CodeSegment::Bits64 {
             let tables = state::page_tables();

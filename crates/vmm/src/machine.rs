@@ -109,9 +109,11 @@ impl Board {
         control: &Control,
     ) -> Result<Self, Error> {
         let memory = memory::allocate(config.memory_size(), config.huge_pages)?;
-        let vm = Arc::new(kvm.create_vm(memory.clone())?);
-        let vcpus = kvm.create_vcpus(&vm, config.topology, config.cpu_model)?;
-        boot(config, &memory, &vcpus)?;
+        let (vm, vcpus) = boot(config, &memory, || {
+            let vm = Arc::new(kvm.create_vm(memory.clone())?);
+            let vcpus = kvm.create_vcpus(&vm, config.topology, config.cpu_model)?;
+            Ok((vm, vcpus))
+        })?;
 
         let exit = Arc::new(ExitLatch::default());
         let (line, button) = (interrupt_line()?, interrupt_line()?);
@@ -209,20 +211,26 @@ fn scsi_device(config: &MachineConfig, control: &Control) -> Result<Option<Attac
     Ok(Some((device, Failures::new(&config.report, "SCSI bus"))))
 }
 
-/// Loads what the configuration boots and readies the processors for it.
-fn boot(config: &MachineConfig, memory: &GuestMemoryMmap, vcpus: &[Vcpu]) -> Result<(), Error> {
+/// Loads what the configuration boots, while `create` makes the machine around its memory, and readies the
+/// processors for it.
+fn boot(
+    config: &MachineConfig,
+    memory: &GuestMemoryMmap,
+    create: impl FnOnce() -> Result<(Arc<Vm>, Vec<Vcpu>), Error>,
+) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
     let (source, disk, firmware) = (&config.boot, config.disks.first(), firmware(config));
     let report = &config.report;
     // A guest has written what is read here.
-    let loaded = sandbox::confined(Role::Reader, || load(source, disk, firmware, memory, report));
-    let cpu = loaded.map_err(|error| Error::Device {
-        device: "boot loader's thread",
-        source: error.into(),
-    })??;
-    for vcpu in vcpus {
+    let read = || load(source, disk, firmware, memory, report);
+    let done = sandbox::confined_beside(Role::Reader, read, create);
+    let (loaded, created) = done
+        .map_err(|error| Error::Device { device: "boot loader's thread", source: error.into() })?;
+    let ((vm, vcpus), cpu) = (created?, loaded?);
+    for vcpu in &vcpus {
         vcpu.set_firmware_registers()?;
     }
-    vcpus.first().expect("there is at least one processor").set_state(&cpu)
+    vcpus.first().expect("there is at least one processor").set_state(&cpu)?;
+    Ok((vm, vcpus))
 }
 
 /// Puts kernel, initrd and what firmware leaves into memory. They are gone from ours then.
@@ -235,24 +243,25 @@ fn load(
 ) -> Result<CpuState, Error> {
     let size = memory.iter().map(GuestMemoryRegion::len).sum();
     let (plan, given);
-    let files = match source {
+    let (kernel, files) = match source {
         Boot::Kernel { kernel, initrd, cmdline } => {
             let initrd = initrd.as_ref().map(|initrd| read(initrd, size)).transpose()?;
             given = (read(kernel, size)?, initrd.unwrap_or_default());
-            BootFiles { kernel: &given.0, initrd: &given.1, cmdline }
+            (&given.0, BootFiles { initrd: &given.1, cmdline })
         }
         Boot::FromDisk(options) => {
             let options = Options { memory: Some(size), ..options.clone() };
             plan = find_on_disk(disk.expect("the configuration was checked"), &options, report)?;
-            BootFiles { kernel: &plan.kernel, initrd: &plan.initrd, cmdline: &plan.cmdline }
+            (&plan.kernel, BootFiles { initrd: &plan.initrd, cmdline: &plan.cmdline })
         }
     };
-    let kernel = Kernel::parse(files.kernel, size)?;
-    let InitState { writes, cpu } = kernel.load(&files, size, firmware)?;
-    for write in writes {
-        let placed = memory.write_slice(&write.bytes, GuestAddress(write.address));
+    let mut put = |address: u64, bytes: &[u8]| {
+        let placed = memory.write_slice(bytes, GuestAddress(address));
         placed.expect("the loader checked every address against the memory");
-    }
+    };
+    let kernel = Kernel::place(kernel, size, &mut put)?;
+    let InitState { writes, cpu } = kernel.load(&files, size, firmware)?;
+    writes.iter().for_each(|write| put(write.address, &write.bytes));
     Ok(cpu)
 }
 

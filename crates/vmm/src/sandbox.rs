@@ -23,6 +23,7 @@ mod threads;
 
 pub use calls::Role;
 pub use lockdown::Files;
+pub(crate) use threads::confined_beside;
 pub use threads::{confined, spawn};
 
 use crate::error::Error;

@@ -2,10 +2,9 @@
 //!
 //! Field offsets are those of the Linux/x86 boot protocol (Documentation/arch/x86/boot.rst).
 
-use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{LoadError, Write, array, slice};
+use super::{LoadError, Put, array, slice};
 
 const MAGIC_AT: u64 = 0x202;
 const MAGIC: [u8; 4] = *b"HdrS";
@@ -69,14 +68,15 @@ pub(super) fn parse(file: &[u8]) -> Result<BzImage<'_>, LoadError> {
     })
 }
 
-impl<'a> BzImage<'a> {
-    /// The code at its preferred place, which must lie within `ram`.
-    pub(super) fn writes(&self, ram: &Range<u64>) -> Result<Vec<Write<'a>>, LoadError> {
+impl BzImage<'_> {
+    /// Puts the code to its preferred place, which must lie within `ram`.
+    pub(super) fn place(&self, ram: &Range<u64>, put: &mut Put<'_>) -> Result<(), LoadError> {
         let Range { start, end } = self.memory;
         if start < ram.start || end > ram.end || self.code.len() as u64 > end - start {
             return Err(LoadError::Placement { range: start..end });
         }
-        Ok(vec![Write { address: start, bytes: Cow::Borrowed(self.code) }])
+        put(start, self.code);
+        Ok(())
     }
 
     /// The address of the 64-bit entry.

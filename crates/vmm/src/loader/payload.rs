@@ -16,16 +16,23 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 const LZ4_LEGACY: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
 const ZSTD: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
-/// The unpacked bytes of `packed`, by its magic; at most `limit`.
-pub(super) fn unpack(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
+/// How much of a stream is unpacked at once.
+const CHUNK: usize = 1 << 20;
+
+/// Takes what is unpacked, piece by piece from the first byte on.
+pub(super) type Take<'t> = dyn FnMut(&[u8]) -> Result<(), LoadError> + 't;
+
+/// Unpacks `packed`, by its magic, to at most `limit` bytes. All pieces but the
+/// last have 1 MiB at least.
+pub(super) fn unpack(packed: &[u8], limit: usize, take: &mut Take<'_>) -> Result<(), LoadError> {
     if packed.starts_with(&LZ4_LEGACY) {
-        return lz4(&packed[LZ4_LEGACY.len()..], limit);
+        return lz4(&packed[LZ4_LEGACY.len()..], limit, take);
     }
     if packed.starts_with(&ZSTD) {
-        return zstd(packed, limit);
+        return zstd(packed, limit, take);
     }
     if packed.starts_with(&GZIP) {
-        return gzip(packed, limit);
+        return gzip(packed, limit, take);
     }
     Err(failed("unknown", format!("it begins with {:02x?}", &packed[..packed.len().min(6)])))
 }
@@ -38,8 +45,8 @@ fn too_long(codec: &'static str, limit: usize) -> LoadError {
     failed(codec, format!("it unpacks to more than {limit} bytes"))
 }
 
-fn lz4(mut rest: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
-    let (mut out, mut unpacked, mut ended) = (Vec::new(), vec![0; LZ4_BLOCK], false);
+fn lz4(mut rest: &[u8], limit: usize, take: &mut Take<'_>) -> Result<(), LoadError> {
+    let (mut total, mut unpacked, mut ended) = (0, vec![0; LZ4_BLOCK], false);
     // A rest that is no longer than a length is the appended size, or nothing.
     while rest.len() > size_of::<u32>() {
         // Else many tiny blocks that give nothing would keep us busy for hours.
@@ -52,30 +59,38 @@ fn lz4(mut rest: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
         rest = &rest[size_of::<u32>() + len..];
         let got = lz4_flex::block::decompress_into(block, &mut unpacked)
             .map_err(|error| failed("lz4", error.to_string()))?;
-        if out.len() + got > limit {
+        total += got;
+        if total > limit {
             return Err(too_long("lz4", limit));
         }
-        out.extend_from_slice(&unpacked[..got]);
+        take(&unpacked[..got])?;
         ended = got < LZ4_BLOCK;
     }
-    Ok(out)
+    Ok(())
 }
 
-fn zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
+fn zstd(packed: &[u8], limit: usize, take: &mut Take<'_>) -> Result<(), LoadError> {
     use std::io::Read as _;
 
-    let mut out = Vec::new();
-    zstd::stream::read::Decoder::with_buffer(packed)
-        .map(zstd::stream::read::Decoder::single_frame)
-        .and_then(|decoder| decoder.take(limit as u64 + 1).read_to_end(&mut out))
-        .map_err(|error| failed("zstd", error.to_string()))?;
-    if out.len() > limit {
-        return Err(too_long("zstd", limit));
+    let broken = |error: std::io::Error| failed("zstd", error.to_string());
+    let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
+    let mut decoder = decoder.single_frame();
+    let (mut total, mut chunk) = (0, Vec::with_capacity(CHUNK));
+    loop {
+        chunk.clear();
+        let got = (&mut decoder).take(CHUNK as u64).read_to_end(&mut chunk).map_err(broken)?;
+        total += got;
+        if total > limit {
+            return Err(too_long("zstd", limit));
+        }
+        if got == 0 {
+            return Ok(());
+        }
+        take(&chunk)?;
     }
-    Ok(out)
 }
 
-fn gzip(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
+fn gzip(packed: &[u8], limit: usize, take: &mut Take<'_>) -> Result<(), LoadError> {
     // The last four bytes are the unpacked size (RFC 1952 §2.3.1).
     let len = packed.last_chunk().map_or(0, |size| u32::from_le_bytes(*size)) as usize;
     if len > limit {
@@ -85,6 +100,5 @@ fn gzip(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
     let got = libdeflater::Decompressor::new()
         .gzip_decompress(packed, &mut out)
         .map_err(|error| failed("gzip", error.to_string()))?;
-    out.truncate(got);
-    Ok(out)
+    take(&out[..got])
 }

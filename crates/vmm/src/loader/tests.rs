@@ -63,8 +63,30 @@ fn bzimage(payload: &[u8], xloadflags: u16) -> Vec<u8> {
     file
 }
 
-fn load<'a>(kernel: &'a Kernel<'a>, files: &BootFiles<'a>) -> Result<InitState<'a>, LoadError> {
-    kernel.load(files, MEMORY, firmware(&config()))
+/// All that is in memory in the end.
+fn load(file: &[u8], files: &BootFiles<'_>) -> Result<InitState<'static>, LoadError> {
+    let mut writes = Vec::new();
+    let kernel = Kernel::place(file, MEMORY, &mut |address, bytes| {
+        writes.push(Write { address, bytes: Cow::Owned(bytes.to_vec()) });
+    })?;
+    let state = kernel.load(files, MEMORY, firmware(&config()))?;
+    writes.extend(
+        state.writes.into_iter().map(|Write { address, bytes }| Write {
+            address,
+            bytes: Cow::Owned(bytes.into_owned()),
+        }),
+    );
+    Ok(InitState { writes, cpu: state.cpu })
+}
+
+/// The bytes of a payload.
+fn unpack(packed: &[u8], limit: usize) -> Result<Vec<u8>, LoadError> {
+    let mut out = Vec::new();
+    payload::unpack(packed, limit, &mut |bytes| {
+        out.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Ok(out)
 }
 
 /// What the writes put at an address, to the end of that write.
@@ -111,11 +133,10 @@ fn every_packing_of_a_kernel_gives_the_same_pvh_start() {
     let code = vec![0x90; 5000];
     let elf = elf_kernel(KERNEL_AT, &code, 0x10_0000, Some(KERNEL_AT as u32 + 0x10));
     let initrd = vec![7; 5000];
-    let files = BootFiles { kernel: &[], initrd: &initrd, cmdline: "console=ttyS0" };
+    let files = BootFiles { initrd: &initrd, cmdline: "console=ttyS0" };
     let variants = ["lz4", "zstd", "gzip"].map(|codec| bzimage(&packed(codec, &elf), 1));
     for file in variants.iter().chain([&elf]) {
-        let kernel = Kernel::parse(file, MEMORY).unwrap();
-        let state = load(&kernel, &files).unwrap();
+        let state = load(file, &files).unwrap();
         assert_eq!(state.cpu.code, CodeSegment::Bits32);
         assert_eq!((state.cpu.rip, state.cpu.rbx), (KERNEL_AT + 0x10, layout::BOOT_INFO));
         assert_eq!(at(&state, KERNEL_AT), code);
@@ -135,12 +156,32 @@ fn every_packing_of_a_kernel_gives_the_same_pvh_start() {
 }
 
 #[test]
+fn a_kernel_in_pieces_comes_to_the_same_places() {
+    let code: Vec<u8> = (0..5000).map(|at| (at % 251) as u8).collect();
+    let elf = elf_kernel(KERNEL_AT, &code, 0x10_0000, Some(KERNEL_AT as u32));
+    let headers = 64 + 2 * 56;
+    for (first, len) in [(headers, 1), (headers, 7), (headers + 30, 4096), (elf.len(), 1)] {
+        let mut memory = vec![0; code.len()];
+        let mut put = |address: u64, bytes: &[u8]| {
+            let at = (address - KERNEL_AT) as usize;
+            memory[at..at + bytes.len()].copy_from_slice(bytes);
+        };
+        let mut placer = elf::Placer::new(ram(MEMORY), &mut put);
+        let (head, rest) = elf.split_at(first);
+        placer.take(head).unwrap();
+        rest.chunks(len).try_for_each(|piece| placer.take(piece)).unwrap();
+        let (end, pvh_entry) = (KERNEL_AT + 0x10_0000, KERNEL_AT as u32);
+        assert_eq!(placer.finish(), Ok(elf::Placed { end, pvh_entry }), "{first} {len}");
+        assert_eq!(memory, code, "{first} {len}");
+    }
+}
+
+#[test]
 fn a_kernel_that_we_cannot_unpack_starts_itself_in_long_mode() {
     let file = bzimage(b"\xfd7zXZ\0whatever", 1);
-    let kernel = Kernel::parse(&file, MEMORY).unwrap();
     let initrd = [1, 2, 3];
-    let files = BootFiles { kernel: &file, initrd: &initrd, cmdline: "" };
-    let state = load(&kernel, &files).unwrap();
+    let files = BootFiles { initrd: &initrd, cmdline: "" };
+    let state = load(&file, &files).unwrap();
     assert_eq!(state.cpu.code, CodeSegment::Bits64);
     assert_eq!((state.cpu.rip, state.cpu.rsi), (KERNEL_AT + 0x200, layout::BOOT_INFO));
     assert_eq!(at(&state, KERNEL_AT), &file[0x400..]);
@@ -205,7 +246,7 @@ fn what_is_not_a_kernel_or_does_not_fit_is_refused() {
         (
             elf(u64::MAX - 9, None),
             0,
-            "the kernel has neither a PVH entry (CONFIG_PVH) nor a 64-bit boot entry",
+            "the kernel needs memory at 0xfffffffffffffff6..0xffffffffffffffff, which the machine does not have",
         ),
         (
             whole.clone(),
@@ -214,9 +255,8 @@ fn what_is_not_a_kernel_or_does_not_fit_is_refused() {
         ),
     ] {
         let initrd = vec![0; initrd_len];
-        let files = BootFiles { kernel: &file, initrd: &initrd, cmdline: "" };
-        let refused =
-            Kernel::parse(&file, MEMORY).and_then(|kernel| load(&kernel, &files).map(drop));
+        let files = BootFiles { initrd: &initrd, cmdline: "" };
+        let refused = load(&file, &files).map(drop);
         assert_eq!(refused.map_err(|error| error.to_string()), Err(message.to_owned()));
     }
 }
@@ -224,12 +264,11 @@ fn what_is_not_a_kernel_or_does_not_fit_is_refused() {
 #[test]
 fn a_command_line_that_the_kernel_would_cut_is_refused() {
     let elf = elf_kernel(KERNEL_AT, &[0x90; 64], 0x1000, Some(KERNEL_AT as u32));
-    let kernel = Kernel::parse(&elf, MEMORY).unwrap();
     for (cmdline, fits) in
         [("a".repeat(2047), true), ("a".repeat(2048), false), ("a\0b".to_owned(), false)]
     {
-        let files = BootFiles { kernel: &elf, initrd: &[], cmdline: &cmdline };
-        assert_eq!(load(&kernel, &files).is_ok(), fits, "{}", cmdline.len());
+        let files = BootFiles { initrd: &[], cmdline: &cmdline };
+        assert_eq!(load(&elf, &files).is_ok(), fits, "{}", cmdline.len());
     }
 }
 
@@ -238,16 +277,16 @@ fn damaged_payloads_are_errors() {
     let elf = elf_kernel(KERNEL_AT, &[0x90; 9000], 0x1_0000, Some(KERNEL_AT as u32));
     for codec in ["lz4", "zstd", "gzip"] {
         let whole = packed(codec, &elf);
-        assert_eq!(payload::unpack(&whole, elf.len()).unwrap(), elf, "{codec}");
-        let refused = payload::unpack(&whole, elf.len() - 1).unwrap_err();
+        assert_eq!(unpack(&whole, elf.len()).unwrap(), elf, "{codec}");
+        let refused = unpack(&whole, elf.len() - 1).unwrap_err();
         let why = format!("it unpacks to more than {} bytes", elf.len() - 1);
         assert_eq!(refused, LoadError::Payload { codec, why });
-        let cut = payload::unpack(&whole[..whole.len() / 2], payload::UNPACKED_MAX);
+        let cut = unpack(&whole[..whole.len() / 2], payload::UNPACKED_MAX);
         assert!(matches!(cut, Err(LoadError::Payload { codec: named, .. }) if named == codec));
         for at in (4..whole.len()).step_by(whole.len() / 64 + 1) {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x55;
-            let _ = payload::unpack(&damaged, payload::UNPACKED_MAX);
+            let _ = unpack(&damaged, payload::UNPACKED_MAX);
         }
     }
 }
@@ -261,13 +300,12 @@ fn only_the_last_block_of_an_lz4_payload_may_be_short() {
     };
     const FULL: usize = 8 << 20;
     let whole = [&magic[..], &block(FULL), &block(FULL), &block(5), &[0; 4]].concat();
-    assert_eq!(payload::unpack(&whole, payload::UNPACKED_MAX).unwrap().len(), 2 * FULL + 5);
+    assert_eq!(unpack(&whole, payload::UNPACKED_MAX).unwrap().len(), 2 * FULL + 5);
 
     let nothing = [1, 0, 0, 0, 0].repeat(4 << 20);
     let short = [block(FULL - 1), block(1)].concat();
     for blocks in [nothing, short] {
-        let refused =
-            payload::unpack(&[&magic[..], &blocks].concat(), payload::UNPACKED_MAX).unwrap_err();
+        let refused = unpack(&[&magic[..], &blocks].concat(), payload::UNPACKED_MAX).unwrap_err();
         let why = "a block before the last one unpacks to less than 8 MiB";
         assert_eq!(refused, LoadError::Payload { codec: "lz4", why: why.to_owned() });
     }
@@ -281,10 +319,9 @@ fn an_installed_kernel_has_its_pvh_entry_found() {
         boot.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"));
     for entry in kernels {
         let Ok(file) = fs_err::read(entry.path()) else { continue };
-        let kernel = Kernel::parse(&file, MEMORY).unwrap();
-        assert!(matches!(kernel, Kernel::Pvh { .. }), "{:?}", entry.path());
-        let files = BootFiles { kernel: &file, initrd: &[], cmdline: "" };
-        let state = load(&kernel, &files).unwrap();
+        let files = BootFiles { initrd: &[], cmdline: "" };
+        let state = load(&file, &files).unwrap();
+        assert_eq!(state.cpu.code, CodeSegment::Bits32, "{:?}", entry.path());
         assert_eq!(state.cpu.rip, state.cpu.rip & 0xffff_ffff);
         at(&state, state.cpu.rip);
     }

@@ -51,10 +51,21 @@ pub fn spawn<T: Send + 'static>(
 ///
 /// Where the host has no thread for it.
 pub fn confined<T: Send>(role: Role, body: impl FnOnce() -> T + Send) -> io::Result<T> {
+    confined_beside(role, body, || ()).map(|(done, ())| done)
+}
+
+/// Like [`confined`], and does something else here until it waits.
+pub(crate) fn confined_beside<T: Send, U>(
+    role: Role,
+    body: impl FnOnce() -> T + Send,
+    here: impl FnOnce() -> U,
+) -> io::Result<(T, U)> {
     std::thread::scope(|scope| {
         let name = format!("{role:?}").to_lowercase();
         let thread = Builder::new().name(name).spawn_scoped(scope, move || listed(role, body))?;
-        thread.join().or_else(|panic| std::panic::resume_unwind(panic))
+        let done_here = here();
+        let done = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((done, done_here))
     })
 }
 
