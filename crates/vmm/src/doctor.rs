@@ -196,6 +196,9 @@ fn try_steps(
     let threads = VcpuThreads::start("probe", vcpus, &buses, &exit, crew)?;
     let in_time = exit.wait_for(TIME_LIMIT);
     drop(threads);
+    // With its last handle KVM waits for all processors of the host, for which nobody has to wait here.
+    // Where there is no thread for it, the handle goes now.
+    let _ = std::thread::Builder::new().name("probe-end".to_owned()).spawn(move || drop(vm));
     let why = match exit.take() {
         Some(Ok(Exit::PowerOff)) => {
             let times = reporter.times.lock().unwrap_or_else(PoisonError::into_inner);
