@@ -58,6 +58,18 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+impl Command {
+    /// The command that this process was started with. The flags of all commands are set up to find it,
+    /// except for the one that no guest starts without.
+    pub(crate) fn of_process() -> Self {
+        let mut words = std::env::args_os().skip(1).peekable();
+        match words.peek().is_some_and(|word| word == "machine") {
+            true => Self::Machine(Box::new(MachineArgs::parse_from(words))),
+            false => Cli::parse().command,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Bring a disk image into a volume, a file or a block device
@@ -550,7 +562,8 @@ pub(crate) struct DoctorArgs {
 }
 
 /// What `supervise`'s KVM engine passes; not for people.
-#[derive(Debug, Args)]
+#[derive(Debug, Parser)]
+#[command(name = "bootyard machine")]
 pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) name: String,

@@ -28,9 +28,7 @@ mod transfer;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, Command, SeedCommand};
+use crate::args::{Command, SeedCommand};
 use crate::error::Failure;
 
 fn main() -> ExitCode {
@@ -38,7 +36,7 @@ fn main() -> ExitCode {
     // anything else happens is the rule that prevents it.
     bootyard_source::install_crypto_provider();
     settings::stop_where_tests_say();
-    let done = match Cli::parse().command {
+    let done = match Command::of_process() {
         Command::Import(args) => commands::import::run(*args),
         Command::Importer => Ok(commands::importer::run()),
         Command::Create(command) => commands::create::run(command),

@@ -45,8 +45,10 @@ pub(crate) fn run(args: &MachineArgs) -> Result<ExitCode, Failure> {
         linked.serve(socket.into(), args, served.balloon.clone())?;
     }
     // A guest has written what is read from here on.
-    let read = sandbox::confined(Role::Disk, || drives::read(drives));
-    (config.disks, config.cdroms) = read.map_err(other)??;
+    if !drives.is_empty() {
+        let read = sandbox::confined(Role::Disk, || drives::read(drives));
+        (config.disks, config.cdroms) = read.map_err(other)??;
+    }
     let written: Vec<Arc<dyn Disk>> =
         config.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
     let machine = Machine::new(kvm, config);
