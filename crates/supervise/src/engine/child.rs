@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{Serial, Woken};
+use super::{Ended, Running, Serial, Woken};
 use crate::control::{Remote, wire};
 use crate::{Cancel, Error};
 
@@ -77,12 +77,8 @@ impl Child {
         }
     }
 
-    pub(super) fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
     /// Waits as [`super::Running::wait`] does; the exit status is `Ok`, what came before it `Err`.
-    pub(super) fn wait(
+    fn wait(
         &mut self,
         cancel: &Cancel,
         timeout: Option<Duration>,
@@ -101,7 +97,7 @@ impl Child {
     }
 
     /// Waits for the child's end, and until all its output was passed on.
-    pub(super) fn join(&mut self) -> Result<ExitStatus, Error> {
+    fn join(&mut self) -> Result<ExitStatus, Error> {
         // `std` remembers the status, so that a second wait returns the same.
         let status = self.process.wait().map_err(Error::system("waiting for the machine"))?;
         self.status = Some(status);
@@ -111,7 +107,7 @@ impl Child {
     }
 
     /// Tells the machine to end, and kills it if it does not.
-    pub(super) fn stop(&mut self, remote: Arc<dyn Remote>) -> Result<(), Error> {
+    fn stop(&mut self, remote: Arc<dyn Remote>) -> Result<(), Error> {
         // On a thread: one that does not even read must not hold up its end.
         start("stop", move || drop(remote.execute(&wire::Command::Stop)))?;
         let never = Cancel::new().map_err(Error::system("making a pipe"))?;
@@ -145,6 +141,49 @@ impl Drop for Child {
             let _ = self.process.kill();
             let _ = self.process.wait();
         }
+    }
+}
+
+/// What an engine knows of its child's guest.
+pub(super) trait Guest {
+    /// What reaches into it.
+    fn remote(&self) -> Arc<dyn Remote>;
+
+    /// What the end of `child`, with `status`, means for it. May be asked again.
+    fn ended(&mut self, child: &mut Child, status: ExitStatus) -> Ended;
+}
+
+/// A machine: a child, which ends before what it was given goes away, and its guest.
+#[derive(Debug)]
+pub(super) struct Watched<G> {
+    pub(super) child: Child,
+    pub(super) guest: G,
+}
+
+impl<G: Guest> Running for Watched<G> {
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        Some(self.guest.remote())
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.process.id()
+    }
+
+    fn wait(&mut self, cancel: &Cancel, timeout: Option<Duration>) -> Result<Woken, Error> {
+        let waited = self.child.wait(cancel, timeout)?;
+        Ok(waited.map_or_else(
+            |woken| woken,
+            |status| Woken::Ended(self.guest.ended(&mut self.child, status)),
+        ))
+    }
+
+    fn kill(&mut self) -> Result<(), Error> {
+        self.child.stop(self.guest.remote())
+    }
+
+    fn join(&mut self) -> Result<Ended, Error> {
+        let status = self.child.join()?;
+        Ok(self.guest.ended(&mut self.child, status))
     }
 }
 

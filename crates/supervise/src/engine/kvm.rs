@@ -4,18 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bootyard_spec::{
     BootSpec, Class, DiskAttachment, GuestEnd, GuestServices, KernelBoot, RebootPolicy,
 };
 
-use super::child::Child;
-use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use super::child::{Child, Guest, Watched};
+use super::{Ended, Engine, Failure, Running, Serial};
 use crate::control::{Link, OpenMedium, Remote, clear};
 use crate::lifeline::Lifeline;
 use crate::plan::{backing_argument, disk_argument};
-use crate::{Cancel, Error, LaunchPlan, machine_exit};
+use crate::{Error, LaunchPlan, machine_exit};
 
 /// Runs guests on `/dev/kvm`.
 #[derive(Debug, Clone)]
@@ -39,7 +38,7 @@ impl Engine for KvmEngine {
         let sockets = Sockets::of(&plan.services);
         lifeline.handed_over();
         link.handed_over();
-        Ok(Box::new(Machine { child, sockets, link, _lifeline: lifeline }))
+        Ok(Box::new(Watched { child, guest: Machine { sockets, link, _lifeline: lifeline } }))
     }
 }
 
@@ -147,57 +146,34 @@ impl Drop for Sockets {
     }
 }
 
-/// A child that runs a guest.
+/// What a child that runs a guest has besides its process.
 #[derive(Debug)]
 struct Machine {
-    child: Child,
     sockets: Sockets,
     link: Link,
     _lifeline: Lifeline,
 }
 
-impl Machine {
-    fn ended(&mut self, status: ExitStatus) -> Ended {
+impl Guest for Machine {
+    fn remote(&self) -> Arc<dyn Remote> {
+        self.link.remote()
+    }
+
+    fn ended(&mut self, child: &mut Child, status: ExitStatus) -> Ended {
         self.sockets.remove();
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         match code.map_or(Err(Class::Engine), machine_exit::end_of) {
             Ok(end) => {
                 // After a power-off, words on standard error are no reason for anything.
-                let said = (end != GuestEnd::PowerOff).then(|| self.child.last_words());
+                let said = (end != GuestEnd::PowerOff).then(|| child.last_words());
                 Ended { end, failure: None, note: said.filter(|said| !said.is_empty()) }
             }
             Err(class) => {
-                let (status, stderr) = (status.to_string(), self.child.last_words());
+                let (status, stderr) = (status.to_string(), child.last_words());
                 let failure = Some(Failure { class, status, stderr });
                 Ended { end: GuestEnd::EngineFailed, failure, note: None }
             }
         }
-    }
-}
-
-impl Running for Machine {
-    fn remote(&self) -> Option<Arc<dyn Remote>> {
-        Some(self.link.remote())
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn wait(&mut self, cancel: &Cancel, timeout: Option<Duration>) -> Result<Woken, Error> {
-        Ok(match self.child.wait(cancel, timeout)? {
-            Ok(status) => Woken::Ended(self.ended(status)),
-            Err(woken) => woken,
-        })
-    }
-
-    fn kill(&mut self) -> Result<(), Error> {
-        self.child.stop(self.link.remote())
-    }
-
-    fn join(&mut self) -> Result<Ended, Error> {
-        let status = self.child.join()?;
-        Ok(self.ended(status))
     }
 }
 

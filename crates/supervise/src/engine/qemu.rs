@@ -5,18 +5,17 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bootyard_spec::{
     Class, CpuModel, DiskBus, DiskCache, DiskDevice, GuestEnd, KernelBoot, RebootPolicy,
 };
 
-use super::child::Child;
+use super::child::{Child, Guest, Watched};
 use super::qmp::Qmp;
-use super::{Ended, Engine, Failure, Running, Serial, Woken};
+use super::{Ended, Engine, Failure, Running, Serial};
 use super::{hardware, network, services};
 use crate::control::{OpenMedium, Remote};
-use crate::{Cancel, DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
+use crate::{DiskFormat, DiskUsage, Error, LaunchPlan, PlanDisk};
 
 /// Runs guests on QEMU.
 #[derive(Debug, Clone)]
@@ -53,7 +52,7 @@ impl Engine for QemuEngine {
         };
         qmp.handed_over();
         sockets.handed_over();
-        Ok(Box::new(Machine { child, qmp, ended: None, _sockets: sockets }))
+        Ok(Box::new(Watched { child, guest: Machine { qmp, ended: None, _sockets: sockets } }))
     }
 }
 
@@ -214,17 +213,20 @@ pub(super) fn escaped(value: &OsStr) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// A running QEMU.
+/// What a running QEMU has besides its process.
 #[derive(Debug)]
 struct Machine {
-    child: Child,
     qmp: Qmp,
     ended: Option<Ended>,
     _sockets: services::Sockets,
 }
 
-impl Machine {
-    fn ended(&mut self, status: ExitStatus) -> Ended {
+impl Guest for Machine {
+    fn remote(&self) -> Arc<dyn Remote> {
+        self.qmp.remote()
+    }
+
+    fn ended(&mut self, child: &mut Child, status: ExitStatus) -> Ended {
         if let Some(ended) = &self.ended {
             return ended.clone();
         }
@@ -233,37 +235,11 @@ impl Machine {
         let failure = end.is_none().then(|| Failure {
             class: Class::Engine,
             status: status.to_string(),
-            stderr: self.child.last_words(),
+            stderr: child.last_words(),
         });
         let ended =
             Ended { end: end.unwrap_or(GuestEnd::EngineFailed), failure, note: heard.disk_error };
         self.ended.insert(ended).clone()
-    }
-}
-
-impl Running for Machine {
-    fn remote(&self) -> Option<Arc<dyn Remote>> {
-        Some(self.qmp.remote())
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn wait(&mut self, cancel: &Cancel, timeout: Option<Duration>) -> Result<Woken, Error> {
-        Ok(match self.child.wait(cancel, timeout)? {
-            Ok(status) => Woken::Ended(self.ended(status)),
-            Err(woken) => woken,
-        })
-    }
-
-    fn kill(&mut self) -> Result<(), Error> {
-        self.child.stop(self.qmp.remote())
-    }
-
-    fn join(&mut self) -> Result<Ended, Error> {
-        let status = self.child.join()?;
-        Ok(self.ended(status))
     }
 }
 
