@@ -2,11 +2,10 @@
 //! with busybox and a shell that listens on a stream socket, through which everything is asked of it; the
 //! machine is confined as any other.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::time::Duration;
 
 use bootyard_cloudinit::{Image, ImageFormat, Tree};
-use bootyard_testkit::{run, skip};
+use bootyard_testkit::{Cli, skip};
 use expect_test::expect;
 
 use crate::{need, xtask};
@@ -24,6 +23,9 @@ const MODULES: [&str; 9] = [
     "vmw_vsock_virtio_transport",
 ];
 
+/// Debian's, which knows stream sockets without a network.
+const SOCAT: &str = "/usr/bin/socat";
+
 /// The guest's first process.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -38,7 +40,6 @@ until [ -b /dev/sda ] && [ -b /dev/sr0 ] && ln -s /dev/vport?p1 /channel && [ -c
     rm -f /channel
     sleep 0.2
 done
-echo READY
 socat -t 60 VSOCK-LISTEN:1235 EXEC:sha256sum &
 exec socat -t 60 VSOCK-LISTEN:1234,fork EXEC:sh,stderr
 "#;
@@ -54,15 +55,15 @@ bootyard run --engine kvm --memory 256Mi --timeout 400s --net none \
     --virtio-console hvc --channel org.example.0=channel --vsock cid=5,socket=vsock \
     >serial 2>err </dev/null &
 machine=$!
+# Sends standard input to a port of the guest, and shows what comes back.
+port() { { echo "CONNECT $1"; cat; } | timeout 90 socat -t 90 - UNIX-CONNECT:vsock 2>>asked | tail -n +2; }
+ask() { echo "$1" | port 1234; }
 tries=0
-until grep -q ^READY serial; do
+until [ "$(ask 'echo ready')" = ready ]; do
     tries=$((tries + 1))
-    [ $tries -gt 250 ] && { echo "not ready"; tail -n 40 serial err; exit 1; }
+    [ $tries -gt 250 ] && { echo "not ready"; tail -n 40 asked serial err; exit 1; }
     sleep 1
 done
-# Sends standard input to a port of the guest, and shows what comes back.
-port() { { echo "CONNECT $1"; cat; } | timeout 90 socat -t 90 - UNIX-CONNECT:vsock | tail -n +2; }
-ask() { echo "$1" | port 1234; }
 control() { bootyard control control "$@"; }
 statistic() { control statistics --json | grep -o "\"$1\":[0-9]*" | cut -d: -f2; }
 left() { ask "awk '/MemFree/ { print \$2 * 1024 }' /proc/meminfo"; }
@@ -158,24 +159,32 @@ fn disc(name: &str, mib: usize) -> Vec<u8> {
     image.build(&tree).expect("an image").into_bytes()
 }
 
-#[test]
-fn linux_drives_every_device_on_the_kvm_engine() {
+/// A folder with a guest that begins with this script, a disc, and another one.
+fn guest_with(init: &str, modules: &[&str], programs: &[&str]) -> Option<tempfile::TempDir> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    let write = |name: &str, bytes: &[u8]| fs_err::write(path(name), bytes).expect("a file");
-    write("init", INIT.as_bytes());
-    write("devices.sh", DEVICES.as_bytes());
+    let write = |name: &str, bytes: &[u8]| {
+        fs_err::write(folder.path().join(name), bytes).expect("a file");
+    };
+    write("init", init.as_bytes());
     write("one.iso", &disc("one", 1));
     write("two.iso", &disc("two", 2));
-    let socat: PathBuf = run(Command::new("which").arg("socat")).trim().into();
-    let socat = socat.display().to_string();
-    let (init, target) = (path("init"), path(""));
-    let modules = MODULES.iter().flat_map(|module| ["--module", module]);
-    let words = ["initrd", "--init", &init, "--program", &socat, &target];
-    need!(xtask(&words.into_iter().chain(modules).collect::<Vec<_>>()));
+    let (init, target) = (folder.path().join("init"), folder.path().display().to_string());
+    let init = init.display().to_string();
+    let modules = modules.iter().flat_map(|module| ["--module", module]);
+    let programs = programs.iter().flat_map(|program| ["--program", program]);
+    let words = ["initrd", "--init", &init, &target].into_iter().chain(modules).chain(programs);
+    xtask(&words.collect::<Vec<_>>())?;
+    Some(folder)
+}
+
+#[test]
+fn linux_drives_every_device_on_the_kvm_engine() {
+    let folder = need!(guest_with(INIT, &MODULES, &[SOCAT]));
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs_err::write(path("devices.sh"), DEVICES).expect("a script");
     let files = ["kernel", "initrd", "one.iso", "two.iso", "devices.sh"].map(path);
     let files = files.iter().flat_map(|file| ["--file", file]);
-    let words = ["lab", "--memory", "1024", "--cpus", "1", "--program", &socat];
+    let words = ["lab", "--memory", "1024", "--cpus", "1", "--program", SOCAT];
     let command = ["--", "sh", "/devices.sh"];
     let words: Vec<&str> = words.into_iter().chain(files).chain(command).collect();
     let printed = need!(xtask(&words));
@@ -233,4 +242,79 @@ fn linux_drives_every_device_on_the_kvm_engine() {
         disk: the guest powered itself off
     "#]]
     .assert_eq(&printed.replace('\r', ""));
+}
+
+/// The guest's first process where it is only to say what is on the SCSI bus.
+const SCSI: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir /mnt
+while read -r module; do insmod "/lib/modules/$module"; done </modules
+until [ -b /dev/sda ] && [ -b /dev/sdb ] && [ -b /dev/sr0 ] && [ -b /dev/sr1 ]; do sleep 0.2; done
+exec >/dev/ttyS0
+# Linux names disks in whatever order it finds them.
+at() { ls /sys/bus/scsi/devices/0:0:$1:0/block; }
+echo
+for target in 0 1; do
+    disk=$(at $target)
+    cd /sys/block/$disk
+    echo "=$target: $(tail -c +5 device/vpd_pg80), $(cat size) sectors, read-only $(cat ro)"
+    echo written | dd of=/dev/$disk bs=512 seek=7 conv=fsync,sync 2>/dev/null || echo "=$target: cannot be written to"
+done
+for target in 2 3; do
+    mount -t iso9660 -o ro /dev/$(at $target) /mnt
+    echo "=$target: $(cat /mnt/name)"
+    umount /mnt
+done
+poweroff -f
+"#;
+
+#[test]
+fn scsi_disks_and_discs_are_on_the_qemu_engine() {
+    let modules = ["virtio_pci", "virtio_scsi", "sd_mod", "sr_mod", "isofs"];
+    let folder = need!(guest_with(SCSI, &modules, &[]));
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["a.raw", "b.raw"] {
+        fs_err::File::create(path(name)).and_then(|file| file.set_len(1 << 20)).expect("a disk");
+    }
+    let output = Cli::from_env().limit(Duration::from_secs(300)).run([
+        "run",
+        "--engine=qemu",
+        "--memory=256Mi",
+        "--timeout=280s",
+        "--kernel",
+        &path("kernel"),
+        "--initrd",
+        &path("initrd"),
+        "--cmdline=console=ttyS0 quiet",
+        "--disk",
+        &format!("{},bus=scsi,serial=A-1", path("a.raw")),
+        "--disk",
+        &format!("{},bus=scsi,readonly,serial=B-2", path("b.raw")),
+        "--cdrom",
+        &path("one.iso"),
+        "--cdrom",
+        &path("two.iso"),
+    ]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let said: String = output
+        .stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix('='))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    expect![[r#"
+        0: A-1, 2048 sectors, read-only 0
+        1: B-2, 2048 sectors, read-only 1
+        1: cannot be written to
+        2: disc one
+        3: disc two
+    "#]]
+    .assert_eq(&said);
+    let disk = fs_err::read(path("a.raw")).expect("the disk");
+    assert_eq!(&disk[7 * 512..][..9], b"written\n\0");
+    assert!(fs_err::read(path("b.raw")).expect("the disk").iter().all(|byte| *byte == 0));
 }
