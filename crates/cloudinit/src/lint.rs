@@ -19,7 +19,6 @@ mod script;
 mod text;
 mod together;
 mod words;
-mod yaml;
 
 pub use finding::{Code, Finding, Severity};
 pub use text::is_utf16;

@@ -6,7 +6,7 @@ use super::finding::Code;
 use super::schema::{self, Schema};
 use super::text::{Report, Source};
 use super::words;
-use super::yaml::{self, Entry, FlawKind, Mark, Node, Value};
+use bootyard_yaml::{self as yaml, Entry, FlawKind, Mark, Node, Value};
 
 /// A cloud-config.
 pub(super) fn check(source: &mut Source<'_>) {
@@ -18,7 +18,7 @@ pub(super) fn check(source: &mut Source<'_>) {
 /// What is left of a template with statements: both branches of each `if`, and each loop's body once.
 /// That it is no YAML then means nothing.
 pub(super) fn check_template(source: &mut Source<'_>) {
-    match yaml::parse(source.text) {
+    match yaml::document(source.text) {
         Ok(document) => {
             if let Some(root) = document.root {
                 check_document(source, &root);
@@ -38,7 +38,7 @@ pub(super) fn check_template(source: &mut Source<'_>) {
 
 /// The document, unless there is none; what is wrong with the YAML is reported.
 pub(super) fn read(source: &mut Source<'_>) -> Option<Rc<Node>> {
-    let document = match yaml::parse(source.text) {
+    let document = match yaml::document(source.text) {
         Ok(document) => document,
         Err(flaw) => {
             source.push(flawed(&flaw));

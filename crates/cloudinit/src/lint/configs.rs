@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::parts::{Remains, without_expressions};
-use super::yaml::{self, Node};
+use bootyard_yaml::{self as yaml, Node};
 use crate::{Format, Parts};
 
 /// A cloud-config.
@@ -52,7 +52,7 @@ pub(crate) fn configs(data: &[u8]) -> Vec<Config> {
 /// What has no header in an archive is a cloud-config, too; and so is what has an unknown type here,
 /// because a header counts more than some types.
 fn archive(text: &str, all: &mut Vec<Config>) {
-    let Some(root) = yaml::parse(text).ok().and_then(|document| document.root) else { return };
+    let Some(root) = yaml::document(text).ok().and_then(|document| document.root) else { return };
     for item in root.items() {
         if let Some(content) = item.get("content").unwrap_or(item).text() {
             all.extend(config(content));
@@ -79,7 +79,7 @@ fn config(text: &str) -> Option<Config> {
 }
 
 fn read(text: &str) -> Option<Map<String, Value>> {
-    match json(yaml::parse(text).ok()?.root.as_deref()?) {
+    match json(yaml::document(text).ok()?.root.as_deref()?) {
         Value::Object(map) => Some(map),
         _ => None,
     }

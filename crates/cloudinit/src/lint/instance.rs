@@ -8,7 +8,7 @@ use super::finding::Code;
 use super::schema::{self, Schema, What};
 use super::text::{Report, Source};
 use super::words;
-use super::yaml::{Entry, Mark, Node, Value};
+use bootyard_yaml::{Entry, Mark, Node, Value};
 
 /// NoCloud's `meta-data`: YAML with the instance's identity. It has no schema.
 pub(super) fn check_meta_data(source: &mut Source<'_>) {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Number, Value as Json};
 
-use super::yaml::{self, Mark, Node, Value};
+use bootyard_yaml::{self as yaml, Mark, Node, Value};
 
 /// Why a text has no such JSON: the line, what stands there, and what helps.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct NoJson {
 
 /// What a text in YAML says; null if it says nothing.
 pub(crate) fn read(text: &str) -> Result<Json, NoJson> {
-    let document = yaml::parse(text).map_err(|flaw| NoJson {
+    let document = yaml::document(text).map_err(|flaw| NoJson {
         line: flaw.mark.line,
         what: flaw.what,
         hint: flaw.hint,

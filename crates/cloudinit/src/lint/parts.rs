@@ -9,7 +9,7 @@ use super::finding::{Code, Finding};
 use super::mime::{self, Entity};
 use super::schema::shortened;
 use super::text::{Place, Report, Source, guarded, is_bare, utf8};
-use super::yaml::{self, Mark, Node, PLACEHOLDER};
+use bootyard_yaml::{self as yaml, Mark, Node, PLACEHOLDER};
 use super::{cloud_config, script};
 use crate::Format;
 use crate::user_data::{GZIP_MAGIC, HEADERS, has_mime_version, loose_header, recognise};
@@ -226,7 +226,7 @@ impl Parts<'_> {
 
     /// A piece of an archive that begins with no header: cloud-init takes it for a cloud-config.
     fn untyped(&mut self, text: &str, place: Place) {
-        let is_mapping = yaml::parse(text)
+        let is_mapping = yaml::document(text)
             .is_ok_and(|document| document.root.is_some_and(|root| !root.entries().is_empty()));
         if is_mapping {
             return cloud_config::check(&mut Source::new(text, place, self.findings));

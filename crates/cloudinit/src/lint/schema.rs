@@ -13,7 +13,7 @@ use regex_lite::Regex;
 
 pub(super) use json::Json;
 
-use super::yaml::{Entry, Mark, Node, Value};
+use bootyard_yaml::{Entry, Mark, Node, Value};
 
 /// cloud-init's schemas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::finding::Code;
 use super::text::{Report, Source};
-use super::yaml::Mark;
+use bootyard_yaml::Mark;
 
 /// A script that is written to a file and executed as it is.
 pub(super) fn check(source: &mut Source<'_>) {

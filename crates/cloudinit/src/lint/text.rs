@@ -4,7 +4,7 @@
 use std::cell::OnceCell;
 
 use super::finding::{Code, Finding, Severity};
-use super::yaml::{Mark, Node, Value};
+use bootyard_yaml::{Mark, Node, Value};
 
 /// Where a text stands in the file that was given.
 #[derive(Debug, Clone, Default)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::finding::{Code, Finding, Severity};
-use super::yaml::{self, Node, Value};
+use bootyard_yaml::{self as yaml, Node, Value};
 use crate::Format;
 use crate::parts::Parts;
 
@@ -40,7 +40,7 @@ pub fn check_together(pieces: &[(&str, &[u8])]) -> Vec<(usize, Finding)> {
 }
 
 fn read(content: &[u8]) -> Option<Rc<Node>> {
-    yaml::parse(std::str::from_utf8(content).ok()?).ok()?.root
+    yaml::document(std::str::from_utf8(content).ok()?).ok()?.root
 }
 
 /// The keys that replace a list or mapping of an earlier piece.

@@ -95,7 +95,7 @@ fn deprecated(path: &str, version: &str, description: &str) -> Report {
 fn plain(description: &str) -> String {
     let text = description.replace("``", "`").replace("**", "`");
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    super::yaml::lower(&text)
+    bootyard_yaml::lower(&text)
 }
 
 fn type_name(name: &str) -> &str {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::lint::yaml::Value;
+use bootyard_yaml::Value;
 
 /// A value of a schema. The keys stay in their order; none is looked up often enough for a map.
 #[derive(Debug)]

@@ -1,9 +1,11 @@
-//! What a scalar is in YAML 1.1, by the expressions of PyYAML's `resolver.py` and the conversions of
-//! its `constructor.py`.
+//! What a scalar is in YAML 1.1: by the expressions of PyYAML's `resolver.py` and the conversions of its
+//! `constructor.py`, and by `resolve.go` of the `goyaml.v2` in `sigs.k8s.io/yaml`.
+
+mod go;
 
 use granit_parser::ScalarStyle;
 
-use super::{PLACEHOLDER, Text, Value};
+use super::{Dialect, PLACEHOLDER, Text, Value};
 
 /// The prefix that `!!` stands for (YAML 1.1 §3.3.2).
 const CORE: &str = "tag:yaml.org,2002:";
@@ -16,8 +18,13 @@ fn wrong<T>(what: impl Into<String>, hint: &str) -> Result<T, Wrong> {
 }
 
 /// The value of a scalar.
-pub(super) fn resolve(text: &str, style: ScalarStyle, tag: Option<&str>) -> Result<Value, Wrong> {
-    if text.contains(PLACEHOLDER) {
+pub(super) fn resolve(
+    dialect: Dialect,
+    text: &str,
+    style: ScalarStyle,
+    tag: Option<&str>,
+) -> Result<Value, Wrong> {
+    if dialect == Dialect::CloudInit && text.contains(PLACEHOLDER) {
         return Ok(Value::Unknown);
     }
     let as_text = || {
@@ -27,34 +34,43 @@ pub(super) fn resolve(text: &str, style: ScalarStyle, tag: Option<&str>) -> Resu
     // The tag `!` alone makes PyYAML look at any scalar as at one without quotes.
     let is_plain = style == ScalarStyle::Plain || tag == Some("!");
     let Some(tag) = tag.filter(|tag| *tag != "!") else {
-        return if is_plain { Ok(plain(text)?.unwrap_or_else(as_text)) } else { Ok(as_text()) };
+        let value = match dialect {
+            _ if !is_plain => None,
+            Dialect::CloudInit => plain(text)?,
+            Dialect::Kubernetes => go::plain(text),
+        };
+        return Ok(value.unwrap_or_else(as_text));
     };
     match tag.strip_prefix(CORE) {
         Some("str" | "python/unicode") => Ok(as_text()),
         Some("binary") => Ok(Value::Binary),
         Some("null") => Ok(Value::Null),
         Some(kind @ ("bool" | "int" | "float" | "timestamp")) => typed(kind, text),
-        _ => unknown_tag(tag),
+        _ => unknown_tag(dialect, tag),
     }
 }
 
 /// A value of a collection with a tag.
-pub(super) fn tagged(value: Value, tag: Option<&str>) -> Result<Value, Wrong> {
+pub(super) fn tagged(
+    dialect: Dialect,
+    value: Value,
+    tag: Option<&str>,
+) -> Result<Value, Wrong> {
     let Some(tag) = tag else { return Ok(value) };
     match (tag.strip_prefix(CORE), &value) {
         (Some("seq"), Value::List(_)) | (Some("map"), Value::Map(_)) => Ok(value),
         (Some("set"), Value::Map(_)) | (Some("omap" | "pairs"), Value::List(_)) => Ok(Value::Other),
         _ if tag == "!" => Ok(value),
-        _ => unknown_tag(tag),
+        _ => unknown_tag(dialect, tag),
     }
 }
 
-fn unknown_tag<T>(tag: &str) -> Result<T, Wrong> {
+fn unknown_tag<T>(dialect: Dialect, tag: &str) -> Result<T, Wrong> {
     // A password may begin with `!`.
     let shown =
         tag.strip_prefix(CORE).map_or("a tag".to_owned(), |tag| format!("the tag `!!{tag}`"));
     wrong(
-        format!("{shown}, which cloud-init does not read here"),
+        format!("{shown}, which {} does not read here", dialect.reader()),
         "remove it; a text that begins with `!` needs quotes",
     )
 }

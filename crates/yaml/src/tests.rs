@@ -70,7 +70,7 @@ fn shown(node: &Node) -> String {
 }
 
 fn ours(text: &str) -> String {
-    match parse(text) {
+    match document(text) {
         Ok(document) => document.root.map_or_else(|| "null".to_owned(), |root| shown(&root)),
         Err(_) => "refused".to_owned(),
     }
@@ -326,7 +326,7 @@ fn the_corpus_means_what_it_means_to_pyyaml() {
 
 #[test]
 fn what_is_wrong_has_its_place() {
-    let place = |text: &str| parse(text).map(|_| ()).unwrap_err();
+    let place = |text: &str| document(text).map(|_| ()).unwrap_err();
     for (text, line, column, what) in [
         ("a: 1\nb:\n\t- 1\n", 3, 1, "a tab"),
         ("a: 1 \t# c\n", 1, 6, "a tab"),
@@ -348,10 +348,10 @@ fn what_is_wrong_has_its_place() {
 
 #[test]
 fn a_repeated_key_is_told_and_the_last_one_counts() {
-    let document = parse("a: 1\nb: {c: 1, c: 2}\na: 3\n").unwrap();
-    let lines: Vec<usize> = document.flaws.iter().map(|flaw| flaw.mark.line).collect();
+    let read = document("a: 1\nb: {c: 1, c: 2}\na: 3\n").unwrap();
+    let lines: Vec<usize> = read.flaws.iter().map(|flaw| flaw.mark.line).collect();
     assert_eq!(lines, [2, 3]);
-    assert_eq!(document.root.unwrap().get("a").unwrap().value, Value::Int(Some(3)));
+    assert_eq!(read.root.unwrap().get("a").unwrap().value, Value::Int(Some(3)));
 }
 
 #[test]
@@ -361,8 +361,8 @@ fn aliases_that_multiply_and_deep_nesting_end_early() {
         let alias = format!("*a{}", level - 1);
         bomb += &format!("a{level}: &a{level} [{}]\n", [alias.as_str(); 10].join(", "));
     }
-    assert!(parse(&bomb).unwrap_err().what.contains("aliases"));
+    assert!(document(&bomb).unwrap_err().what.contains("aliases"));
     for nested in ["[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(100_000)] {
-        parse(&nested).unwrap_err();
+        document(&nested).unwrap_err();
     }
 }

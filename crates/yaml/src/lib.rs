@@ -1,8 +1,10 @@
-//! YAML as PyYAML's `SafeLoader` reads it, which is cloud-init's reader, with the place of every key
-//! and value. It reports what SafeLoader refuses, and what it drops without a word.
+//! YAML with the place of every key and value, as its reader on the other side takes it: PyYAML's
+//! `SafeLoader` (cloud-init), or `sigs.k8s.io/yaml` (a cluster). It reports what that reader refuses,
+//! and what it drops without a word.
 //!
-//! The events come from a parser of YAML 1.2; what differs in YAML 1.1 and in PyYAML (tabs, what is a
-//! number or a boolean, merge keys, repeated anchors) is added here. Nothing here knows cloud-init.
+//! The events come from a parser of YAML 1.2; what differs in YAML 1.1 and in the readers (tabs, what is
+//! a number or a boolean, merge keys, repeated anchors) is added here. Nothing here knows what the
+//! documents are about.
 
 mod scalar;
 
@@ -12,47 +14,75 @@ use std::rc::Rc;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle, Tag};
 
+/// Who reads the text in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// PyYAML's `SafeLoader`.
+    CloudInit,
+    /// `sigs.k8s.io/yaml`, which turns YAML into JSON, and JSON itself.
+    Kubernetes,
+}
+
+impl Dialect {
+    const fn reader(self) -> &'static str {
+        match self {
+            Self::CloudInit => "cloud-init",
+            Self::Kubernetes => "Kubernetes",
+        }
+    }
+}
+
 /// A place in a text, both counted from 1, the column in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Mark {
-    pub(super) line: usize,
-    pub(super) column: usize,
+pub struct Mark {
+    /// The line on which it begins.
+    pub line: usize,
+    /// The column of its first character.
+    pub column: usize,
     /// How many characters of that line belong to it.
-    pub(super) width: usize,
+    pub width: usize,
     /// The line on which it ends.
-    pub(super) last_line: usize,
+    pub last_line: usize,
 }
 
 impl Mark {
     /// One character.
-    pub(super) const fn at(line: usize, column: usize) -> Self {
+    pub const fn at(line: usize, column: usize) -> Self {
         Self { line, column, width: 1, last_line: line }
     }
 }
 
 /// A value and where it stands.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) mark: Mark,
-    pub(super) value: Value,
+pub struct Node {
+    /// Where it stands.
+    pub mark: Mark,
+    /// What it is.
+    pub value: Value,
     /// How many nodes it is with all aliases written out.
     weight: usize,
 }
 
-/// What PyYAML makes of a node.
+/// What the reader makes of a node.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub enum Value {
+    /// Nothing, `~` or `null`.
     Null,
+    /// A boolean, which `yes` is too.
     Bool(bool),
     /// The value, or `None` if it is beyond 128 bits.
     Int(Option<i128>),
+    /// Any other number.
     Float(f64),
+    /// Text.
     Text(Text),
     /// A date or time that stands without quotes.
     Timestamp,
     /// `!!binary`: bytes, for which cloud-init takes text as well.
     Binary,
+    /// A sequence.
     List(Vec<Rc<Node>>),
+    /// A mapping, in the order of the text; what merge keys brought comes first.
     Map(Vec<Entry>),
     /// `!!set`, `!!omap` and `!!pairs`: values of Python that no schema speaks of.
     Other,
@@ -64,17 +94,20 @@ pub(super) enum Value {
 
 /// Text, and how it was written.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Text {
-    pub(super) text: String,
+pub struct Text {
+    /// Without its quotes.
+    pub text: String,
     /// Written as a block with `|`: its lines are those of the file.
-    pub(super) is_literal: bool,
+    pub is_literal: bool,
 }
 
 /// A key with its value.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) key: Rc<Node>,
-    pub(super) value: Rc<Node>,
+pub struct Entry {
+    /// The key.
+    pub key: Rc<Node>,
+    /// Its value.
+    pub value: Rc<Node>,
 }
 
 impl PartialEq for Entry {
@@ -90,18 +123,18 @@ impl PartialEq for Node {
 }
 
 impl Node {
-    /// The value under a key, as PyYAML has it: of a repeated key the last.
-    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+    /// The value under a key; of a repeated key the last.
+    pub fn get(&self, key: &str) -> Option<&Self> {
         self.entry(key).map(|entry| &*entry.value)
     }
 
     /// The same with the key.
-    pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries().iter().rev().find(|entry| entry.key.text() == Some(key))
     }
 
     /// The keys and values of a mapping, and of anything else none.
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[Entry] {
         match &self.value {
             Value::Map(entries) => entries,
             _ => &[],
@@ -109,7 +142,7 @@ impl Node {
     }
 
     /// The items of a list, and of anything else none.
-    pub(super) fn items(&self) -> &[Rc<Self>] {
+    pub fn items(&self) -> &[Rc<Self>] {
         match &self.value {
             Value::List(items) => items,
             _ => &[],
@@ -117,7 +150,7 @@ impl Node {
     }
 
     /// The text of a scalar that is text.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(&text.text),
             _ => None,
@@ -125,7 +158,7 @@ impl Node {
     }
 
     /// How people call this type of value.
-    pub(super) const fn kind(&self) -> &'static str {
+    pub const fn kind(&self) -> &'static str {
         match &self.value {
             Value::Null => "nothing",
             Value::Bool(_) => "a boolean",
@@ -142,21 +175,25 @@ impl Node {
     }
 }
 
-/// Why a text is no YAML, or what PyYAML drops of it.
+/// Why a text is no YAML, or what the reader drops of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Flaw {
-    pub(super) mark: Mark,
-    pub(super) kind: FlawKind,
-    pub(super) what: String,
-    pub(super) hint: Option<String>,
+pub struct Flaw {
+    /// Where.
+    pub mark: Mark,
+    /// Of which kind it is.
+    pub kind: FlawKind,
+    /// What is wrong.
+    pub what: String,
+    /// What helps.
+    pub hint: Option<String>,
 }
 
 /// The kinds of flaws that have a code of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FlawKind {
-    /// PyYAML does not read it.
+pub enum FlawKind {
+    /// The reader does not read it.
     Syntax,
-    /// A tab where PyYAML allows none.
+    /// A tab where the reader allows none.
     Tab,
     /// A key that stands twice, of which the last counts.
     Duplicate,
@@ -172,13 +209,13 @@ impl Flaw {
     }
 }
 
-/// A document that PyYAML reads.
-#[derive(Debug)]
-pub(super) struct Document {
+/// A document that can be read.
+#[derive(Debug, Default)]
+pub struct Document {
     /// What stands in it; `None` if it is empty.
-    pub(super) root: Option<Rc<Node>>,
+    pub root: Option<Rc<Node>>,
     /// What was dropped.
-    pub(super) flaws: Vec<Flaw>,
+    pub flaws: Vec<Flaw>,
 }
 
 /// Deepest nesting. PyYAML recurses and gives up somewhere below 1000; people stay below 20.
@@ -190,10 +227,20 @@ const NODES_MAX: usize = 1 << 20;
 
 /// Stands in for what a template engine will put there; see [`Value::Unknown`]. A private-use
 /// character, so that it takes one column.
-pub(super) const PLACEHOLDER: char = '\u{e000}';
+pub const PLACEHOLDER: char = '\u{e000}';
 
-/// Reads one document.
-pub(super) fn parse(text: &str) -> Result<Document, Flaw> {
+/// Reads a text of one document as cloud-init does.
+pub fn document(text: &str) -> Result<Document, Flaw> {
+    let documents = parse(text, Dialect::CloudInit)?;
+    Ok(documents.into_iter().next().unwrap_or_default())
+}
+
+/// Reads all documents of a text as Kubernetes' tools do.
+pub fn documents(text: &str) -> Result<Vec<Document>, Flaw> {
+    parse(text, Dialect::Kubernetes)
+}
+
+fn parse(text: &str, dialect: Dialect) -> Result<Vec<Document>, Flaw> {
     printable(text)?;
     let mut options = granit_parser::options! {
         emit_anchor_events: true,
@@ -202,7 +249,7 @@ pub(super) fn parse(text: &str) -> Result<Document, Flaw> {
         block_nesting_limit: DEPTH_MAX,
     };
     options.set_emit_comments(true);
-    let mut builder = Builder::default();
+    let mut builder = Builder::new(dialect);
     let mut opaque = Vec::new();
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.map_err(|error| syntax(text, &error))?;
@@ -215,8 +262,11 @@ pub(super) fn parse(text: &str) -> Result<Document, Flaw> {
         }
         builder.take(event, &span)?;
     }
-    refuse_tabs(text, &opaque)?;
-    Ok(Document { root: builder.root, flaws: builder.flaws })
+    // The other reader takes tabs between brackets, and so JSON with tabs.
+    if dialect == Dialect::CloudInit {
+        refuse_tabs(text, &opaque)?;
+    }
+    Ok(builder.documents)
 }
 
 /// True of nothing before a `:`. PyYAML takes that for a key only behind a `?`.
@@ -315,7 +365,7 @@ fn syntax(text: &str, error: &ScanError) -> Flaw {
 }
 
 /// Messages begin in lower case here.
-pub(super) fn lower(message: &str) -> String {
+pub fn lower(message: &str) -> String {
     let mut chars = message.chars();
     let first = chars.next().map(|c| c.to_ascii_lowercase());
     first.into_iter().chain(chars).collect::<String>().trim_end_matches('.').to_owned()
@@ -352,33 +402,50 @@ enum Body {
     Map { entries: Vec<Entry>, key: Option<Rc<Node>> },
 }
 
-#[derive(Default)]
 struct Builder {
-    root: Option<Rc<Node>>,
+    dialect: Dialect,
+    documents: Vec<Document>,
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
     names: HashSet<String>,
-    documents: usize,
     /// Of all that was read, with all aliases written out.
     weight: usize,
-    flaws: Vec<Flaw>,
 }
 
 impl Builder {
+    fn new(dialect: Dialect) -> Self {
+        Self {
+            dialect,
+            documents: Vec::new(),
+            open: Vec::new(),
+            anchors: HashMap::new(),
+            names: HashSet::new(),
+            weight: 0,
+        }
+    }
+
+    /// The document that is being read.
+    fn current(&mut self) -> &mut Document {
+        self.documents.last_mut().expect("the parser begins a document before what is in it")
+    }
+
     fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Flaw> {
         let mark = mark(span);
         match event {
             Event::DocumentStart(..) => return self.document(mark),
             Event::Alias(anchor) => return self.alias(anchor, mark),
-            Event::Anchor(_, name) if !self.names.insert(name.clone().into_owned()) => {
+            Event::Anchor(_, name)
+                if self.dialect == Dialect::CloudInit
+                    && !self.names.insert(name.clone().into_owned()) =>
+            {
                 return Err(Flaw::new(mark, "the same anchor stands twice")
                     .with_hint("give each its own name"));
             }
             Event::Scalar(text, style, anchor, tag) => {
-                if style == ScalarStyle::Plain {
+                if style == ScalarStyle::Plain && self.dialect == Dialect::CloudInit {
                     self.refuse_question(&text, mark)?;
                 }
-                let value = scalar::resolve(&text, style, named(tag).as_deref())
+                let value = scalar::resolve(self.dialect, &text, style, named(tag).as_deref())
                     .map_err(|(what, hint)| Flaw { hint, ..Flaw::new(mark, what) })?;
                 let node = Rc::new(Node { mark, value, weight: 1 });
                 self.define(anchor, &node);
@@ -416,11 +483,12 @@ impl Builder {
     }
 
     fn document(&mut self, mark: Mark) -> Result<(), Flaw> {
-        self.documents += 1;
-        if self.documents > 1 {
+        if !self.documents.is_empty() && self.dialect == Dialect::CloudInit {
             let flaw = Flaw::new(mark, "a second document, where cloud-init expects one");
             return Err(flaw.with_hint("remove the line `---`, or make two files of it"));
         }
+        self.anchors.clear();
+        self.documents.push(Document::default());
         Ok(())
     }
 
@@ -461,7 +529,7 @@ impl Builder {
             Body::List(items) => Value::List(items),
             Body::Map { entries, .. } => Value::Map(self.flatten(entries)?),
         };
-        let value = scalar::tagged(value, open.tag.as_deref())
+        let value = scalar::tagged(self.dialect, value, open.tag.as_deref())
             .map_err(|(what, hint)| Flaw { hint, ..Flaw::new(mark, what) })?;
         let node = Rc::new(Node { mark, value, weight });
         self.define(open.anchor, &node);
@@ -477,7 +545,7 @@ impl Builder {
             return Err(Flaw::new(node.mark, what));
         }
         let Some(open) = self.open.last_mut() else {
-            self.root = Some(value(node)?);
+            self.current().root = Some(value(node)?);
             return Ok(());
         };
         open.weight += node.weight;
@@ -488,10 +556,7 @@ impl Builder {
                     let value = if key.value == Value::Merge { node } else { value(node)? };
                     entries.push(Entry { key, value });
                 }
-                None => {
-                    hashable(&node)?;
-                    *key = Some(node);
-                }
+                None => *key = Some(self.dialect.key(node)?),
             },
         }
         Ok(())
@@ -503,6 +568,7 @@ impl Builder {
         let mut merged = Vec::new();
         let mut own: Vec<Entry> = Vec::with_capacity(entries.len());
         let mut seen: HashMap<String, usize> = HashMap::new();
+        let flaws = &mut self.current().flaws;
         for entry in entries {
             if entry.key.value == Value::Merge {
                 merged.extend(merge(&entry)?);
@@ -511,7 +577,7 @@ impl Builder {
             match seen.entry(identity(&entry.key.value)) {
                 Occupied(found) => {
                     let first = &mut own[*found.get()];
-                    self.flaws.push(duplicate(&entry.key, first.key.mark.line));
+                    flaws.push(duplicate(&entry.key, first.key.mark.line));
                     // As a dictionary of Python does, with its first key and its last value.
                     if first.key.value == entry.key.value {
                         *first = entry;
@@ -579,16 +645,32 @@ fn merge(entry: &Entry) -> Result<Vec<Entry>, Flaw> {
     Ok(merged)
 }
 
-/// Python's dictionaries take no list and no dictionary for a key.
-fn hashable(key: &Node) -> Result<(), Flaw> {
-    if !matches!(key.value, Value::List(_) | Value::Map(_) | Value::Other) {
-        return Ok(());
+impl Dialect {
+    /// What a node is as a key. Python's dictionaries take no list and no dictionary for one; JSON has
+    /// nothing but text, as which a number or a boolean ends there.
+    fn key(self, key: Rc<Node>) -> Result<Rc<Node>, Flaw> {
+        if matches!(key.value, Value::List(_) | Value::Map(_) | Value::Other) {
+            let what = format!("{} as a key, which {} does not read", key.kind(), self.reader());
+            return Err(Flaw::new(key.mark, what).with_hint(match self {
+                Self::CloudInit => {
+                    "quote a value that begins with `{` or `[`; for `{{ … }}` of Jinja, the first line \
+                     has to be `## template: jinja`"
+                }
+                Self::Kubernetes => {
+                    "quote a value that begins with `{` or `[`; a template has to be filled in before"
+                }
+            }));
+        }
+        let text = match (self, &key.value) {
+            (Self::Kubernetes, Value::Bool(value)) => value.to_string(),
+            (Self::Kubernetes, Value::Int(Some(value))) => value.to_string(),
+            (Self::Kubernetes, Value::Float(value)) => value.to_string(),
+            (Self::Kubernetes, Value::Null) => "null".to_owned(),
+            _ => return Ok(key),
+        };
+        let value = Value::Text(Text { text, is_literal: false });
+        Ok(Rc::new(Node { mark: key.mark, value, weight: key.weight }))
     }
-    let what = format!("{} as a key, which cloud-init does not read", key.kind());
-    Err(Flaw::new(key.mark, what).with_hint(
-        "quote a value that begins with `{` or `[`; for `{{ … }}` of Jinja, the first line has to be \
-         `## template: jinja`",
-    ))
 }
 
 /// The tag in full, as `tag:yaml.org,2002:str`.
