@@ -27,7 +27,6 @@ pub use together::check_together;
 pub(crate) use configs::{Config, configs};
 use text::Source;
 pub(crate) use text::{guarded, is_bare};
-pub(crate) use words::distance;
 
 /// What a file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::lint::{Code, distance, guarded, is_bare};
+use crate::lint::{Code, guarded, is_bare};
 use crate::{Error, ErrorKind};
 
 /// What cloud-init does with a piece of user-data.
@@ -345,7 +345,9 @@ fn remedy(line: &[u8]) -> (Code, &'static str) {
     let letters: Vec<u8> = line.iter().filter(is_letter).map(u8::to_ascii_lowercase).collect();
     let letters = String::from_utf8_lossy(&letters);
     let is_comment = line.trim_ascii_start().starts_with(b"#");
-    let nearly = |word: &str| letters == word || (is_comment && distance(&letters, word) <= 2);
+    let nearly = |word: &str| {
+        letters == word || (is_comment && bootyard_spec::word_distance(&letters, word) <= 2)
+    };
     if nearly("cloudconfig") {
         (Code::MisspeltHeader, "write the first line exactly as `#cloud-config`")
     } else if nearly("templatejinja") {

@@ -23,6 +23,7 @@ mod source;
 mod storage;
 mod url;
 mod vm;
+mod words;
 
 pub use attachment::{
     DiskAttachment, DiskBus, DiskCache, DiskDevice, DiskSerial, ParseAttachmentError,
@@ -53,3 +54,4 @@ pub use vm::{
     DiskLife, EngineChoice, GuestEnd, ParseEngineError, ParseRebootPolicyError,
     ParseRunStrategyError, RebootPolicy, RunStrategy, VmDisk, VmSpec,
 };
+pub use words::{near_word, word_distance};

@@ -51,11 +51,7 @@ pub(super) fn resolve(
 }
 
 /// A value of a collection with a tag.
-pub(super) fn tagged(
-    dialect: Dialect,
-    value: Value,
-    tag: Option<&str>,
-) -> Result<Value, Wrong> {
+pub(super) fn tagged(dialect: Dialect, value: Value, tag: Option<&str>) -> Result<Value, Wrong> {
     let Some(tag) = tag else { return Ok(value) };
     match (tag.strip_prefix(CORE), &value) {
         (Some("seq"), Value::List(_)) | (Some("map"), Value::Map(_)) => Ok(value),

@@ -4,8 +4,8 @@
 use serde_json::{Map, Value};
 
 use super::parts::{Remains, without_expressions};
-use bootyard_yaml::{self as yaml, Node};
 use crate::{Format, Parts};
+use bootyard_yaml::{self as yaml, Node};
 
 /// A cloud-config.
 #[derive(Debug)]

@@ -20,7 +20,8 @@ pub(super) fn check_meta_data(source: &mut Source<'_>) {
         let Some(key) = entry.key.text() else { continue };
         let known = ["instance-id", "local-hostname", "public-keys", "network-interfaces"];
         let meant = known.into_iter().find(|name| {
-            *name != key && (key.replace('_', "-") == *name || words::distance(key, name) == 1)
+            *name != key
+                && (key.replace('_', "-") == *name || bootyard_spec::word_distance(key, name) == 1)
         });
         if let Some(meant) = meant {
             let what = format!("NoCloud does not look at the key `{key}`");
@@ -111,7 +112,7 @@ fn check_devices(source: &mut Source<'_>, inner: &Node, prefix: &str) {
             if known.contains(&name) {
                 continue;
             }
-            if let Some(meant) = words::near(name, known.iter().copied()) {
+            if let Some(meant) = bootyard_spec::near_word(name, known.iter().copied()) {
                 let path = format!("{prefix}{section}.{device}.{name}");
                 let what =
                     format!("cloud-init does not look at the key `{}`", schema::shortened(name));

@@ -9,10 +9,10 @@ use super::finding::{Code, Finding};
 use super::mime::{self, Entity};
 use super::schema::shortened;
 use super::text::{Place, Report, Source, guarded, is_bare, utf8};
-use bootyard_yaml::{self as yaml, Mark, Node, PLACEHOLDER};
 use super::{cloud_config, script};
 use crate::Format;
 use crate::user_data::{GZIP_MAGIC, HEADERS, has_mime_version, loose_header, recognise};
+use bootyard_yaml::{self as yaml, Mark, Node, PLACEHOLDER};
 
 /// Deepest nesting of pieces: a template in gzip in MIME in gzip is four.
 const DEPTH_MAX: usize = 8;

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::finding::{Code, Finding, Severity};
-use bootyard_yaml::{self as yaml, Node, Value};
 use crate::Format;
 use crate::parts::Parts;
+use bootyard_yaml::{self as yaml, Node, Value};
 
 /// What was said under each key before: the name of the piece, and the value.
 type Said = HashMap<String, (String, Value)>;

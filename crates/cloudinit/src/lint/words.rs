@@ -1,5 +1,7 @@
 //! What is said about each problem that a schema has with a document, and what helps.
 
+use bootyard_spec::near_word;
+
 use super::finding::Code;
 use super::schema::{Problem, Schema, What, shortened};
 use super::text::Report;
@@ -24,8 +26,10 @@ pub(super) fn report(problem: &Problem, schema: Schema) -> Report {
         }
         What::Value { expected, got } => {
             let values = list(expected.iter().cloned(), "or");
-            let near =
-                near(got.trim_matches('`'), expected.iter().map(|value| value.trim_matches('`')));
+            let near = near_word(
+                got.trim_matches('`'),
+                expected.iter().map(|value| value.trim_matches('`')),
+            );
             Report::error(Code::WrongValue, named(&format!("expected {values}, got {got}")))
                 .hint_if(near.map(|near| format!("did you mean `{near}`?")))
         }
@@ -61,7 +65,7 @@ fn unknown_key(key: &str, known: &[&str], path: &str, schema: Schema) -> Report 
         false => format!("`{parent}` takes no key `{shown}`"),
     };
     let report = Report::error(Code::UnknownKey, what);
-    if let Some(near) = near(key, known.iter().copied()) {
+    if let Some(near) = near_word(key, known.iter().copied()) {
         return report.hint(format!("did you mean `{near}`?"));
     }
     let top = schema.root().get("properties");
@@ -143,43 +147,5 @@ fn list(words: impl Iterator<Item = String>, last: &str) -> String {
 
 /// Whether one of the words was likely meant.
 pub(super) fn is_near(word: &str, known: &[&str]) -> bool {
-    near(word, known.iter().copied()).is_some()
-}
-
-/// The word that was likely meant.
-pub(super) fn near<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = |word: &str| word.to_lowercase().replace('-', "_");
-    // Short words are near to everything.
-    let allowed = word.chars().count().div_ceil(4).min(3);
-    let allowed = if word.len() < 4 { 0 } else { allowed };
-    let word = plain(word);
-    known
-        .map(|known| (distance(&word, &plain(known)), known))
-        .filter(|(distance, _)| *distance <= allowed)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, known)| known)
-}
-
-/// How many letters have to be added, removed, changed or exchanged with their neighbour to make one
-/// word of the other (the restricted Damerau-Levenshtein distance).
-pub(crate) fn distance(one: &str, other: &str) -> usize {
-    const WORD_MAX: usize = 64;
-    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
-    if one.len().max(other.len()) > WORD_MAX {
-        return WORD_MAX;
-    }
-    let mut rows = vec![(0..=other.len()).collect::<Vec<usize>>()];
-    for (i, a) in one.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in other.iter().enumerate() {
-            let above = &rows[i];
-            let mut least = (above[j + 1] + 1).min(row[j] + 1).min(above[j] + usize::from(a != b));
-            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
-                least = least.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
+    near_word(word, known.iter().copied()).is_some()
 }
