@@ -62,9 +62,14 @@ impl Check<'_> {
         Told(Some(self.problems.warn(path, mark, message)))
     }
 
-    /// Whether it is known already that something at or below `path` is wrong.
+    /// Whether something at or below `path` could not be read: what seems to be missing may stand there.
     pub(crate) fn knows_of(&self, path: &str) -> bool {
         self.problems.blame(path)
+    }
+
+    /// Whether the field at `path` itself could not be read.
+    pub(crate) fn is_wrong(&self, path: &str) -> bool {
+        self.problems.is_wrong(path)
     }
 }
 

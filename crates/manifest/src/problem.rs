@@ -114,9 +114,9 @@ impl Problems {
         self.all.last_mut().expect("it was just added")
     }
 
-    /// Whether something at or below `path` is wrong already: what it seems to lack may stand there.
+    /// Whether something at or below `path` could not be read: what it seems to lack may stand there.
     pub(crate) fn blame(&self, path: &str) -> bool {
-        self.all.iter().any(|problem| {
+        self.all[..self.of_reading].iter().any(|problem| {
             let rest = problem.path.strip_prefix(path);
             problem.severity == Severity::Error
                 && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))

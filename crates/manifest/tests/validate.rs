@@ -79,6 +79,11 @@ fn everything_is_told_at_once() {
             8 |   runStrategy: always
               |                ^^^^^^
             hint: did you mean `Always`?
+            error: vm.yaml:10:5: spec.dataVolumeTemplates[0]: DataVolumeTemplate entry must be referenced in the VMI template's 'volumes' list
+               |
+            10 |   - metadata: {name: unused}
+               |     ^^^^^^^^
+            hint: add `- dataVolume: {name: unused}` there
             error: vm.yaml:13:28: spec.dataVolumeTemplates[0].spec.source.http.url: Invalid source URL scheme: ftp
                |
             13 |       source: {http: {url: ftp://host/image}}
@@ -174,6 +179,11 @@ fn everything_is_told_at_once() {
                |
             38 |             serial: "a b"
                |                     ^^^^^
+            error: vm.yaml:39:19: spec.template.spec.domain.devices.disks[2].name: spec.template.spec.domain.devices.disks[2].Name 'dat' not found.
+               |
+            39 |           - name: dat
+               |                   ^^^
+            hint: there must be a volume `dat` in `volumes`
             error: vm.yaml:40:41: spec.template.spec.domain.devices.disks[2].disk.readonly: sata hard-disks do not support read-only.
                |
             40 |             disk: {bus: sata, readonly: true}
@@ -241,6 +251,11 @@ fn everything_is_told_at_once() {
                |
             62 |       - name: unused
                |         ^^^^
+            error: vm.yaml:62:15: spec.template.spec.networks[2].name: spec.template.spec.networks[2].name 'unused' not found.
+               |
+            62 |       - name: unused
+               |               ^^^^^^
+            hint: no interface leads to this network; remove it or add one
             warning: vm.yaml:66:40: spec.template.spec.volumes[0].dataVolume.type: the type "persistentVolumeClaim" is none of "dataVolume" and "": the machine does not start
                |
             66 |         dataVolume: {name: root, type: persistentVolumeClaim}
@@ -251,6 +266,11 @@ fn everything_is_told_at_once() {
             67 |       - name: data
                |         ^^^^
             hint: emptyDisk and hostDisk are set
+            warning: vm.yaml:67:15: spec.template.spec.volumes[1].name: no disk shows the volume `data`: one is added, as in a cluster
+               |
+            67 |       - name: data
+               |               ^^^^
+            hint: add `- {name: data, disk: {bus: virtio}}` to `domain.devices.disks`
             error: vm.yaml:68:9: spec.template.spec.volumes[1].emptyDisk.capacity: Required value
                |
             68 |         emptyDisk: {}

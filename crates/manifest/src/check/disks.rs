@@ -28,7 +28,7 @@ pub(super) fn disks(spec: &InstanceSpec, path: &str, check: &mut Check<'_>) {
             check.error(&format!("{field}.name"), message);
         }
         let has_volume = spec.volumes.iter().any(|volume| volume.name == disk.name);
-        if !has_volume && !check.knows_of(&format!("{path}.volumes")) {
+        if !has_volume && !check.is_wrong(&format!("{path}.volumes")) {
             let message = format!("{field}.Name '{}' not found.", disk.name);
             let problem = check.error(&format!("{field}.name"), message);
             let names = spec.volumes.iter().map(|volume| volume.name.as_str());
@@ -48,7 +48,7 @@ pub(super) fn disks(spec: &InstanceSpec, path: &str, check: &mut Check<'_>) {
 
 /// A cluster gives volumes without a disk one.
 fn without_disk(spec: &InstanceSpec, path: &str, check: &mut Check<'_>) {
-    if check.knows_of(&format!("{path}.domain.devices.disks")) {
+    if check.is_wrong(&format!("{path}.domain.devices.disks")) {
         return;
     }
     for (index, volume) in spec.volumes.iter().enumerate() {

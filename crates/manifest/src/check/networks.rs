@@ -20,7 +20,7 @@ pub(super) fn networks(spec: &InstanceSpec, path: &str, check: &mut Check<'_>) {
         let field = format!("{at}[{index}]");
         name(&interface.name, interfaces.iter().map(|i| &i.name).take(index), &at, &field, check);
         let network = spec.networks.iter().find(|network| network.name == interface.name);
-        if network.is_none() && !check.knows_of(&networks_at) {
+        if network.is_none() && !check.is_wrong(&networks_at) {
             let message = format!("{field}.name '{}' not found.", interface.name);
             let problem = check.error(&format!("{field}.name"), message);
             let names = spec.networks.iter().map(|network| network.name.as_str());
@@ -53,7 +53,7 @@ pub(super) fn networks(spec: &InstanceSpec, path: &str, check: &mut Check<'_>) {
             );
         }
         let has_interface = interfaces.iter().any(|interface| interface.name == network.name);
-        if !has_interface && !check.knows_of(&at) {
+        if !has_interface && !check.is_wrong(&at) {
             let message = format!("{field}.name '{}' not found.", network.name);
             check
                 .error(&format!("{field}.name"), message)

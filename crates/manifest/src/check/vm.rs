@@ -116,7 +116,7 @@ fn templates(spec: &VirtualMachineSpec, check: &mut Check<'_>) {
             let by_claim = volume.persistent_volume_claim.as_ref().map(|claim| &claim.claim_name);
             by_volume == Some(name) || by_claim == Some(name)
         });
-        if !is_used && !check.knows_of("spec.template.spec.volumes") {
+        if !is_used && !check.is_wrong("spec.template.spec.volumes") {
             let message = "DataVolumeTemplate entry must be referenced in the VMI template's \
                            'volumes' list";
             check.error(&path, message).hint(format!("add `- dataVolume: {{name: {name}}}` there"));
