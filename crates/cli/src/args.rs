@@ -26,6 +26,7 @@ use crate::commands::seed_diff::SeedDiffArgs;
 use crate::commands::seed_lint::SeedLintArgs;
 use crate::commands::seed_show::SeedShowArgs;
 use crate::commands::storage_class::StorageClassCommand;
+use crate::commands::validate::{ExplainArgs, ValidateArgs};
 use crate::commands::volume::VolumeCommand;
 use crate::control::ControlArgs;
 use crate::disks::DiskArgs;
@@ -106,6 +107,10 @@ pub(crate) enum Command {
     Control(ControlCommandArgs),
     /// Attach this terminal to the serial port of a running machine
     Console(ConsoleArgs),
+    /// Check manifests of machines and volumes as a cluster would, and show all that is wrong at once
+    Validate(ValidateArgs),
+    /// Show what a field of a manifest is for
+    Explain(ExplainArgs),
     /// Show which engines work on this host, and why others don't
     Doctor(DoctorArgs),
     /// Import as the importer container of KubeVirt's CDI does, by its variables

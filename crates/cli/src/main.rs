@@ -17,6 +17,7 @@ mod metrics;
 mod network;
 mod output;
 mod progress;
+mod remark;
 mod seeds;
 mod services;
 mod settings;
@@ -56,6 +57,8 @@ fn main() -> ExitCode {
         Command::BootEntries(args) => commands::boot_entries::run(&args),
         Command::Control(args) => commands::control::run(&args),
         Command::Console(args) => commands::console::run(&args),
+        Command::Validate(args) => commands::validate::run(&args),
+        Command::Explain(args) => commands::validate::explain(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Machine(args) => commands::machine::run(&args),
     };

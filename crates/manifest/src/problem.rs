@@ -1,7 +1,5 @@
 //! What is wrong with a manifest: every problem with its field, its place in the text and what helps.
 
-use std::fmt::Write as _;
-
 use bootyard_yaml::Mark;
 
 /// How bad a problem is.
@@ -28,49 +26,6 @@ pub struct Problem {
     pub hint: Option<String>,
     /// Its line of the text may hold a secret, and is not to be shown.
     pub is_secret: bool,
-}
-
-impl Problem {
-    /// The problem as people read it: with its place in `file`, and the line of `text` underlined.
-    ///
-    /// ```text
-    /// error: vm.yaml:12:9: spec.template.spec.volumes[0].name: Required value
-    ///    |
-    /// 12 |       - emptyDisk: {}
-    ///    |         ^^^^^^^^^
-    /// hint: …
-    /// ```
-    pub fn render(&self, file: &str, text: &str) -> String {
-        let Mark { line, column, width, .. } = self.mark;
-        let kind = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
-        let mut out = format!("{kind}: {file}:{line}:{column}: ");
-        if !self.path.is_empty() {
-            let _ = write!(out, "{}: ", self.path);
-        }
-        out.push_str(&self.message);
-        out.push('\n');
-        let source = text.lines().nth(line - 1).filter(|_| !self.is_secret);
-        if let Some(source) = source {
-            let number = line.to_string();
-            let gutter = " ".repeat(number.len());
-            let before: String = source.chars().take(column - 1).map(blank).collect();
-            let rest = source.chars().count().saturating_sub(column - 1).max(1);
-            let under = "^".repeat(width.clamp(1, rest));
-            let _ = writeln!(out, "{gutter} |\n{number} | {source}\n{gutter} | {before}{under}");
-        }
-        if let Some(hint) = &self.hint {
-            let _ = writeln!(out, "hint: {hint}");
-        }
-        out
-    }
-}
-
-/// Takes the place of a character before what is underlined.
-const fn blank(c: char) -> char {
-    if c == '\t' { '\t' } else { ' ' }
 }
 
 /// All problems of a document, in the order in which they were found.

@@ -21,4 +21,5 @@ pub(crate) mod seed_show;
 pub(crate) mod storage_class;
 pub(crate) mod upload;
 pub(crate) mod upload_server;
+pub(crate) mod validate;
 pub(crate) mod volume;

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::error::{Failure, read_input};
 use crate::output::{self, plain};
+use crate::remark::{self, Remark};
 
 /// Checks user-data in every format, vendor-data, meta-data and network configuration by cloud-init's
 /// own schemas, and for what no schema sees. Errors make the exit code 2.
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &SeedLintArgs) -> Result<ExitCode, Failure> {
     } else {
         output::styled_result(&checked.iter().map(shown).collect::<String>())?;
     }
-    output::error(&summary(checked.len(), errors, warnings));
+    output::error(&remark::summary(checked.len(), errors, warnings));
     let failed = errors + unread > 0 || (args.strict && warnings > 0);
     Ok(if failed { ExitCode::from(exit_code(Class::Usage)) } else { ExitCode::SUCCESS })
 }
@@ -232,67 +233,23 @@ fn shown(checked: &Checked) -> String {
     checked.findings.iter().map(|finding| show(&checked.name, finding)).collect()
 }
 
-/// `web.yaml:3:5: error[unknown-key]: …`, the line with a caret, and what helps.
 fn show(name: &str, finding: &Finding) -> String {
-    let (color, bold, reset) = match finding.severity {
-        Severity::Error => ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m"),
-        Severity::Warning => ("\x1b[1;33m", "\x1b[1;36m", "\x1b[0m"),
-    };
-    let mut text = plain(name).into_owned();
+    let mut place = plain(name).into_owned();
     if let Some(part) = &finding.part {
-        let _ = write!(text, ":{}", plain(part));
+        let _ = write!(place, ":{}", plain(part));
     }
-    for number in [finding.line, finding.column].into_iter().flatten() {
-        let _ = write!(text, ":{number}");
-    }
-    let severity = finding.severity.name();
-    let code = finding.code.name();
-    let _ = writeln!(text, ": {color}{severity}[{code}]{reset}: {}", plain(&finding.message));
-    if let (Some(line), Some(column), Some(excerpt)) =
-        (finding.line, finding.column, &finding.excerpt)
-    {
-        text += &underlined(line, column, finding.width, excerpt, color);
-    }
-    if let Some(hint) = &finding.hint {
-        let _ = writeln!(text, "  {bold}hint{reset}: {}", plain(hint));
-    }
-    text
-}
-
-/// How much of a long line is shown before the caret and in all.
-const BEFORE: usize = 60;
-const SHOWN: usize = 100;
-
-/// How wide a tab is shown.
-const TAB: &str = "    ";
-
-fn underlined(line: usize, column: usize, width: usize, excerpt: &str, color: &str) -> String {
-    let skipped = (column - 1).saturating_sub(BEFORE);
-    let wide = |text: String| plain(&text.replace('\t', TAB)).into_owned();
-    let before = wide(excerpt.chars().skip(skipped).take(column - 1 - skipped).collect());
-    let under = wide(excerpt.chars().skip(column - 1).take(width).collect());
-    let left = SHOWN.saturating_sub(column - 1 - skipped + width);
-    let after = wide(excerpt.chars().skip(column - 1 + width).take(left).collect());
-    let number = line.to_string();
-    let gap = " ".repeat(number.len());
-    let blank = " ".repeat(unicode_width::UnicodeWidthStr::width(before.as_str()));
-    let carets = unicode_width::UnicodeWidthStr::width(under.as_str()).clamp(1, SHOWN);
-    let carets = "^".repeat(carets);
-    let under: String = under.chars().take(SHOWN).collect();
-    let cut = if skipped > 0 { "…" } else { "" };
-    let pad = if skipped > 0 { " " } else { "" };
-    let line = format!("{cut}{before}{under}{after}");
-    let line = line.trim_end();
-    format!("{number} | {line}\n{gap} | {pad}{blank}{color}{carets}\x1b[0m\n")
-}
-
-fn summary(files: usize, errors: usize, warnings: usize) -> String {
-    let count = |number: usize, word: &str| match number {
-        1 => format!("1 {word}"),
-        _ => format!("{number} {word}s"),
+    let remark = Remark {
+        place,
+        line: finding.line,
+        column: finding.column,
+        width: finding.width,
+        is_error: finding.severity == Severity::Error,
+        code: Some(finding.code.name()),
+        message: &finding.message,
+        excerpt: finding.excerpt.as_deref(),
+        hint: finding.hint.as_deref(),
     };
-    let (errors, warnings) = (count(errors, "error"), count(warnings, "warning"));
-    format!("{} checked: {errors}, {warnings}\n", count(files, "file"))
+    remark.to_string()
 }
 
 /// One finding of `seed lint --json`.

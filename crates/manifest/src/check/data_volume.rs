@@ -31,17 +31,15 @@ pub(super) fn spec(spec: &DataVolumeSpec, path: &str, check: &mut Check<'_>) {
         .is_some_and(|source| source.pvc.is_some() || source.snapshot.is_some());
     let has_size = is_clone || spec.source_ref.is_some();
     match (&spec.pvc, &spec.storage) {
-        (None, None) if check.knows_of(&format!("{path}.pvc")) => {}
-        (None, None) if check.knows_of(&format!("{path}.storage")) => {}
+        (None, None) if check.knows_of(path) => {}
         (None, None) => {
             check
                 .error(path, "Missing Data volume PVC")
                 .hint("write `storage: {resources: {requests: {storage: 10Gi}}}`");
         }
         (Some(_), Some(_)) => {
-            let message =
-                "Duplicate storage definition, both target storage and target pvc defined";
-            check.error(&format!("{path}.pvc"), message);
+            let both = "Duplicate storage definition, both target storage and target pvc defined";
+            check.error(&format!("{path}.pvc"), both);
         }
         (Some(wanted), None) => claim(wanted, &format!("{path}.pvc"), Claimed::InFull, check),
         (None, Some(wanted)) => {
@@ -53,22 +51,22 @@ pub(super) fn spec(spec: &DataVolumeSpec, path: &str, check: &mut Check<'_>) {
         .storage
         .as_ref()
         .is_some_and(|storage| storage.data_source.is_some() || storage.data_source_ref.is_some());
+    let which = "Data volume should have either Source or SourceRef, or be externally populated";
     match (&spec.source, &spec.source_ref) {
         (Some(_), Some(_)) => {
-            let message =
-                "Data volume should have either Source or SourceRef, or be externally populated";
-            check.error(&format!("{path}.sourceRef"), message);
+            check.error(&format!("{path}.sourceRef"), which);
         }
-        (None, None) if is_filled_by_others => {}
-        (None, None) if check.knows_of(&format!("{path}.source")) => {}
-        (None, None) if check.knows_of(&format!("{path}.sourceRef")) => {}
+        (None, None) if is_filled_by_others || check.knows_of(path) => {}
         (None, None) => {
-            let message =
-                "Data volume should have either Source or SourceRef, or be externally populated";
-            check.error(path, message).hint("an empty volume has `source: {blank: {}}`");
+            check.error(path, which).hint("an empty volume has `source: {blank: {}}`");
         }
-        (Some(wanted), None) => source(wanted, spec, path, check),
-        (None, Some(wanted)) => source_ref(wanted, &format!("{path}.sourceRef"), check),
+        _ => {}
+    }
+    if let Some(wanted) = &spec.source {
+        source(wanted, spec, path, check);
+    }
+    if let Some(wanted) = &spec.source_ref {
+        source_ref(wanted, &format!("{path}.sourceRef"), check);
     }
 }
 
