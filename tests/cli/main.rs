@@ -17,6 +17,7 @@ mod seed;
 mod seed_build;
 mod seed_show;
 mod usage;
+mod validate;
 mod volume;
 
 use bootyard_testkit::{Cli, qemu_img, sparse_image};

@@ -90,7 +90,7 @@ pub fn manifests(text: &[u8]) -> Result<Vec<Manifest>, Unreadable> {
         let Some(root) = root.filter(|root| root.value != Value::Null) else { continue };
         let first = found.len();
         match list_items(&root) {
-            Some(items) => found.extend(items.iter().map(|item| manifest(item))),
+            Some(items) => found.extend(items.iter().map(manifest)),
             None => found.push(manifest(&root)),
         }
         let problems = flaws.into_iter().map(|flaw| fatal(flaw.mark, flaw.what, flaw.hint));

@@ -170,19 +170,25 @@ fn lines(checked: &Checked) -> Vec<ProblemLine<'_>> {
     let of_objects = checked.manifests.iter().flat_map(|manifest| {
         manifest.problems.iter().map(move |problem| (Some(manifest), problem))
     });
-    let line = |(manifest, problem): (Option<&'_ Manifest>, &'_ Problem)| ProblemLine {
-        file: &checked.name,
-        kind: manifest.map(|manifest| &*manifest.kind),
-        name: manifest.map(|manifest| &*manifest.name),
-        severity: match problem.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        },
-        field: &problem.path,
-        line: problem.mark.line,
-        column: problem.mark.column,
-        message: &problem.message,
-        hint: problem.hint.as_deref(),
-    };
-    unreadable.chain(of_objects).map(line).collect()
+    let all = unreadable.chain(of_objects);
+    all.map(|(manifest, problem)| ProblemLine::new(checked, manifest, problem)).collect()
+}
+
+impl<'a> ProblemLine<'a> {
+    fn new(file: &'a Checked, manifest: Option<&'a Manifest>, problem: &'a Problem) -> Self {
+        Self {
+            file: &file.name,
+            kind: manifest.map(|manifest| &*manifest.kind),
+            name: manifest.map(|manifest| &*manifest.name),
+            severity: match problem.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            },
+            field: &problem.path,
+            line: problem.mark.line,
+            column: problem.mark.column,
+            message: &problem.message,
+            hint: problem.hint.as_deref(),
+        }
+    }
 }

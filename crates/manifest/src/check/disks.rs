@@ -35,7 +35,7 @@ pub(super) fn disks(spec: &InstanceSpec, path: &str, check: &mut Check<'_>) {
             match bootyard_spec::near_word(&disk.name, names) {
                 Some(near) => problem.hint(format!("did you mean the volume `{near}`?")),
                 None => {
-                    problem.hint(format!("there must be a volume `{}` in `volumes`", disk.name))
+                    problem.hint(format!("there must be a volume `{}` in `volumes`", disk.name));
                 }
             }
         }
