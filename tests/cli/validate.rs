@@ -24,7 +24,10 @@ spec:
 fn all_problems_are_shown_with_their_lines_and_the_exit_code_says_so() {
     let cli = Cli::from_env();
     fs_err::write(cli.work().join("vm.yaml"), WRONG).unwrap();
-    check(&cli, &["validate", "-f", "vm.yaml"], &expect![[r#"
+    check(
+        &cli,
+        &["validate", "-f", "vm.yaml"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
         vm.yaml:5:3: error: spec.RunStrategy: unknown field `RunStrategy`
@@ -36,13 +39,18 @@ fn all_problems_are_shown_with_their_lines_and_the_exit_code_says_so() {
           |       ^^^^^^
           hint: write `memory: {guest: 1Gi}` under `domain`
         ----- stderr -----
-        1 file checked: 2 errors, 0 warnings"#]]);
-    check(&cli, &["validate", "-f", "vm.yaml", "--json"], &expect![[r#"
+        1 file checked: 2 errors, 0 warnings"#]],
+    );
+    check(
+        &cli,
+        &["validate", "-f", "vm.yaml", "--json"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
         [{"file":"vm.yaml","kind":"VirtualMachine","name":"web","severity":"error","field":"spec.RunStrategy","line":5,"column":3,"message":"unknown field `RunStrategy`","hint":"did you mean `runStrategy`?"},{"file":"vm.yaml","kind":"VirtualMachine","name":"web","severity":"error","field":"spec.template.spec.domain.memory.guest","line":8,"column":7,"message":"no memory requested, at least one of memory.guest, memory.hugepages.size or resources.requests.memory must be set","hint":"write `memory: {guest: 1Gi}` under `domain`"}]
         ----- stderr -----
-        1 file checked: 2 errors, 0 warnings"#]]);
+        1 file checked: 2 errors, 0 warnings"#]],
+    );
 }
 
 #[test]
@@ -50,19 +58,26 @@ fn a_folder_is_checked_and_warnings_fail_where_one_says_so() {
     let cli = Cli::from_env();
     let folder = cli.work().join("vms");
     fs_err::create_dir(&folder).unwrap();
-    check(&cli, &["validate", "-f", "vms"], &expect![[r#"
+    check(
+        &cli,
+        &["validate", "-f", "vms"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
 
         ----- stderr -----
         error: no manifest is in `vms`
-        hint: expected files whose names end in .yaml, .yml or .json"#]]);
+        hint: expected files whose names end in .yaml, .yml or .json"#]],
+    );
     let deprecated = WRONG
         .replace("RunStrategy: Always", "running: true")
         .replace("devices:", "memory: {guest: 1Gi}\n        devices:");
     fs_err::write(folder.join("a.yml"), deprecated).unwrap();
     fs_err::write(folder.join("notes.txt"), "none").unwrap();
-    check(&cli, &["validate", "-f", "vms"], &expect![[r#"
+    check(
+        &cli,
+        &["validate", "-f", "vms"],
+        &expect![[r#"
         exit code: 0
         ----- stdout -----
         vms/a.yml:5:12: warning: spec.running: spec.running is deprecated, please use spec.runStrategy instead.
@@ -70,8 +85,12 @@ fn a_folder_is_checked_and_warnings_fail_where_one_says_so() {
           |            ^^^^
           hint: write `runStrategy: Always`
         ----- stderr -----
-        1 file checked: 0 errors, 1 warning"#]]);
-    check(&cli, &["validate", "--strict", "-f", "vms"], &expect![[r#"
+        1 file checked: 0 errors, 1 warning"#]],
+    );
+    check(
+        &cli,
+        &["validate", "--strict", "-f", "vms"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
         vms/a.yml:5:12: warning: spec.running: spec.running is deprecated, please use spec.runStrategy instead.
@@ -79,19 +98,27 @@ fn a_folder_is_checked_and_warnings_fail_where_one_says_so() {
           |            ^^^^
           hint: write `runStrategy: Always`
         ----- stderr -----
-        1 file checked: 0 errors, 1 warning"#]]);
-    check(&cli, &["validate", "-f", "nowhere.yaml"], &expect![[r#"
+        1 file checked: 0 errors, 1 warning"#]],
+    );
+    check(
+        &cli,
+        &["validate", "-f", "nowhere.yaml"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
 
         ----- stderr -----
-        error: failed to open file `nowhere.yaml`: No such file or directory (os error 2)"#]]);
+        error: failed to open file `nowhere.yaml`: No such file or directory (os error 2)"#]],
+    );
 }
 
 #[test]
 fn a_field_is_explained() {
     let cli = Cli::from_env();
-    check(&cli, &["explain", "vmi.spec.domain.cpu"], &expect![[r#"
+    check(
+        &cli,
+        &["explain", "vmi.spec.domain.cpu"],
+        &expect![[r#"
         exit code: 0
         ----- stdout -----
         KIND:     VirtualMachineInstance
@@ -123,12 +150,17 @@ fn a_field_is_explained() {
           realtime <anything, without effect here>
             For the scheduler of a cluster.
         ----- stderr -----
-    "#]]);
-    check(&cli, &["explain", "vm.spec.template.spec.volume"], &expect![[r#"
+    "#]],
+    );
+    check(
+        &cli,
+        &["explain", "vm.spec.template.spec.volume"],
+        &expect![[r#"
         exit code: 2
         ----- stdout -----
 
         ----- stderr -----
         error: `VirtualMachine.spec.template.spec` has no field `volume`
-        hint: did you mean `volumes`?"#]]);
+        hint: did you mean `volumes`?"#]],
+    );
 }
