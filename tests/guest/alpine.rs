@@ -18,7 +18,7 @@ fn alpine() -> Option<PathBuf> {
 /// Boots the image to a shell, with the flags in `$@`, runs `$AT_PROMPT` and types. What begins with `=` is
 /// said by the guest; what is typed is shown by it too, behind its prompt.
 const TYPED: &str = r##"
-cd "$(mktemp -d)" && export BOOTYARD_HOME="$PWD/home" && mkfifo typed || exit 1
+cd "$(mktemp -d)" && export BOOTYARD_HOME="$PWD/home" && mkfifo typed && : >serial || exit 1
 bootyard run "$@" --memory 192Mi --timeout 500s --net none \
     --cmdline 'console=ttyS0 quiet root=/dev/vda rootfstype=ext4 init=/bin/sh' <typed >serial 2>err &
 machine=$!
