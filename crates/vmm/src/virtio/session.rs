@@ -78,11 +78,13 @@ impl Session {
         queues: Vec<Virtqueue>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let listen =
-            |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
-        listen(stop.event.as_raw_fd(), STOP_TOKEN)?;
+        let listen = |event: &EventFd, events, token| {
+            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(events, token))
+        };
+        listen(&stop.event, EventSet::IN, STOP_TOKEN)?;
         for (token, queue) in (0..).zip(&queues) {
-            listen(queue.event().as_raw_fd(), token)?;
+            // Each ring is an edge, whatever the event counts: nobody has to reset it.
+            listen(queue.event(), EventSet::IN | EventSet::EDGE_TRIGGERED, token)?;
         }
         let events = vec![EpollEvent::default(); EVENTS];
         Ok(Self { memory, features, queues, stop, epoll, events, fresh: true })
@@ -186,12 +188,7 @@ impl Session {
                 token if token & DEVICE_TOKEN != 0 => {
                     wakes.push(Wake::Ready { token: token as u32, events: event.event_set() });
                 }
-                token => {
-                    let queue = &self.queues[token as usize];
-                    // Resets the event. Fails only where it was reset already.
-                    let _ = queue.event().read();
-                    wakes.push(Wake::Queue(queue.index()));
-                }
+                token => wakes.push(Wake::Queue(self.queues[token as usize].index())),
             }
         }
         Ok(!self.stop.requested())
