@@ -253,8 +253,11 @@ impl Fuzzer {
             (folder("corpus")?, folder("seeds")?, folder("artifacts")?);
         make_seeds(target, &seeds)?;
         let log = dir().join(format!("{name}.log"));
-        let mut command = sh::tied(programs.join(name));
+        // As what Rust does before `main`, which is libFuzzer's here: who hangs up is told by an error.
+        let mut command = sh::tied("env");
         command
+            .arg("--ignore-signal=PIPE")
+            .arg(programs.join(name))
             .arg(format!("-max_total_time={seconds}"))
             .arg(format!("-timeout={TIMEOUT}"))
             .arg(format!("-rss_limit_mb={RSS_MAX}"))
@@ -281,7 +284,7 @@ impl Fuzzer {
         }
         let (log, artifacts) = (self.log.display(), self.artifacts.display());
         Ok(Some(format!(
-            "  {name}: {}\n  log `{log}`, input in `{artifacts}`",
+            "  {name}: {status}\n{}\n  log `{log}`, input in `{artifacts}`",
             sh::tail(&self.log)
         )))
     }
