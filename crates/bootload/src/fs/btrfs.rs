@@ -160,10 +160,9 @@ impl Btrfs {
         }
         let wrong = || damaged("a chunk contradicts itself");
         address.checked_add(len).ok_or_else(wrong)?;
-        for stripe in 0..usize::from(stripes) {
-            let stripe = Chunk::HEAD + stripe * Chunk::STRIPE;
-            let (device, at) = (le64(item, stripe)?, le64(item, stripe + 8)?);
-            slice(item, stripe, Chunk::STRIPE)?;
+        let stripes = slice(item, Chunk::HEAD, usize::from(stripes) * Chunk::STRIPE)?;
+        for stripe in stripes.chunks_exact(Chunk::STRIPE) {
+            let (device, at) = (le64(stripe, 0)?, le64(stripe, 8)?);
             at.checked_add(len).ok_or_else(wrong)?;
             if device == self.device {
                 self.chunks.entry(address).or_insert(Chunk { len, at });

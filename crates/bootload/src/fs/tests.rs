@@ -409,6 +409,20 @@ fn damage_is_an_error_and_never_a_panic_or_a_hang() {
     }
 }
 
+#[test]
+fn a_btrfs_chunk_that_ends_before_its_stripes_is_an_error() {
+    // Key, then an item as long as the number of stripes, which is none, needs.
+    const CHUNKS: u32 = 17 + 46;
+    let mut bytes = vec![0; 1 << 20];
+    let head = &mut bytes[64 << 10..];
+    head[64..72].copy_from_slice(b"_BHRfS_M");
+    for (at, number) in [(136, 1), (144, 4096), (148, 16384), (160, CHUNKS)] {
+        head[at..at + 4].copy_from_slice(&u32::to_le_bytes(number));
+    }
+    let error = mount(&memory(bytes)).err().unwrap();
+    assert!(error.to_string().contains("ends before its byte 48"), "{error}");
+}
+
 /// Bytes of which some are others.
 struct Damaged {
     bytes: &'static [u8],
