@@ -23,6 +23,7 @@ mod plan;
 mod run;
 mod serial_log;
 pub mod strategy;
+mod verbs;
 mod version;
 
 pub use cancel::Cancel;
@@ -38,4 +39,5 @@ pub use plan::{
 };
 pub use run::{Observer, Outcome, run};
 pub use serial_log::{LogLimits, SerialLog};
+pub use verbs::{Answer, Compat, Instance, Refusal, Request, Verb};
 pub use version::version_of;
