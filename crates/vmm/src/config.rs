@@ -90,7 +90,7 @@ pub enum Boot {
 pub struct BootFile {
     /// What messages call it: its path, for instance.
     pub name: String,
-    /// Its bytes, all of which are read at once: as many as the guest's memory has room for.
+    /// Its bytes, as many as the guest's memory has room for.
     pub bytes: Arc<dyn ReadAt>,
 }
 

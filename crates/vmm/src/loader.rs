@@ -19,8 +19,9 @@ use crate::arch::x86_64::{layout, state};
 
 /// What a boot loader hands over to a kernel.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BootFiles<'a> {
-    pub(crate) initrd: &'a [u8],
+pub(crate) struct Handover<'a> {
+    /// Bytes of the initrd, 0 if there is none.
+    pub(crate) initrd_len: u64,
     pub(crate) cmdline: &'a str,
 }
 
@@ -40,6 +41,8 @@ pub(crate) type Put<'p> = dyn FnMut(u64, &[u8]) + 'p;
 #[derive(Debug)]
 pub(crate) struct InitState<'a> {
     pub(crate) writes: Vec<Write<'a>>,
+    /// Where the initrd is to go.
+    pub(crate) initrd: u64,
     pub(crate) cpu: state::CpuState,
 }
 
@@ -137,7 +140,7 @@ impl<'a> Kernel<'a> {
     /// there.
     pub(crate) fn load<'b>(
         &'b self,
-        files: &BootFiles<'b>,
+        given: &Handover<'_>,
         memory: u64,
         firmware: impl IntoIterator<Item = Write<'b>>,
     ) -> Result<InitState<'b>, LoadError> {
@@ -146,7 +149,7 @@ impl<'a> Kernel<'a> {
             Self::Pvh(placed) => (placed.end, ram.end),
             Self::Linux64(bzimage) => (bzimage.end(), ram.end.min(bzimage.initrd_limit)),
         };
-        let initrd = place_initrd(files.initrd.len() as u64, kernel_end, limit)?;
+        let initrd = place_initrd(given.initrd_len, kernel_end, limit)?;
         let start = protocol::Start { memory, initrd: initrd.clone() };
         let (info, cpu) = match self {
             Self::Pvh(placed) => (start.pvh(), protocol::pvh_cpu(placed.pvh_entry)),
@@ -156,15 +159,14 @@ impl<'a> Kernel<'a> {
         let mut writes = vec![
             Write { address: layout::GDT, bytes: Cow::Owned(gdt) },
             Write { address: layout::BOOT_INFO, bytes: Cow::Owned(info) },
-            Write { address: layout::COMMAND_LINE, bytes: command_line(files.cmdline)?.into() },
-            Write { address: initrd.start, bytes: Cow::Borrowed(files.initrd) },
+            Write { address: layout::COMMAND_LINE, bytes: command_line(given.cmdline)?.into() },
         ];
         writes.extend(firmware);
         if cpu.code == state::CodeSegment::Bits64 {
             let tables = state::page_tables();
             writes.push(Write { address: layout::PAGE_TABLES, bytes: tables.into() });
         }
-        Ok(InitState { writes, cpu })
+        Ok(InitState { writes, initrd: initrd.start, cpu })
     }
 }
 

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::exit::{Exit, ExitLatch};
 use crate::hv::{Buses, Crew, Kvm, Vcpu, VcpuThreads, Vm};
 use crate::legacy::{KeyboardController, Output, PanicDevice, PowerPorts, Rtc, SerialPort};
-use crate::loader::{BootFiles, InitState, Kernel, Write};
+use crate::loader::{Handover, InitState, Kernel, Put, Write};
 use crate::memory::{self, program};
 use crate::pci::{self, ConfigPorts, Ecam, PciRoot};
 use crate::report::Failures;
@@ -242,27 +242,45 @@ fn load(
     report: &Report,
 ) -> Result<CpuState, Error> {
     let size = memory.iter().map(GuestMemoryRegion::len).sum();
-    let (plan, given);
-    let (kernel, files) = match source {
-        Boot::Kernel { kernel, initrd, cmdline } => {
-            let initrd = initrd.as_ref().map(|initrd| read(initrd, size)).transpose()?;
-            given = (read(kernel, size)?, initrd.unwrap_or_default());
-            (&given.0, BootFiles { initrd: &given.1, cmdline })
-        }
-        Boot::FromDisk(options) => {
-            let options = Options { memory: Some(size), ..options.clone() };
-            plan = find_on_disk(disk.expect("the configuration was checked"), &options, report)?;
-            (&plan.kernel, BootFiles { initrd: &plan.initrd, cmdline: &plan.cmdline })
-        }
-    };
     let mut put = |address: u64, bytes: &[u8]| {
         let placed = memory.write_slice(bytes, GuestAddress(address));
         placed.expect("the loader checked every address against the memory");
     };
-    let kernel = Kernel::place(kernel, size, &mut put)?;
-    let InitState { writes, cpu } = kernel.load(&files, size, firmware)?;
+    match source {
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            let initrd_len = initrd.as_ref().map_or(0, |initrd| initrd.bytes.len());
+            let kernel = read(kernel, size)?;
+            let given = Handover { initrd_len, cmdline };
+            let (at, cpu) = place(&kernel, &given, size, firmware, &mut put)?;
+            drop(kernel);
+            initrd.as_ref().map_or(Ok(()), |initrd| copy(initrd, initrd_len, at, &mut put))?;
+            Ok(cpu)
+        }
+        Boot::FromDisk(options) => {
+            let options = Options { memory: Some(size), ..options.clone() };
+            let disk = disk.expect("the configuration was checked");
+            let BootPlan { kernel, initrd, cmdline, .. } = find_on_disk(disk, &options, report)?;
+            let given = Handover { initrd_len: initrd.len() as u64, cmdline: &cmdline };
+            let (at, cpu) = place(&kernel, &given, size, firmware, &mut put)?;
+            put(at, &initrd);
+            Ok(cpu)
+        }
+    }
+}
+
+/// Puts into a memory of `size` bytes what a guest begins with. Gives the place of its initrd, and what the
+/// boot processor begins with.
+fn place(
+    kernel: &[u8],
+    given: &Handover<'_>,
+    size: u64,
+    firmware: [Write<'static>; 3],
+    put: &mut Put<'_>,
+) -> Result<(u64, CpuState), Error> {
+    let kernel = Kernel::place(kernel, size, put)?;
+    let InitState { writes, initrd, cpu } = kernel.load(given, size, firmware)?;
     writes.iter().for_each(|write| put(write.address, &write.bytes));
-    Ok(cpu)
+    Ok((initrd, cpu))
 }
 
 /// All of a file that fits into `memory` bytes; of a larger one so much that it is found not to fit.
@@ -271,6 +289,19 @@ fn read(file: &BootFile, memory: u64) -> Result<Vec<u8>, Error> {
     let read = file.bytes.read_exact_at(&mut bytes, 0);
     read.map_err(|source| Error::ReadBoot { file: file.name.clone(), source })?;
     Ok(bytes)
+}
+
+/// Puts the first `len` bytes of a file to `address`, a piece at a time.
+fn copy(file: &BootFile, len: u64, address: u64, put: &mut Put<'_>) -> Result<(), Error> {
+    const PIECE: u64 = 1 << 20;
+    let mut piece = vec![0; PIECE.min(len) as usize];
+    for at in (0..len).step_by(PIECE as usize) {
+        let piece = &mut piece[..PIECE.min(len - at) as usize];
+        let read = file.bytes.read_exact_at(piece, at);
+        read.map_err(|source| Error::ReadBoot { file: file.name.clone(), source })?;
+        put(address + at, piece);
+    }
+    Ok(())
 }
 
 fn find_on_disk(disk: &DiskConfig, options: &Options, report: &Report) -> Result<BootPlan, Error> {
@@ -331,8 +362,25 @@ mod tests {
         let file = BootFile { name: "/boot/vmlinuz".to_owned(), bytes: Arc::new(Shorter) };
         let error = read(&file, 1 << 20).unwrap_err();
         assert_eq!(error.to_string(), "cannot read `/boot/vmlinuz`");
+        let error = copy(&file, 8, 0, &mut |_, _| ()).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read `/boot/vmlinuz`");
         let file = BootFile { bytes: Arc::new(vec![7_u8; 9]), ..file };
         assert_eq!(read(&file, 1 << 20).unwrap(), [7; 9]);
+    }
+
+    #[test]
+    fn an_initrd_is_copied_a_piece_at_a_time() {
+        for len in [0, 1, 1 << 20, (2 << 20) + 5] {
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let file = BootFile { name: "initrd".to_owned(), bytes: Arc::new(bytes.clone()) };
+            let mut copied = Vec::new();
+            copy(&file, len as u64, 0x5000, &mut |address, piece| {
+                assert_eq!(address, 0x5000 + copied.len() as u64);
+                copied.extend_from_slice(piece);
+            })
+            .unwrap();
+            assert_eq!(copied, bytes, "{len}");
+        }
     }
 
     #[test]

@@ -64,19 +64,19 @@ fn bzimage(payload: &[u8], xloadflags: u16) -> Vec<u8> {
 }
 
 /// All that is in memory in the end.
-fn load(file: &[u8], files: &BootFiles<'_>) -> Result<InitState<'static>, LoadError> {
+fn load(file: &[u8], given: &Handover<'_>) -> Result<InitState<'static>, LoadError> {
     let mut writes = Vec::new();
     let kernel = Kernel::place(file, MEMORY, &mut |address, bytes| {
         writes.push(Write { address, bytes: Cow::Owned(bytes.to_vec()) });
     })?;
-    let state = kernel.load(files, MEMORY, firmware(&config()))?;
+    let state = kernel.load(given, MEMORY, firmware(&config()))?;
     writes.extend(
         state.writes.into_iter().map(|Write { address, bytes }| Write {
             address,
             bytes: Cow::Owned(bytes.into_owned()),
         }),
     );
-    Ok(InitState { writes, cpu: state.cpu })
+    Ok(InitState { writes, initrd: state.initrd, cpu: state.cpu })
 }
 
 /// The bytes of a payload.
@@ -132,11 +132,10 @@ fn packed(codec: &str, unpacked: &[u8]) -> Vec<u8> {
 fn every_packing_of_a_kernel_gives_the_same_pvh_start() {
     let code = vec![0x90; 5000];
     let elf = elf_kernel(KERNEL_AT, &code, 0x10_0000, Some(KERNEL_AT as u32 + 0x10));
-    let initrd = vec![7; 5000];
-    let files = BootFiles { initrd: &initrd, cmdline: "console=ttyS0" };
+    let given = Handover { initrd_len: 5000, cmdline: "console=ttyS0" };
     let variants = ["lz4", "zstd", "gzip"].map(|codec| bzimage(&packed(codec, &elf), 1));
     for file in variants.iter().chain([&elf]) {
-        let state = load(file, &files).unwrap();
+        let state = load(file, &given).unwrap();
         assert_eq!(state.cpu.code, CodeSegment::Bits32);
         assert_eq!((state.cpu.rip, state.cpu.rbx), (KERNEL_AT + 0x10, layout::BOOT_INFO));
         assert_eq!(at(&state, KERNEL_AT), code);
@@ -148,7 +147,7 @@ fn every_packing_of_a_kernel_gives_the_same_pvh_start() {
         assert_eq!(at(&state, long(info, 32))[..8], *b"RSD PTR ");
         let module = at(&state, long(info, 16));
         assert_eq!((long(module, 0), long(module, 8)), (RAM_END - 0x2000, 5000));
-        assert_eq!(at(&state, RAM_END - 0x2000), initrd);
+        assert_eq!(state.initrd, RAM_END - 0x2000);
         let map = at(&state, long(info, 40));
         assert_eq!(word(info, 48), 4);
         assert_eq!((long(map, 48), long(map, 56)), (layout::HIGH_RAM, RAM_END - layout::HIGH_RAM));
@@ -179,9 +178,8 @@ fn a_kernel_in_pieces_comes_to_the_same_places() {
 #[test]
 fn a_kernel_that_we_cannot_unpack_starts_itself_in_long_mode() {
     let file = bzimage(b"\xfd7zXZ\0whatever", 1);
-    let initrd = [1, 2, 3];
-    let files = BootFiles { initrd: &initrd, cmdline: "" };
-    let state = load(&file, &files).unwrap();
+    let given = Handover { initrd_len: 3, cmdline: "" };
+    let state = load(&file, &given).unwrap();
     assert_eq!(state.cpu.code, CodeSegment::Bits64);
     assert_eq!((state.cpu.rip, state.cpu.rsi), (KERNEL_AT + 0x200, layout::BOOT_INFO));
     assert_eq!(at(&state, KERNEL_AT), &file[0x400..]);
@@ -250,13 +248,12 @@ fn what_is_not_a_kernel_or_does_not_fit_is_refused() {
         ),
         (
             whole.clone(),
-            MEMORY as usize,
+            MEMORY,
             "an initrd of 268435456 bytes does not fit the memory above the kernel's end at 0x1001000",
         ),
     ] {
-        let initrd = vec![0; initrd_len];
-        let files = BootFiles { initrd: &initrd, cmdline: "" };
-        let refused = load(&file, &files).map(drop);
+        let given = Handover { initrd_len, cmdline: "" };
+        let refused = load(&file, &given).map(drop);
         assert_eq!(refused.map_err(|error| error.to_string()), Err(message.to_owned()));
     }
 }
@@ -267,8 +264,8 @@ fn a_command_line_that_the_kernel_would_cut_is_refused() {
     for (cmdline, fits) in
         [("a".repeat(2047), true), ("a".repeat(2048), false), ("a\0b".to_owned(), false)]
     {
-        let files = BootFiles { initrd: &[], cmdline: &cmdline };
-        assert_eq!(load(&elf, &files).is_ok(), fits, "{}", cmdline.len());
+        let given = Handover { initrd_len: 0, cmdline: &cmdline };
+        assert_eq!(load(&elf, &given).is_ok(), fits, "{}", cmdline.len());
     }
 }
 
@@ -319,8 +316,8 @@ fn an_installed_kernel_has_its_pvh_entry_found() {
         boot.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"));
     for entry in kernels {
         let Ok(file) = fs_err::read(entry.path()) else { continue };
-        let files = BootFiles { initrd: &[], cmdline: "" };
-        let state = load(&file, &files).unwrap();
+        let given = Handover { initrd_len: 0, cmdline: "" };
+        let state = load(&file, &given).unwrap();
         assert_eq!(state.cpu.code, CodeSegment::Bits32, "{:?}", entry.path());
         assert_eq!(state.cpu.rip, state.cpu.rip & 0xffff_ffff);
         at(&state, state.cpu.rip);
