@@ -47,7 +47,7 @@ mod tests {
         let known = ["runStrategy", "running", "template"];
         for (word, near) in [
             ("RunStrategy", Some("runStrategy")),
-            ("run-strategy", None),
+            ("run-strategy", Some("runStrategy")),
             ("runing", Some("running")),
             ("tempalte", Some("template")),
             ("run", None),
